@@ -1,0 +1,770 @@
+//! What etcd holds, as a model: a listing and the events after it become services with their instances. Pure:
+//! no I/O, and time comes in as `now`.
+//!
+//! A key or value that is no instance is set aside and named, and the others go on. The cost of an event grows
+//! with its service, not with the whole registry, unless it changes what the service is reached by.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use registry::{Entry, Event, InstanceAddress, InstanceKey, Listing, Prefix, Record, ServiceName, Status};
+
+use crate::model::{
+    self, HostNames, Instance, Mode, Service, Services, SettingError, UrlPath, parse_maxconn, parse_port, parse_switch,
+};
+
+/// The weight of an instance whose record names none: HAProxy's own default is 1, which leaves no room below it.
+const DEFAULT_WEIGHT: u16 = 100;
+/// How many characters of a refused key are shown.
+const SHOWN_LIMIT: usize = 200;
+
+/// What the catalog is told at its start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The directory that is followed.
+    pub prefix: Prefix,
+    /// The ports that TCP services may ask HAProxy to listen on.
+    pub listen_ports: Vec<RangeInclusive<u16>>,
+    /// How long a service with no instance stays known.
+    pub forget_after: Duration,
+}
+
+/// Something that was left out, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    /// The key in etcd, or the service, with control characters escaped.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What an update did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The services are not what they were before.
+    pub changed: bool,
+    /// What was newly left out.
+    pub refused: Vec<Refusal>,
+}
+
+/// The registry's state as far as it is known.
+#[derive(Debug)]
+pub struct Catalog {
+    options: Options,
+    /// Every key with an instance in it, by service.
+    known: BTreeMap<ServiceName, Known>,
+    /// The keys that name an address: more than one where two services, or both layouts, claim it.
+    claims: HashMap<InstanceAddress, BTreeSet<InstanceKey>>,
+    /// What was refused, by the key's path.
+    refused: BTreeMap<String, String>,
+    /// The service that holds each route; it keeps it while it asks for it.
+    routes: BTreeMap<Route, ServiceName>,
+    /// What templates get.
+    services: Services,
+    /// Services left out because another one holds their route.
+    shut_out: BTreeMap<ServiceName, String>,
+}
+
+/// One service, seen from the registry.
+#[derive(Debug, Default)]
+struct Known {
+    members: BTreeMap<InstanceKey, Member>,
+    built: Option<Arc<Service>>,
+    refusals: Vec<String>,
+    empty_since: Option<Instant>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Member {
+    record: Record,
+    age: Age,
+}
+
+/// The order of containers, oldest first: by the container's start, and where that is unknown or equal by the
+/// key's creation in etcd.
+type Age = (Option<Timestamp>, u64);
+
+/// What only one service can have.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Route {
+    Http { host: Option<String>, path: Option<UrlPath> },
+    Port(u16),
+}
+
+impl Catalog {
+    /// An empty catalog: nothing is known before the first listing.
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            known: BTreeMap::new(),
+            claims: HashMap::new(),
+            refused: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            services: Services::new(),
+            shut_out: BTreeMap::new(),
+        }
+    }
+
+    /// The services, for templates.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// Everything that is left out at the moment, sorted.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        let keys = self.refused.iter().map(|(path, reason)| refusal(path, reason));
+        let settings = self.known.iter().flat_map(|(name, known)| {
+            known.refusals.iter().map(move |reason| Refusal { key: name.to_string(), reason: reason.clone() })
+        });
+        let routes = self.shut_out.iter().map(|(name, reason)| refusal(name.as_str(), reason));
+        let mut all: Vec<_> = keys.chain(settings).chain(routes).collect();
+        all.sort();
+        all
+    }
+
+    /// Takes a whole listing: what is not in it is gone.
+    pub fn list(&mut self, listing: Listing, now: Instant) -> Outcome {
+        let mut outcome = Outcome::default();
+        let listed: BTreeSet<&str> = listing.entries.iter().map(|entry| entry.path.as_str()).collect();
+        let mut touched = BTreeSet::new();
+        let gone: Vec<InstanceKey> = self.keys().filter(|key| !listed.contains(key.path().as_str())).cloned().collect();
+        for key in gone {
+            self.remove_key(&key, &mut touched);
+        }
+        self.refused.retain(|path, _| listed.contains(path.as_str()));
+        for entry in listing.entries {
+            self.put(&entry, &mut touched, &mut outcome);
+        }
+        self.rebuild(touched, now, &mut outcome);
+        outcome
+    }
+
+    /// Takes one event.
+    pub fn apply(&mut self, event: Event, now: Instant) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut touched = BTreeSet::new();
+        match event {
+            Event::Put(entry) => self.put(&entry, &mut touched, &mut outcome),
+            Event::Removed { path, .. } => self.remove_path(&path, &mut touched),
+            Event::RemovedTree { path, .. } => self.remove_tree(&path, &mut touched),
+        }
+        self.rebuild(touched, now, &mut outcome);
+        outcome
+    }
+
+    /// When [`Catalog::forget`] has something to do next.
+    pub fn next_forget(&self) -> Option<Instant> {
+        let empty = self.known.values().filter_map(|known| known.empty_since).min()?;
+        Some(empty + self.options.forget_after)
+    }
+
+    /// Forgets the services that have had no instance for long enough.
+    pub fn forget(&mut self, now: Instant) -> Outcome {
+        let mut outcome = Outcome::default();
+        let limit = self.options.forget_after;
+        let is_over = |known: &Known| known.empty_since.is_some_and(|since| now >= since + limit);
+        let over: BTreeSet<_> =
+            self.known.iter().filter(|(_, known)| is_over(known)).map(|(name, _)| name.clone()).collect();
+        for name in &over {
+            self.known.remove(name);
+        }
+        self.publish(over, &mut outcome);
+        outcome
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &InstanceKey> {
+        self.known.values().flat_map(|known| known.members.keys())
+    }
+
+    fn put(&mut self, entry: &Entry, touched: &mut BTreeSet<ServiceName>, outcome: &mut Outcome) {
+        let key = match InstanceKey::parse(&self.options.prefix, &entry.path) {
+            Ok(key) => key,
+            Err(error) => return self.refuse(&entry.path, &error.to_string(), outcome),
+        };
+        let record = match Record::parse(&entry.value) {
+            Ok(record) => record,
+            Err(error) => {
+                self.remove_key(&key, touched);
+                return self.refuse(&entry.path, &error.to_string(), outcome);
+            }
+        };
+        self.refused.remove(&entry.path);
+        let member = Member { age: (record.registered, entry.created_index()), record };
+        let known = self.known.entry(key.service().clone()).or_default();
+        if known.members.get(&key) == Some(&member) {
+            return;
+        }
+        known.members.insert(key.clone(), member);
+        self.claims.entry(key.address()).or_default().insert(key.clone());
+        self.touch(key.address(), touched);
+        touched.insert(key.service().clone());
+    }
+
+    fn refuse(&mut self, path: &str, reason: &str, outcome: &mut Outcome) {
+        if self.refused.insert(path.to_owned(), reason.to_owned()).as_deref() != Some(reason) {
+            outcome.refused.push(refusal(path, reason));
+        }
+    }
+
+    fn remove_path(&mut self, path: &str, touched: &mut BTreeSet<ServiceName>) {
+        self.refused.remove(path);
+        if let Ok(key) = InstanceKey::parse(&self.options.prefix, path) {
+            self.remove_key(&key, touched);
+        }
+    }
+
+    fn remove_tree(&mut self, path: &str, touched: &mut BTreeSet<ServiceName>) {
+        let root = format!("{}/", path.trim_end_matches('/'));
+        let gone: Vec<_> = self.keys().filter(|key| key.path().starts_with(&root)).cloned().collect();
+        for key in gone {
+            self.remove_key(&key, touched);
+        }
+        self.refused.retain(|path, _| !path.starts_with(&root));
+    }
+
+    fn remove_key(&mut self, key: &InstanceKey, touched: &mut BTreeSet<ServiceName>) {
+        let Some(known) = self.known.get_mut(key.service()) else { return };
+        if known.members.remove(key).is_none() {
+            return;
+        }
+        touched.insert(key.service().clone());
+        self.touch(key.address(), touched);
+        if let Some(keys) = self.claims.get_mut(&key.address()) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.claims.remove(&key.address());
+            }
+        }
+    }
+
+    /// Every service that names an address is looked at again when one of them changes.
+    fn touch(&self, address: InstanceAddress, touched: &mut BTreeSet<ServiceName>) {
+        let keys = self.claims.get(&address).into_iter().flatten();
+        touched.extend(keys.map(|key| key.service().clone()));
+    }
+
+    /// Whether no other key names the same address for a newer container.
+    fn is_newest(&self, key: &InstanceKey, age: Age) -> bool {
+        let others = self.claims.get(&key.address()).into_iter().flatten().filter(|other| *other != key);
+        others
+            .filter_map(|other| Some((self.known.get(other.service())?.members.get(other)?.age, other)))
+            .all(|(other_age, other)| (other_age, other) < (age, key))
+    }
+
+    fn rebuild(&mut self, touched: BTreeSet<ServiceName>, now: Instant, outcome: &mut Outcome) {
+        let mut changed = BTreeSet::new();
+        for name in touched {
+            let Some(known) = self.known.get(&name) else { continue };
+            let newest: Vec<_> = known.members.iter().filter(|(key, member)| self.is_newest(key, member.age)).collect();
+            let built = if newest.is_empty() {
+                // Its last settings stay, so that HAProxy says 503 (nobody there) and not 404 (no such thing).
+                known.built.as_ref().map(|last| (emptied(last), known.refusals.clone()))
+            } else {
+                Some(build(&name, &newest, known.built.as_deref(), &self.options))
+            };
+            let is_empty = newest.is_empty();
+            let Some((service, refusals)) = built else {
+                // Nothing of it was ever served.
+                self.drop_if_unused(&name);
+                continue;
+            };
+            let Some(known) = self.known.get_mut(&name) else { continue };
+            known.empty_since = if is_empty { known.empty_since.or(Some(now)) } else { None };
+            for reason in refusals.iter().filter(|reason| !known.refusals.contains(reason)) {
+                outcome.refused.push(refusal(name.as_str(), reason));
+            }
+            known.refusals = refusals;
+            if known.built.as_deref() != Some(&service) {
+                known.built = Some(Arc::new(service));
+                changed.insert(name);
+            }
+        }
+        self.publish(changed, outcome);
+    }
+
+    fn drop_if_unused(&mut self, name: &ServiceName) {
+        if self.known.get(name).is_some_and(|known| known.members.is_empty() && known.built.is_none()) {
+            self.known.remove(name);
+        }
+    }
+
+    /// Brings `services` up to date for the services that changed.
+    fn publish(&mut self, changed: BTreeSet<ServiceName>, outcome: &mut Outcome) {
+        if changed.is_empty() {
+            return;
+        }
+        let built = |name: &ServiceName| self.known.get(name).and_then(|known| known.built.as_ref());
+        let same_routes = changed.iter().all(|name| {
+            let before = self.services.get(name).map(|service| routes(service));
+            before.is_some() && before == built(name).map(|service| routes(service))
+        });
+        if same_routes {
+            for name in changed {
+                if let Some(service) = self.known.get(&name).and_then(|known| known.built.clone()) {
+                    self.services.insert(name, service);
+                }
+            }
+            outcome.changed = true;
+            return;
+        }
+        let before = std::mem::take(&mut self.services);
+        self.share_routes(outcome);
+        outcome.changed = self.services != before;
+    }
+
+    /// Gives each route to one service: to the one that has it, else to the one with the oldest container.
+    fn share_routes(&mut self, outcome: &mut Outcome) {
+        let mut claimants: Vec<(bool, Age, &ServiceName, &Arc<Service>)> = Vec::new();
+        for (name, known) in &self.known {
+            let Some(service) = &known.built else { continue };
+            let holds = routes(service).iter().all(|route| self.routes.get(route) == Some(name));
+            let oldest = known.members.values().map(|member| member.age).min().unwrap_or_default();
+            claimants.push((!holds, oldest, name, service));
+        }
+        claimants.sort_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)));
+        let mut held: BTreeMap<Route, ServiceName> = BTreeMap::new();
+        let mut shut_out = BTreeMap::new();
+        let mut services = Services::new();
+        for (_, _, name, service) in claimants {
+            let wanted = routes(service);
+            if let Some((route, holder)) = wanted.iter().find_map(|route| Some((route, held.get(route)?))) {
+                let reason = format!("it wants {route}, which service {holder} has; the older claim wins");
+                if self.shut_out.get(name) != Some(&reason) {
+                    outcome.refused.push(refusal(name.as_str(), &reason));
+                }
+                shut_out.insert(name.clone(), reason);
+                continue;
+            }
+            held.extend(wanted.into_iter().map(|route| (route, name.clone())));
+            services.insert(name.clone(), Arc::clone(service));
+        }
+        (self.routes, self.shut_out, self.services) = (held, shut_out, services);
+    }
+}
+
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Port(port) => write!(f, "port {port}"),
+            Self::Http { host, path } => {
+                let path = path.as_ref().map_or("/", UrlPath::as_str);
+                write!(f, "{}{path}", host.as_deref().unwrap_or("any host"))
+            }
+        }
+    }
+}
+
+fn routes(service: &Service) -> Vec<Route> {
+    match service.mode {
+        Mode::Tcp => service.listen.map(Route::Port).into_iter().collect(),
+        Mode::Http if service.host.is_none() && service.path.is_none() => Vec::new(),
+        Mode::Http => {
+            let route = |host: Option<&str>| Route::Http { host: host.map(str::to_owned), path: service.path.clone() };
+            match &service.host {
+                Some(hosts) => hosts.iter().map(|host| route(Some(host))).collect(),
+                None => vec![route(None)],
+            }
+        }
+    }
+}
+
+fn refusal(key: &str, reason: &str) -> Refusal {
+    let mut shown: String = key.chars().take(SHOWN_LIMIT).flat_map(char::escape_debug).collect();
+    if key.chars().count() > SHOWN_LIMIT {
+        shown.push_str("...");
+    }
+    Refusal { key: shown, reason: reason.to_owned() }
+}
+
+fn emptied(last: &Service) -> Service {
+    Service { instances: Vec::new(), ..last.clone() }
+}
+
+/// Builds a service from its members; gives what of their settings was refused too.
+fn build(
+    name: &ServiceName,
+    members: &[(&InstanceKey, &Member)],
+    last: Option<&Service>,
+    options: &Options,
+) -> (Service, Vec<String>) {
+    let mut by_age: Vec<_> = members.iter().collect();
+    by_age.sort_by_key(|(key, member)| (member.age, *key));
+    // The newest comes last and overwrites.
+    let mut attributes = BTreeMap::new();
+    for (_, member) in &by_age {
+        attributes.extend(member.record.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    }
+    let mut settings = Settings { attributes: &attributes, refusals: Vec::new() };
+    let mut service = Service {
+        name: name.clone(),
+        mode: settings.read("mode", str::parse).unwrap_or_default(),
+        host: settings.read("host", str::parse::<HostNames>),
+        path: settings.read("path", str::parse::<UrlPath>).filter(|path| path.as_str() != "/"),
+        listen: settings.read("listen", parse_port),
+        balance: settings.read("balance", str::parse).unwrap_or_default(),
+        check: settings.read("check_http", str::parse),
+        proto: settings.read("proto", str::parse).unwrap_or_default(),
+        sticky: settings.read("sticky", parse_switch).unwrap_or_default(),
+        maxconn: settings.read("maxconn", parse_maxconn),
+        slowstart: settings.read("slowstart", str::parse),
+        flat: members.iter().any(|(key, _)| key.is_flat()),
+        tags: members
+            .iter()
+            .flat_map(|(_, member)| member.record.tags.clone())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect(),
+        attributes: BTreeMap::new(),
+        instances: instances(members, last),
+    };
+    let mut refusals = settings.refusals;
+    service.attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    if let Some(port) = service.listen.filter(|port| !options.listen_ports.iter().any(|range| range.contains(port))) {
+        refusals.push(format!("attribute listen: port {port} is outside --listen-ports"));
+        service.listen = None;
+    }
+    (service, refusals)
+}
+
+/// The instances, sorted by address. Those that did not change are shared with the last build.
+fn instances(members: &[(&InstanceKey, &Member)], last: Option<&Service>) -> Vec<Arc<Instance>> {
+    let all_drain = members.iter().all(|(_, member)| member.record.status == Status::Draining);
+    let mut instances: Vec<(InstanceAddress, Arc<Instance>)> = members
+        .iter()
+        .map(|(key, member)| (key.address(), Arc::new(instance(key.address(), &member.record, all_drain))))
+        .collect();
+    instances.sort_by_key(|(address, _)| *address);
+    let last = last.map(|service| service.instances.as_slice()).unwrap_or_default();
+    let mut last = last.iter().peekable();
+    for (_, instance) in &mut instances {
+        let before = |other: &&Arc<Instance>| (other.address, other.port) < (instance.address, instance.port);
+        while last.next_if(before).is_some() {}
+        if let Some(same) = last.next_if(|other| *other == instance) {
+            *instance = Arc::clone(same);
+        }
+    }
+    instances.into_iter().map(|(_, instance)| instance).collect()
+}
+
+fn instance(address: InstanceAddress, record: &Record, all_drain: bool) -> Instance {
+    let draining = record.status == Status::Draining;
+    let weight = record.weight.unwrap_or(DEFAULT_WEIGHT);
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Instance {
+        server: model::server_name(address),
+        address: address.ip(),
+        port: address.port(),
+        // Where every instance drains, somebody still has to answer.
+        weight: if draining && !all_drain { 0 } else { weight },
+        draining,
+        suspect: false,
+        id: text(&record.id),
+        name: text(&record.name),
+        host: text(&record.host),
+        tags: record.tags.clone(),
+        attributes: record.attributes.clone(),
+    }
+}
+
+/// Reads typed settings from attributes and keeps what it refuses.
+struct Settings<'a> {
+    attributes: &'a BTreeMap<&'a str, &'a str>,
+    refusals: Vec<String>,
+}
+
+impl Settings<'_> {
+    fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, SettingError>) -> Option<T> {
+        let value = self.attributes.get(name).filter(|value| !value.is_empty())?;
+        match parse(value) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.refusals.push(format!("attribute {name}: {error}"));
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use registry::{Cause, Position};
+
+    pub(crate) fn options() -> Options {
+        Options {
+            prefix: "service".parse().unwrap(),
+            listen_ports: vec![5000..=5999],
+            forget_after: Duration::from_secs(60),
+        }
+    }
+
+    /// Services of the given names, with one instance each.
+    pub(crate) fn services_named(names: &[&str]) -> Services {
+        let keys: Vec<String> = names.iter().map(|name| format!("{name}/10.0.0.1:{}", 1000 + name.len())).collect();
+        let mut catalog = Catalog::new(options());
+        for (number, key) in keys.iter().enumerate() {
+            let key = key.replace(":100", &format!(":{}", 2000 + number));
+            catalog.apply(put(&key, "running"), Instant::now());
+        }
+        catalog.services().clone()
+    }
+
+    fn put(below: &str, value: &str) -> Event {
+        Event::Put(Entry::new(format!("/service/{below}"), value))
+    }
+
+    fn removed(below: &str) -> Event {
+        Event::Removed { path: format!("/service/{below}"), cause: Cause::Deleted }
+    }
+
+    fn listing(entries: &[(&str, &str)]) -> Listing {
+        let entries = entries.iter().map(|(below, value)| Entry::new(format!("/service/{below}"), *value)).collect();
+        Listing { entries, position: Position::new(None, 1) }
+    }
+
+    fn catalog(entries: &[(&str, &str)]) -> Catalog {
+        let mut catalog = Catalog::new(options());
+        catalog.list(listing(entries), Instant::now());
+        catalog
+    }
+
+    fn addresses(catalog: &Catalog, service: &str) -> Vec<String> {
+        let service = &catalog.services()[&service.parse::<ServiceName>().unwrap()];
+        service.instances.iter().map(|instance| format!("{}:{}", instance.address, instance.port)).collect()
+    }
+
+    #[test]
+    fn both_layouts_are_read_at_once_and_sorted() {
+        let catalog = catalog(&[("web/10.0.0.2:80", "running"), ("10.0.0.9:1", "running"), ("web/10.0.0.1:80", "{}")]);
+        assert_eq!(addresses(&catalog, "web"), ["10.0.0.1:80", "10.0.0.2:80"]);
+        assert_eq!(addresses(&catalog, "service"), ["10.0.0.9:1"]);
+        assert!(catalog.services()[&"service".parse().unwrap()].flat);
+    }
+
+    #[test]
+    fn bad_keys_and_values_are_named_and_the_others_go_on() {
+        let mut catalog = Catalog::new(options());
+        let bad = [
+            ("evil 127.0.0.1:1 #", "running"),
+            ("x\n  http-request deny #", "running"),
+            ("web/${HOME}:80", "running"),
+            ("_http/10.0.0.1:80", "running"),
+            ("web/10.0.0.3:80", "{\"weight\":1000}"),
+        ];
+        let mut entries = bad.to_vec();
+        entries.push(("web/10.0.0.1:80", "running"));
+        let outcome = catalog.list(listing(&entries), Instant::now());
+        assert_eq!(outcome.refused.len(), bad.len());
+        assert!(outcome.refused.iter().all(|refusal| !refusal.key.contains('\n')), "{:?}", outcome.refused);
+        assert_eq!(catalog.services().len(), 1);
+        assert_eq!(addresses(&catalog, "web"), ["10.0.0.1:80"]);
+        let again = catalog.list(listing(&entries), Instant::now());
+        assert_eq!(again, Outcome::default(), "the same again is nothing new");
+        for (key, _) in bad {
+            catalog.apply(removed(key), Instant::now());
+        }
+        assert_eq!(catalog.refusals(), []);
+    }
+
+    #[test]
+    fn a_value_that_turns_bad_takes_its_instance_out_and_the_repaired_one_is_back() {
+        let mut catalog = catalog(&[("web/10.0.0.1:80", "running"), ("web/10.0.0.2:80", "running")]);
+        assert!(catalog.apply(put("web/10.0.0.1:80", "garbage"), Instant::now()).changed);
+        assert_eq!(addresses(&catalog, "web"), ["10.0.0.2:80"]);
+        catalog.apply(put("web/10.0.0.1:80", "running"), Instant::now());
+        assert_eq!(addresses(&catalog, "web").len(), 2);
+        assert_eq!(catalog.refusals(), []);
+    }
+
+    #[test]
+    fn a_service_that_lost_its_last_instance_stays_known_until_it_is_forgotten() {
+        let mut catalog = catalog(&[("web/10.0.0.1:80", r#"{"attributes":{"host":"a.example"}}"#)]);
+        let start = Instant::now();
+        assert!(catalog.apply(removed("web/10.0.0.1:80"), start).changed);
+        let service = &catalog.services()[&"web".parse().unwrap()];
+        assert_eq!(service.host.as_ref().unwrap().as_str(), "a.example");
+        assert!(service.instances.is_empty());
+        assert_eq!(catalog.next_forget(), Some(start + Duration::from_secs(60)));
+        assert!(!catalog.forget(start + Duration::from_secs(59)).changed);
+        assert!(catalog.forget(start + Duration::from_secs(60)).changed);
+        assert!(catalog.services().is_empty());
+        assert_eq!(catalog.next_forget(), None);
+    }
+
+    #[test]
+    fn a_service_that_is_back_is_not_forgotten() {
+        let mut catalog = catalog(&[("web/10.0.0.1:80", "running")]);
+        let start = Instant::now();
+        catalog.apply(removed("web/10.0.0.1:80"), start);
+        catalog.apply(put("web/10.0.0.2:80", "running"), start);
+        assert_eq!(catalog.next_forget(), None);
+    }
+
+    #[test]
+    fn a_deleted_directory_takes_all_below_it() {
+        let mut catalog =
+            catalog(&[("web/10.0.0.1:80", "running"), ("api/10.0.0.2:80", "running"), ("10.0.0.3:1", "running")]);
+        catalog.apply(Event::RemovedTree { path: "/service/web".to_owned(), cause: Cause::Deleted }, Instant::now());
+        assert!(addresses(&catalog, "web").is_empty());
+        assert_eq!(addresses(&catalog, "api").len(), 1);
+        catalog.apply(Event::RemovedTree { path: "/service".to_owned(), cause: Cause::Deleted }, Instant::now());
+        assert!(addresses(&catalog, "api").is_empty() && addresses(&catalog, "service").is_empty());
+    }
+
+    fn started(second: u32) -> String {
+        format!(r#"{{"registered":"2026-01-01T00:00:{second:02}Z"}}"#)
+    }
+
+    #[test]
+    fn of_two_services_that_claim_one_address_the_newer_container_has_it() {
+        let mut catalog = catalog(&[("old/10.0.0.1:80", &started(1)), ("new/10.0.0.1:80", &started(2))]);
+        assert_eq!(addresses(&catalog, "new"), ["10.0.0.1:80"]);
+        assert!(!catalog.services().contains_key(&"old".parse().unwrap()));
+        catalog.apply(removed("new/10.0.0.1:80"), Instant::now());
+        assert_eq!(addresses(&catalog, "old"), ["10.0.0.1:80"]);
+        catalog.apply(put("new/10.0.0.1:80", &started(3)), Instant::now());
+        assert!(addresses(&catalog, "old").is_empty());
+    }
+
+    #[test]
+    fn where_instances_disagree_the_newest_container_wins() {
+        let value = |second: u32, balance: &str| {
+            format!(r#"{{"registered":"2026-01-01T00:00:{second:02}Z","attributes":{{"balance":"{balance}"}}}}"#)
+        };
+        let entries = [("web/10.0.0.1:80", value(9, "leastconn")), ("web/10.0.0.2:80", value(3, "first"))];
+        let catalog = catalog(&[(entries[0].0, &entries[0].1), (entries[1].0, &entries[1].1)]);
+        assert_eq!(catalog.services()[&"web".parse().unwrap()].balance.as_str(), "leastconn");
+    }
+
+    #[test]
+    fn a_bad_setting_is_named_and_the_service_goes_on_without_it() {
+        let catalog = catalog(&[("web/10.0.0.1:80", r#"{"attributes":{"balance":"static-rr","host":"a b"}}"#)]);
+        assert_eq!(addresses(&catalog, "web").len(), 1);
+        let reasons: Vec<_> = catalog.refusals().into_iter().map(|refusal| refusal.reason).collect();
+        assert!(reasons[0].contains("attribute balance: \"static-rr\""), "{reasons:?}");
+        assert!(reasons[1].contains("attribute host"), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_port_is_listened_on_only_where_it_is_allowed_and_by_one_service() {
+        let listen = |port: u16| format!(r#"{{"attributes":{{"mode":"tcp","listen":"{port}"}}}}"#);
+        let mut catalog = catalog(&[("a/10.0.0.1:1", &listen(5432)), ("b/10.0.0.2:1", &listen(22))]);
+        assert_eq!(catalog.services()[&"a".parse().unwrap()].listen, Some(5432));
+        assert_eq!(catalog.services()[&"b".parse().unwrap()].listen, None);
+        let outcome = catalog.apply(put("c/10.0.0.3:1", &listen(5432)), Instant::now());
+        assert!(outcome.refused[0].reason.contains("port 5432, which service a has"), "{outcome:?}");
+        assert!(!catalog.services().contains_key(&"c".parse().unwrap()));
+    }
+
+    #[test]
+    fn of_two_services_on_one_host_and_path_the_older_claim_wins_and_the_other_waits() {
+        let host = r#"{"attributes":{"host":"a.example,b.example"}}"#;
+        let other = r#"{"attributes":{"host":"b.example"}}"#;
+        let mut catalog = catalog(&[("z/10.0.0.1:1", host)]);
+        let outcome = catalog.apply(put("a/10.0.0.2:1", other), Instant::now());
+        assert!(outcome.refused[0].reason.contains("b.example/, which service z has"), "{outcome:?}");
+        assert_eq!(catalog.services().len(), 1);
+        catalog.apply(removed("z/10.0.0.1:1"), Instant::now());
+        assert_eq!(catalog.services().len(), 1, "a service without instances keeps its route while it is known");
+        catalog.forget(Instant::now() + Duration::from_secs(61));
+        assert_eq!(addresses(&catalog, "a").len(), 1);
+        assert_eq!(catalog.refusals(), []);
+    }
+
+    #[test]
+    fn a_draining_instance_has_no_weight_unless_all_drain() {
+        let drain = r#"{"status":"draining","weight":30}"#;
+        let mut catalog = catalog(&[("web/10.0.0.1:1", drain), ("web/10.0.0.2:1", "running")]);
+        let weights = |catalog: &Catalog| -> Vec<u16> {
+            catalog.services()[&"web".parse().unwrap()].instances.iter().map(|instance| instance.weight).collect()
+        };
+        assert_eq!(weights(&catalog), [0, 100]);
+        catalog.apply(removed("web/10.0.0.2:1"), Instant::now());
+        assert_eq!(weights(&catalog), [30]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Put(usize, usize),
+        Remove(usize),
+        List,
+    }
+
+    const KEYS: [&str; 8] = [
+        "10.0.0.1:80",
+        "a/10.0.0.1:80",
+        "a/10.0.0.2:80",
+        "b/10.0.0.2:80",
+        "b/10.0.0.3:80",
+        "bad key",
+        "_x/10.0.0.1:80",
+        "service/10.0.0.1:80",
+    ];
+    const VALUES: [&str; 7] = [
+        "running",
+        "garbage",
+        r#"{"status":"draining"}"#,
+        r#"{"attributes":{"host":"x.example"}}"#,
+        r#"{"registered":"2026-01-01T00:00:01Z","weight":3}"#,
+        r#"{"registered":"2026-01-01T00:00:02Z","attributes":{"host":"x.example","path":"/p"}}"#,
+        r#"{"attributes":{"mode":"tcp","listen":"5000"}}"#,
+    ];
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => (0..KEYS.len(), 0..VALUES.len()).prop_map(|(key, value)| Step::Put(key, value)),
+            3 => (0..KEYS.len()).prop_map(Step::Remove),
+            1 => Just(Step::List),
+        ];
+        proptest::collection::vec(step, 0..40)
+    }
+
+    /// The instances of each service, as text.
+    fn picture(catalog: &Catalog) -> BTreeMap<String, Vec<String>> {
+        let mut picture = BTreeMap::new();
+        for (name, known) in &catalog.known {
+            let Some(service) = known.built.as_ref().filter(|service| !service.instances.is_empty()) else { continue };
+            let line =
+                |instance: &Arc<Instance>| format!("{} {} {}", instance.server, instance.weight, instance.draining);
+            picture.insert(name.to_string(), service.instances.iter().map(line).collect());
+        }
+        picture
+    }
+
+    proptest! {
+        #[test]
+        fn events_lead_to_what_a_listing_of_the_same_keys_gives(steps in steps()) {
+            let mut held: BTreeMap<usize, usize> = BTreeMap::new();
+            let mut catalog = Catalog::new(options());
+            let now = Instant::now();
+            let list = |held: &BTreeMap<usize, usize>| {
+                let entries: Vec<_> = held.iter().map(|(&key, &value)| (KEYS[key], VALUES[value])).collect();
+                listing(&entries)
+            };
+            for step in steps {
+                match step {
+                    Step::Put(key, value) => {
+                        held.insert(key, value);
+                        catalog.apply(put(KEYS[key], VALUES[value]), now);
+                    }
+                    Step::Remove(key) => {
+                        held.remove(&key);
+                        catalog.apply(removed(KEYS[key]), now);
+                    }
+                    Step::List => {
+                        let outcome = catalog.list(list(&held), now);
+                        prop_assert!(!outcome.changed, "a listing after the events tells nothing new");
+                    }
+                }
+            }
+            let mut fresh = Catalog::new(options());
+            fresh.list(list(&held), now);
+            prop_assert_eq!(picture(&catalog), picture(&fresh));
+            prop_assert_eq!(catalog.refused, fresh.refused);
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Flags and environment variables; the text of `--help` is the reference.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use registry::Prefix;
+
+/// Keeps HAProxy in step with the instances registered in etcd.
+///
+/// It lists the service directory and follows it, renders haproxy.cfg from a template, lets HAProxy check it,
+/// writes it, and makes HAProxy read it. Whatever fails, HAProxy goes on with the last good file.
+#[derive(Debug, Parser)]
+#[command(version, about, args_conflicts_with_subcommands = false, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do instead of following.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The flags, which every subcommand takes too.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What to do instead of following.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Print the configuration for what the registry holds now, and change nothing
+    Render,
+    /// Check the template with HAProxy: for made-up services of every kind and, with --etcd, for what the registry
+    /// holds now; change nothing
+    Check,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// All flags. Each is also an environment variable: DISCOVERER_ and the flag's name.
+#[derive(Debug, Clone, Args)]
+pub struct Flags {
+    /// etcd's client URLs, joined by commas: http://h1:2379,http://h2:2379
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL[,URL]",
+        env = "DISCOVERER_ETCD",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub etcd: String,
+
+    /// The directory in etcd that is followed. Instances lie in it as <host>:<port>, or in one directory a service
+    #[arg(long, global = true, value_name = "PREFIX", env = "DISCOVERER_KEY", default_value = "service")]
+    pub key: Prefix,
+
+    /// The template of haproxy.cfg; all *.tera files beside it are its partials. It is read again when it changes
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "DISCOVERER_TEMPLATE",
+        default_value = "templates/haproxy.cfg.tera"
+    )]
+    pub template: PathBuf,
+
+    /// The file that HAProxy reads. What is being checked lies beside it as <FILE>.candidate
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "DISCOVERER_OUTPUT",
+        default_value = "/etc/haproxy/haproxy.cfg"
+    )]
+    pub output: PathBuf,
+
+    /// Run HAProxy as a child (haproxy -W): start it, start it again when it dies, stop it gently. For a container
+    /// in which this is process 1
+    #[arg(long, global = true, env = "DISCOVERER_SUPERVISE", conflicts_with_all = ["reload_socket", "reload_pidfile", "reload_command"])]
+    pub supervise: bool,
+
+    /// Reload over the master CLI of a running HAProxy: the socket given to it with -S
+    #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_RELOAD_SOCKET", conflicts_with_all = ["reload_pidfile", "reload_command"])]
+    pub reload_socket: Option<PathBuf>,
+
+    /// Reload by SIGUSR2 to the master of a running HAProxy, whose pid is in this file (haproxy -W -p)
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "DISCOVERER_RELOAD_PIDFILE",
+        conflicts_with = "reload_command"
+    )]
+    pub reload_pidfile: Option<PathBuf>,
+
+    /// Reload by a command, run with sh -c; it must end with 0 when HAProxy runs the new file
+    #[arg(long, global = true, value_name = "CMD", env = "DISCOVERER_RELOAD_COMMAND")]
+    pub reload_command: Option<String>,
+
+    /// HAProxy's stats socket, level admin. With it the servers' health is kept over a reload. Under --supervise it
+    /// lies in the state directory by default
+    #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_RUNTIME_SOCKET")]
+    pub runtime_socket: Option<PathBuf>,
+
+    /// HAProxy's program, for its check of the file and for --supervise
+    #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_HAPROXY", default_value = "haproxy")]
+    pub haproxy: PathBuf,
+
+    /// Where sockets, HAProxy's pid and the servers' state are kept
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "DISCOVERER_STATE_DIR",
+        default_value = "/var/lib/discoverer"
+    )]
+    pub state_dir: PathBuf,
+
+    /// An option for the template, as options.<key>; may be given more than once. In the environment: one a line
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", env = "DISCOVERER_SET", value_delimiter = '\n', value_parser = parse_option)]
+    pub options: Vec<(String, String)>,
+
+    /// Ports on which a TCP service may ask HAProxy to listen: 5432,6000-6099. None by default, since a port taken by
+    /// another program makes HAProxy refuse connections for seconds
+    #[arg(long, global = true, value_name = "PORTS", env = "DISCOVERER_LISTEN_PORTS", value_delimiter = ',', value_parser = parse_ports)]
+    pub listen_ports: Vec<RangeInclusive<u16>>,
+
+    /// The least time between two reloads. The first change is applied at once; those that come meanwhile go together.
+    /// Each reload leaves an old worker until its requests are done
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_MIN_INTERVAL", default_value = "200ms", value_parser = humantime::parse_duration)]
+    pub min_interval: Duration,
+
+    /// How long a service with no instance stays known, with its last settings, so that HAProxy answers 503 and not 404
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_FORGET_AFTER", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub forget_after: Duration,
+
+    /// How long one request to etcd may take before the next endpoint is asked
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_ETCD_TIMEOUT", default_value = "3s", value_parser = humantime::parse_duration)]
+    pub etcd_timeout: Duration,
+
+    /// How long one long poll waits before the next one; it bounds how long a frozen endpoint goes unnoticed
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_WATCH_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
+    pub watch_timeout: Duration,
+
+    /// With --supervise: how long HAProxy may finish its requests when we are told to stop. Two seconds less than the
+    /// ten that `docker stop` gives
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_SHUTDOWN_GRACE", default_value = "8s", value_parser = humantime::parse_duration)]
+    pub shutdown_grace: Duration,
+
+    /// Apply what the registry holds now, and end: 0 when HAProxy runs it
+    #[arg(long, global = true, env = "DISCOVERER_ONCE", conflicts_with = "supervise")]
+    pub once: bool,
+
+    /// Say what would change in the file, change nothing, and end
+    #[arg(long, global = true, env = "DISCOVERER_DRY_RUN")]
+    pub dry_run: bool,
+
+    /// How the log is written, to standard error
+    #[arg(long, global = true, value_enum, env = "DISCOVERER_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, trace, or tracing's filters such as info,discoverer=debug
+    #[arg(long, global = true, value_name = "LEVEL", env = "DISCOVERER_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+impl Flags {
+    /// The options as a map; the last of a name counts.
+    pub fn option_map(&self) -> BTreeMap<String, String> {
+        self.options.iter().cloned().collect()
+    }
+
+    /// The stats socket: as given, or under --supervise in the state directory.
+    pub fn runtime_socket(&self) -> Option<PathBuf> {
+        let own = || self.supervise.then(|| self.state_dir.join("runtime.sock"));
+        self.runtime_socket.clone().or_else(own)
+    }
+}
+
+fn parse_option(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not key=value"))?;
+    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if !is_name {
+        return Err(format!("{name:?} is no name; letters, digits and _ are"));
+    }
+    if value.chars().any(char::is_control) {
+        return Err(format!("the value of {name} has a control character"));
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let port = |text: &str| text.trim().parse::<u16>().ok().filter(|&port| port != 0);
+    let range = match text.split_once('-') {
+        Some((first, last)) => port(first).zip(port(last)).map(|(first, last)| first..=last),
+        None => port(text).map(|port| port..=port),
+    };
+    range
+        .filter(|range| !range.is_empty())
+        .ok_or_else(|| format!("{text:?} is neither a port nor a range such as 6000-6099"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_stand_before_and_behind_a_subcommand() {
+        let before = Cli::parse_from(["discoverer", "--etcd", "http://a:1", "render"]);
+        let behind = Cli::parse_from(["discoverer", "render", "--etcd", "http://a:1"]);
+        assert_eq!((before.command, before.flags.etcd), (behind.command, behind.flags.etcd));
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        let bad = [
+            ["--set", "novalue"],
+            ["--set", "a b=c"],
+            ["--set", "a=b\nc"],
+            ["--listen-ports", "0"],
+            ["--listen-ports", "9-8"],
+            ["--key", "_hidden"],
+            ["--min-interval", "5"],
+            ["--log-format", "xml"],
+        ];
+        for pair in bad {
+            assert!(Cli::try_parse_from(["discoverer", pair[0], pair[1]]).is_err(), "{pair:?}");
+        }
+        let good =
+            Cli::parse_from(["discoverer", "--set", "http_bind=:80 v4v6", "--set", "a=b=c", "--listen-ports", "1,5-7"]);
+        assert_eq!(good.flags.option_map()["a"], "b=c");
+        assert_eq!(good.flags.listen_ports, [1..=1, 5..=7]);
+        assert!(Cli::try_parse_from(["discoverer", "--supervise", "--reload-command", "true"]).is_err());
+    }
+}

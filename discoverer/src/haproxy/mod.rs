@@ -1,0 +1,11 @@
+//! The edge to HAProxy: its program, its sockets, its process. It carries out and reports; it decides nothing.
+
+mod check;
+mod reload;
+mod socket;
+mod supervise;
+
+pub use check::{CheckError, Program};
+pub use reload::{ReloadError, Reloader, running_version};
+pub use socket::{SocketError, ask};
+pub use supervise::{Layout, Supervisor, SupervisorHandle};

@@ -1,0 +1,229 @@
+//! The ways to make a running HAProxy read its file anew, and to know how that ended.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use super::socket::{SocketError, ask};
+use super::supervise::SupervisorHandle;
+
+/// A reload with 10,000 servers takes 1 s, a bind conflict 2.4 s; one that takes this long hangs.
+const RELOAD_LIMIT: Duration = Duration::from_secs(30);
+/// A master that is idle answers in a millisecond.
+const VERSION_LIMIT: Duration = Duration::from_secs(3);
+/// How often HAProxy's master is asked how an asynchronous reload goes.
+const ASK_EVERY: Duration = Duration::from_millis(10);
+/// A worker that read a bad file is gone by then (HAProxy 3.1 and later fork before they read).
+const WORKER_STAYS: Duration = Duration::from_millis(200);
+/// How much of what a command or HAProxy says is kept, in characters.
+const WORDS_LIMIT: usize = 2000;
+
+/// Why HAProxy does not run the new file.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The master CLI could not be asked.
+    #[error("{0}; is HAProxy running with -W -S, and is that its socket?")]
+    Socket(#[from] SocketError),
+    /// HAProxy tried and kept its old worker.
+    #[error("HAProxy could not start with the new file: {0}")]
+    Failed(String),
+    /// It never said how it ended.
+    #[error("HAProxy did not finish the reload within {} s", RELOAD_LIMIT.as_secs())]
+    Unfinished,
+    /// A reply that is none of the known ones.
+    #[error("HAProxy's master answered {0:?}, which is no reply to a reload")]
+    Reply(String),
+    /// The pid file does not lead to HAProxy's master.
+    #[error("pid file {path}: {error}")]
+    Pidfile {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        error: String,
+    },
+    /// The operator's command failed.
+    #[error("reload command {command:?} {error}")]
+    Command {
+        /// The command.
+        command: String,
+        /// How it ended, and what it said.
+        error: String,
+    },
+    /// HAProxy runs under us and does not start.
+    #[error("HAProxy does not start: {0}")]
+    Start(String),
+}
+
+/// How HAProxy is made to read its file.
+#[derive(Debug, Clone)]
+pub enum Reloader {
+    /// `reload` on the master CLI.
+    Socket(PathBuf),
+    /// SIGUSR2 to the master named in a pid file.
+    Pidfile(PathBuf),
+    /// A command of the operator's, run by `sh -c`.
+    Command(String),
+    /// HAProxy is our own child.
+    Supervised(SupervisorHandle),
+    /// Nobody is told; the file is all.
+    Nobody,
+}
+
+impl Reloader {
+    /// Makes HAProxy read its file and waits until it is known how that ended. After an error the old worker
+    /// goes on serving the old configuration.
+    pub async fn reload(&self) -> Result<(), ReloadError> {
+        match self {
+            Self::Socket(path) => through_socket(path).await,
+            Self::Pidfile(path) => through_pidfile(path).await,
+            Self::Command(command) => through_command(command).await,
+            Self::Supervised(supervisor) => supervisor.reload().await,
+            Self::Nobody => Ok(()),
+        }
+    }
+}
+
+/// What `show proc` says of the master.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Processes {
+    pub(super) reloads: u64,
+    pub(super) failed: u64,
+    pub(super) has_worker: bool,
+}
+
+/// Reads the reply to `show proc` of the master CLI (management guide, section 9.4.1).
+pub(super) fn parse_processes(reply: &str) -> Option<Processes> {
+    let mut words = reply.lines().find(|line| line.split_whitespace().nth(1) == Some("master"))?.split_whitespace();
+    let reloads = words.nth(2)?.parse().ok()?;
+    let mut failed = 0;
+    if words.next() == Some("[failed:") {
+        failed = words.next()?.strip_suffix(']')?.parse().ok()?;
+    }
+    let has_worker = reply.lines().any(|line| line.split_whitespace().nth(1) == Some("worker"));
+    Some(Processes { reloads, failed, has_worker })
+}
+
+/// The version of the master behind a master CLI, such as `2.6.12`; none where it does not say.
+pub async fn running_version(master_socket: &Path) -> Option<String> {
+    let reply = ask(master_socket, "show proc", VERSION_LIMIT).await.ok()?;
+    let master = reply.lines().find(|line| line.split_whitespace().nth(1) == Some("master"))?;
+    let version = master.split_whitespace().next_back()?;
+    let version: String = version.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    (!version.is_empty()).then_some(version)
+}
+
+/// Reloads over the master CLI. HAProxy 2.6 gives an empty reply and goes on by itself, so `show proc` is asked until
+/// the number of reloads has risen; 3.0 and later reply with the result.
+pub(super) async fn through_socket(path: &Path) -> Result<(), ReloadError> {
+    let deadline = Instant::now() + RELOAD_LIMIT;
+    let before = ask(path, "show proc", RELOAD_LIMIT).await?;
+    let before = parse_processes(&before).ok_or_else(|| ReloadError::Reply(first_line(&before)))?;
+    // The old master may close without a reply, or reset the connection, while it executes itself anew.
+    let reply = ask(path, "reload", RELOAD_LIMIT).await.unwrap_or_default();
+    match reply.trim().split_once('\n').map_or(reply.trim(), |(first, _)| first) {
+        "Success=1" => return Ok(()),
+        "Success=0" => return Err(ReloadError::Failed(startup_words(&reply))),
+        "" => {}
+        other => return Err(ReloadError::Reply(first_line(other))),
+    }
+    while Instant::now() < deadline {
+        // While the new master starts, nobody answers.
+        if let Ok(reply) = ask(path, "show proc", RELOAD_LIMIT).await
+            && let Some(now) = parse_processes(&reply)
+            && now.reloads > before.reloads
+        {
+            return match now.failed {
+                0 => Ok(()),
+                _ => Err(ReloadError::Failed("its log says why".to_owned())),
+            };
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+    Err(ReloadError::Unfinished)
+}
+
+/// The alerts in `Success=0\n--\n<startup logs>`.
+fn startup_words(reply: &str) -> String {
+    let words = super::check::alerts(reply);
+    if words.is_empty() { "its log says why".to_owned() } else { words }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(120).collect()
+}
+
+/// Signals the master and waits for a worker that was not there before.
+async fn through_pidfile(path: &Path) -> Result<(), ReloadError> {
+    let wrong = |error: String| ReloadError::Pidfile { path: path.display().to_string(), error };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let first = text.split_whitespace().next().unwrap_or_default();
+    let pid: i32 = first.parse().ok().filter(|&pid| pid > 0).ok_or_else(|| wrong(format!("{first:?} is no pid")))?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if !name.contains("haproxy") {
+        return Err(wrong(format!("process {pid} is not HAProxy; is the file stale?")));
+    }
+    let before = children(pid);
+    kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|error| wrong(format!("process {pid}: {error}")))?;
+    let Some(before) = before else { return Ok(()) };
+    let deadline = Instant::now() + RELOAD_LIMIT;
+    while Instant::now() < deadline {
+        tokio::time::sleep(ASK_EVERY).await;
+        let now = children(pid).ok_or_else(|| wrong(format!("HAProxy's master {pid} is gone")))?;
+        let Some(&new) = now.difference(&before).next() else { continue };
+        tokio::time::sleep(WORKER_STAYS).await;
+        return match children(pid).is_some_and(|children| children.contains(&new)) {
+            true => Ok(()),
+            false => Err(ReloadError::Failed("its log says why".to_owned())),
+        };
+    }
+    Err(ReloadError::Failed(format!("no new worker within {} s; its log says why", RELOAD_LIMIT.as_secs())))
+}
+
+/// The children of a process; `None` where the kernel does not tell, or it is gone.
+fn children(pid: i32) -> Option<BTreeSet<i32>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    Some(text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+}
+
+async fn through_command(command: &str) -> Result<(), ReloadError> {
+    let failed = |error: String| ReloadError::Command { command: command.to_owned(), error };
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).kill_on_drop(true);
+    let output = match tokio::time::timeout(RELOAD_LIMIT, shell.output()).await {
+        Ok(output) => output.map_err(|error| failed(error.to_string()))?,
+        Err(_) => return Err(failed(format!("did not end within {} s", RELOAD_LIMIT.as_secs()))),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said: String = said.chars().filter(|c| !c.is_control()).take(WORDS_LIMIT).collect();
+    Err(failed(format!("ended with {}: {said}", output.status)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// HAProxy 2.6.12 after a failed reload.
+    const SHOW_PROC_2_6: &str = "#<PID>          <type>          <reloads>       <uptime>        <version>      \n\
+         8676            master          2 [failed: 1]   0d00h00m01s     2.6.12-1+deb12u4\n\
+         # workers\n\
+         8690            worker          1               0d00h00m00s     2.6.12-1+deb12u4\n\
+         # programs\n\n";
+
+    #[test]
+    fn the_masters_counters_are_read() {
+        let processes = parse_processes(SHOW_PROC_2_6).unwrap();
+        assert_eq!(processes, Processes { reloads: 2, failed: 1, has_worker: true });
+        assert_eq!(parse_processes("Unknown command"), None);
+        assert_eq!(parse_processes(""), None);
+    }
+}

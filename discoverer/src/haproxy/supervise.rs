@@ -1,0 +1,322 @@
+//! HAProxy as our own child: started when there is a file, started again when it dies, stopped gently.
+//!
+//! One task owns the child. The others send it orders.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::check::{Program, alerts};
+use super::reload::{ReloadError, parse_processes, through_socket};
+use super::socket::ask;
+
+/// HAProxy with 10,000 servers is up within 1 s.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How often a starting HAProxy is asked whether it is up.
+const ASK_EVERY: Duration = Duration::from_millis(10);
+/// The pause before HAProxy is started again: doubled each time it dies young.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause before HAProxy is started again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// HAProxy that lived this long did not die of its start.
+const GROWN_UP: Duration = Duration::from_secs(10);
+/// How long to wait for what HAProxy says of its failure.
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(200);
+/// How many of HAProxy's last lines are kept, to say why it died.
+const KEPT_LINES: usize = 30;
+
+/// Where HAProxy under supervision keeps its things.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// Its configuration.
+    pub file: PathBuf,
+    /// The master CLI.
+    pub master_socket: PathBuf,
+    /// The master's pid.
+    pub pid_file: PathBuf,
+}
+
+/// Sends orders to the supervisor.
+#[derive(Debug, Clone)]
+pub struct SupervisorHandle {
+    orders: mpsc::Sender<Order>,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// Start, or read the file anew.
+    Reload(oneshot::Sender<Result<(), ReloadError>>),
+    /// End within the grace, then end.
+    Stop { grace: Duration, done: oneshot::Sender<()> },
+}
+
+impl SupervisorHandle {
+    /// Starts HAProxy, or makes the running one read its file anew; says how that ended.
+    pub async fn reload(&self) -> Result<(), ReloadError> {
+        let gone = || ReloadError::Start("its supervisor is gone".to_owned());
+        let (reply, result) = oneshot::channel();
+        self.orders.send(Order::Reload(reply)).await.map_err(|_| gone())?;
+        result.await.map_err(|_| gone())?
+    }
+
+    /// Lets HAProxy finish its requests, at most for the grace; then ends it.
+    pub async fn stop(&self, grace: Duration) {
+        let (done, stopped) = oneshot::channel();
+        if self.orders.send(Order::Stop { grace, done }).await.is_ok() {
+            let _ = stopped.await;
+        }
+    }
+}
+
+/// Owns the HAProxy process.
+#[derive(Debug)]
+pub struct Supervisor {
+    program: Program,
+    layout: Layout,
+    orders: mpsc::Receiver<Order>,
+    running: Option<Running>,
+    /// When to start it again, after it died.
+    start_at: Option<Instant>,
+    pause: Duration,
+    said: VecDeque<String>,
+    lines: (mpsc::Sender<String>, mpsc::Receiver<String>),
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    since: Instant,
+}
+
+impl Supervisor {
+    /// A supervisor that has started nothing yet, and the way to give it orders.
+    pub fn new(program: Program, layout: Layout) -> (Self, SupervisorHandle) {
+        let (sender, orders) = mpsc::channel(4);
+        let supervisor = Self {
+            program,
+            layout,
+            orders,
+            running: None,
+            start_at: None,
+            pause: FIRST_PAUSE,
+            said: VecDeque::new(),
+            lines: mpsc::channel(256),
+        };
+        (supervisor, SupervisorHandle { orders: sender })
+    }
+
+    /// Runs until it is told to stop, or nobody can give it orders any more.
+    pub async fn run(mut self) {
+        loop {
+            let start_at = self.start_at;
+            tokio::select! {
+                order = self.orders.recv() => match order {
+                    Some(Order::Reload(reply)) => {
+                        let result = self.reload().await;
+                        let _ = reply.send(result);
+                    }
+                    Some(Order::Stop { grace, done }) => {
+                        self.stop(grace).await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return self.stop(Duration::ZERO).await,
+                },
+                status = exit(self.running.as_mut()) => self.died(status),
+                Some(line) = self.lines.1.recv() => self.keep(line),
+                () = until(start_at) => {
+                    if let Err(error) = self.start().await {
+                        error!(%error, "HAProxy did not start");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn reload(&mut self) -> Result<(), ReloadError> {
+        if self.running.is_none() {
+            return self.start().await;
+        }
+        self.forget_words();
+        let socket = self.layout.master_socket.clone();
+        let result = tokio::select! {
+            result = through_socket(&socket) => result,
+            status = exit(self.running.as_mut()) => {
+                self.died(status);
+                return Err(ReloadError::Failed(self.last_words().await));
+            }
+        };
+        match result {
+            // HAProxy 2.6 does not say why over the socket, but it did on its standard error.
+            Err(ReloadError::Failed(_)) => Err(ReloadError::Failed(self.last_words().await)),
+            other => other,
+        }
+    }
+
+    /// Starts HAProxy and waits until it serves, or is dead.
+    async fn start(&mut self) -> Result<(), ReloadError> {
+        self.start_at = None;
+        self.forget_words();
+        let child = self.spawn().map_err(|error| {
+            self.start_at = Some(Instant::now() + self.longer_pause());
+            ReloadError::Start(format!("{}: {error}; see --haproxy", self.program.path().display()))
+        })?;
+        let running = self.running.insert(Running { child, since: Instant::now() });
+        let status = tokio::select! {
+            result = tokio::time::timeout(START_LIMIT, is_up(&self.layout.master_socket)) => match result {
+                Ok(()) => {
+                    info!(pid = running.child.id(), "HAProxy started");
+                    return Ok(());
+                }
+                Err(_) => return Err(ReloadError::Unfinished),
+            },
+            status = exit(Some(&mut *running)) => status,
+        };
+        self.died(status);
+        Err(ReloadError::Start(self.last_words().await))
+    }
+
+    fn spawn(&mut self) -> std::io::Result<Child> {
+        let mut command = Command::new(self.program.path());
+        let mut master = self.layout.master_socket.clone().into_os_string();
+        master.push(",mode,600");
+        command.arg("-W").arg("-S").arg(master);
+        command.arg("-p").arg(&self.layout.pid_file).arg("-f").arg(&self.layout.file);
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        die_with_parent(&mut command);
+        let mut child = command.spawn()?;
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(pass_on(stderr, self.lines.0.clone()));
+        }
+        Ok(child)
+    }
+
+    fn died(&mut self, status: std::io::Result<ExitStatus>) {
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        if self.running.take().is_some_and(|running| running.since.elapsed() >= GROWN_UP) {
+            self.pause = FIRST_PAUSE;
+        }
+        let pause = self.longer_pause();
+        self.start_at = Some(Instant::now() + pause);
+        warn!(status, again_in = ?pause, "HAProxy died");
+    }
+
+    /// The pause before the next start; the one after it will be longer.
+    fn longer_pause(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        pause
+    }
+
+    fn keep(&mut self, line: String) {
+        if self.said.len() == KEPT_LINES {
+            self.said.pop_front();
+        }
+        self.said.push_back(line);
+    }
+
+    fn forget_words(&mut self) {
+        while self.lines.1.try_recv().is_ok() {}
+        self.said.clear();
+    }
+
+    /// What HAProxy said at level ALERT since the last order. Its words come through a pipe, maybe a little late.
+    async fn last_words(&mut self) -> String {
+        let deadline = Instant::now() + LAST_WORDS_LIMIT;
+        while let Ok(Some(line)) = tokio::time::timeout_at(deadline, self.lines.1.recv()).await {
+            let is_last = line.contains("Loading failure") || line.contains("Fatal errors");
+            self.keep(line);
+            if is_last {
+                break;
+            }
+        }
+        let said = self.said.drain(..).collect::<Vec<_>>().join("\n");
+        let words = alerts(&said);
+        if words.is_empty() { "it did not say why".to_owned() } else { words }
+    }
+
+    /// SIGUSR1 lets HAProxy finish; SIGTERM ends it (management guide, section 4).
+    async fn stop(&mut self, grace: Duration) {
+        let Some(mut running) = self.running.take() else { return };
+        for (signal, limit) in [(Signal::SIGUSR1, grace), (Signal::SIGTERM, Duration::from_secs(2))] {
+            if let Some(pid) = running.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+            if let Ok(status) = tokio::time::timeout(limit, running.child.wait()).await {
+                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                info!(status, "HAProxy stopped");
+                return;
+            }
+        }
+        let _ = running.child.kill().await;
+        warn!("HAProxy had to be killed");
+    }
+}
+
+/// Ends when the child does; never, where there is none.
+async fn exit(running: Option<&mut Running>) -> std::io::Result<ExitStatus> {
+    match running {
+        Some(running) => running.child.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends when the master names a worker.
+async fn is_up(master_socket: &Path) {
+    loop {
+        if let Ok(reply) = ask(master_socket, "show proc", START_LIMIT).await
+            && parse_processes(&reply).is_some_and(|processes| processes.has_worker)
+        {
+            return;
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// Passes HAProxy's words on to our log, and to the supervisor.
+async fn pass_on(stderr: ChildStderr, lines: mpsc::Sender<String>) {
+    let mut reader = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = reader.next_line().await {
+        let shown: String = line.chars().filter(|c| !c.is_control()).take(1000).collect();
+        if shown.starts_with("[ALERT]") || shown.starts_with("[WARNING]") {
+            warn!(line = shown, "HAProxy says");
+        } else {
+            info!(line = shown, "HAProxy says");
+        }
+        let _ = lines.try_send(shown);
+    }
+}
+
+/// The kernel ends HAProxy's master when we die, however that happens: an orphan would go on sharing the port with
+/// the HAProxy that is started after it.
+#[allow(unsafe_code)]
+fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let before_exec = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+        // The parent may have died before the line above.
+        if nix::unistd::getppid().as_raw().unsigned_abs() != parent {
+            return Err(std::io::Error::other("the parent is gone"));
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec; it makes two system calls and allocates only on the way out
+    // of a process that has lost its parent.
+    unsafe { command.pre_exec(before_exec) };
+}

@@ -1,0 +1,75 @@
+//! The discoverer: what is registered in etcd becomes what HAProxy runs.
+//!
+//! `catalog`, `render` and `blame` decide and do no I/O; `haproxy`, `output` and `templates` do and decide nothing.
+//! `apply` owns the way to HAProxy; the loop in here owns the catalog.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod apply;
+pub mod blame;
+pub mod catalog;
+pub mod config;
+mod daemon;
+pub mod haproxy;
+pub mod init;
+pub mod logging;
+pub mod model;
+mod once;
+pub mod output;
+pub mod render;
+mod sample;
+pub mod templates;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use registry::{Store, StoreOptions, parse_endpoints};
+
+use crate::config::{Cli, Command, Flags};
+use crate::haproxy::{Program, Reloader};
+use crate::render::{HaproxyContext, Surroundings};
+
+/// Runs what the command line asks for, until it is done or a signal ends it.
+pub async fn main(cli: Cli) -> anyhow::Result<ExitCode> {
+    let flags = cli.flags;
+    match cli.command {
+        Some(Command::Render) => once::render(&flags).await,
+        Some(Command::Check) => once::check(&flags).await,
+        None if flags.dry_run => once::dry_run(&flags).await,
+        None if flags.once => once::apply(&flags).await,
+        None => daemon::run(flags).await,
+    }
+}
+
+fn store(flags: &Flags) -> anyhow::Result<Store> {
+    let endpoints = parse_endpoints(&flags.etcd).context("--etcd")?;
+    let options = StoreOptions { endpoints, request_timeout: flags.etcd_timeout, watch_timeout: flags.watch_timeout };
+    Ok(Store::new(options)?)
+}
+
+fn catalog_options(flags: &Flags) -> catalog::Options {
+    catalog::Options {
+        prefix: flags.key.clone(),
+        listen_ports: flags.listen_ports.clone(),
+        forget_after: flags.forget_after,
+    }
+}
+
+/// The way to a HAProxy that somebody else runs; none where no flag names one.
+fn reloader(flags: &Flags) -> Option<Reloader> {
+    let socket = flags.reload_socket.clone().map(Reloader::Socket);
+    let pidfile = || flags.reload_pidfile.clone().map(Reloader::Pidfile);
+    let command = || flags.reload_command.clone().map(Reloader::Command);
+    socket.or_else(pidfile).or_else(command)
+}
+
+async fn surroundings(flags: &Flags, program: &Program) -> Surroundings {
+    let runtime_socket = flags.runtime_socket();
+    let haproxy = HaproxyContext {
+        version: program.version().await.ok(),
+        state_file: runtime_socket.as_ref().map(|_| flags.state_dir.join("servers.state")),
+        runtime_socket,
+        pid_file: flags.supervise.then(|| flags.state_dir.join("haproxy.pid")),
+    };
+    Surroundings { haproxy, options: flags.option_map() }
+}

@@ -1,0 +1,31 @@
+//! Parses the flags, sets up the log, runs, exits.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use discoverer::config::Cli;
+use discoverer::{init, logging};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = logging::start(&cli.flags) {
+        eprintln!("discoverer: {error:#}");
+        return ExitCode::from(2);
+    }
+    if let Some(code) = init::run_if_first() {
+        return code;
+    }
+    // One thread: the kernel ends HAProxy when the thread that started it ends, and only the main one surely stays.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let local = tokio::task::LocalSet::new();
+        runtime.block_on(local.run_until(discoverer::main(cli)))
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Services and instances as templates see them, and the typed settings they are made of. Pure: no I/O.
+//!
+//! Settings come from attributes, which anyone who can write to etcd can set. Each has a type whose parser
+//! refuses whatever HAProxy's configuration could misread.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use registry::{InstanceAddress, ServiceName};
+use serde::{Serialize, Serializer};
+
+/// Everything known at one moment, sorted by the services' names. Cheap to clone.
+pub type Services = BTreeMap<ServiceName, Arc<Service>>;
+
+/// A service and its settings.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Service {
+    /// Its name, which is its backend's name too.
+    #[serde(serialize_with = "as_text")]
+    pub name: ServiceName,
+    /// What HAProxy takes it for.
+    pub mode: Mode,
+    /// The host names it answers to, joined by commas; none: any.
+    pub host: Option<HostNames>,
+    /// The path its requests begin with; none: any.
+    pub path: Option<UrlPath>,
+    /// The port on which HAProxy takes connections for a TCP service.
+    pub listen: Option<u16>,
+    /// How HAProxy chooses between its instances.
+    pub balance: Balance,
+    /// The path that HAProxy's own check asks; none: it only connects.
+    pub check: Option<UrlPath>,
+    /// What its instances speak.
+    pub proto: Proto,
+    /// Whether a client stays with its instance.
+    pub sticky: bool,
+    /// The most connections for one instance.
+    pub maxconn: Option<u32>,
+    /// How long a new instance takes to get its full share.
+    pub slowstart: Option<Span>,
+    /// Whether it lies right under the prefix (the flat layout).
+    pub flat: bool,
+    /// The tags of all its instances, sorted.
+    pub tags: Vec<String>,
+    /// The attributes of its instances; where they disagree the newest container's.
+    pub attributes: BTreeMap<String, String>,
+    /// Its instances, sorted by address.
+    pub instances: Vec<Arc<Instance>>,
+}
+
+/// One instance of a service.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Instance {
+    /// A name from address and port, fit for HAProxy: with a server-state file the saved address of a name wins
+    /// over the file's, so a name must never change its address.
+    pub server: String,
+    /// The host's address.
+    pub address: IpAddr,
+    /// The port there.
+    pub port: u16,
+    /// 0 to 256, of all instances' weights.
+    pub weight: u16,
+    /// It finishes what it has and gets nothing new.
+    pub draining: bool,
+    /// Its key has expired, but HAProxy's own check still reaches it.
+    pub suspect: bool,
+    /// The container's id, or the empty text.
+    pub id: String,
+    /// The container's name, or the empty text.
+    pub name: String,
+    /// The Docker host's name, or the empty text.
+    pub host: String,
+    /// Its tags, as given.
+    pub tags: Vec<String>,
+    /// Its attributes, as given.
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// The name of the server for an address: `10.0.0.1:8000` is `10.0.0.1_8000`, `[::1]:8000` is `--1_8000`.
+pub fn server_name(address: InstanceAddress) -> String {
+    format!("{}_{}", address.ip().to_string().replace(':', "-"), address.port())
+}
+
+/// Why a setting was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?} is not {expected}")]
+pub struct SettingError {
+    value: String,
+    expected: &'static str,
+}
+
+impl SettingError {
+    fn new(value: &str, expected: &'static str) -> Self {
+        Self { value: value.chars().take(80).collect(), expected }
+    }
+}
+
+/// An enum whose words are those of HAProxy's manual.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident, $expected:literal, $($(#[$word_doc:meta])* $variant:ident = $word:literal),+ $(,)?) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub enum $name { $($(#[$word_doc])* $variant),+ }
+
+        impl $name {
+            /// The word of HAProxy's manual.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = SettingError;
+
+            fn from_str(text: &str) -> Result<Self, SettingError> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(SettingError::new(text, $expected)),
+                }
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+
+words!(
+    /// What HAProxy takes a service for.
+    Mode, "a mode; http and tcp are",
+    /// Requests are read, and routed by host and path.
+    #[default]
+    Http = "http",
+    /// Bytes are passed on; it needs a port of its own.
+    Tcp = "tcp",
+);
+
+words!(
+    /// How HAProxy chooses a server: the algorithms that take servers at run time.
+    Balance, "a balance algorithm; roundrobin, leastconn, first, random, source and uri are",
+    /// In turn, by weight.
+    #[default]
+    Roundrobin = "roundrobin",
+    /// The one with the fewest connections.
+    Leastconn = "leastconn",
+    /// The first with a free connection.
+    First = "first",
+    /// By chance.
+    Random = "random",
+    /// By the client's address.
+    Source = "source",
+    /// By the path of the request.
+    Uri = "uri",
+);
+
+words!(
+    /// What the instances of an HTTP service speak.
+    Proto, "a protocol; http, https and h2 are",
+    /// HTTP/1.1 in the clear.
+    #[default]
+    Http = "http",
+    /// HTTP/1.1 over TLS; the certificate is not verified.
+    Https = "https",
+    /// HTTP/2 in the clear.
+    H2 = "h2",
+);
+
+/// A text that has been parsed; what is inside is safe to write out.
+macro_rules! checked_text {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+checked_text!(
+    /// One or more host names, in lower case, sorted, joined by commas: `a.example.com,b.example.com`.
+    HostNames
+);
+
+impl HostNames {
+    /// Each name.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split(',')
+    }
+}
+
+impl FromStr for HostNames {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let expected = "a host name, or several joined by commas";
+        let mut names: Vec<String> = text.split(',').map(|name| name.trim().to_ascii_lowercase()).collect();
+        names.sort();
+        names.dedup();
+        let is_label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        };
+        // A line of HAProxy's configuration holds 64 words (configuration manual, section 2).
+        if names.len() > 32 || names.iter().any(|name| name.len() > 253 || !name.split('.').all(is_label)) {
+            return Err(SettingError::new(text, expected));
+        }
+        Ok(Self(names.join(",")))
+    }
+}
+
+checked_text!(
+    /// The path of a URL: it begins with `/`, has no query, and only characters that need no escape.
+    UrlPath
+);
+
+impl FromStr for UrlPath {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"/_.~-".contains(&b);
+        if !text.starts_with('/') || text.len() > 256 || !text.bytes().all(allowed) {
+            return Err(SettingError::new(text, "a path; it begins with / and has letters, digits and /_.~- only"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+checked_text!(
+    /// A length of time as HAProxy writes it, such as `30s` (configuration manual, section 2, "Time format").
+    Span
+);
+
+impl FromStr for Span {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+        let number = &text[..text.len() - unit.len()];
+        if number.is_empty() || number.len() > 6 || !matches!(unit, "ms" | "s" | "m" | "h") {
+            return Err(SettingError::new(text, "a length of time such as 500ms, 30s or 5m"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Reads `true`, `false`, `1`, `0`, `yes`, `no`.
+pub fn parse_switch(text: &str) -> Result<bool, SettingError> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err(SettingError::new(text, "true or false")),
+    }
+}
+
+/// Reads a number of connections, 1 to a million.
+pub fn parse_maxconn(text: &str) -> Result<u32, SettingError> {
+    let number = text.parse().ok().filter(|number| (1..=1_000_000).contains(number));
+    number.ok_or_else(|| SettingError::new(text, "a number of connections, 1 to 1000000"))
+}
+
+/// Reads a port, 1 to 65535.
+pub fn parse_port(text: &str) -> Result<u16, SettingError> {
+    let number = text.parse().ok().filter(|&port| port != 0);
+    number.ok_or_else(|| SettingError::new(text, "a port, 1 to 65535"))
+}
+
+fn as_text<S: Serializer>(name: &ServiceName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_take_only_what_haproxy_cannot_misread() {
+        assert!("x\n  http-request deny".parse::<HostNames>().is_err());
+        assert!("a b".parse::<HostNames>().is_err());
+        assert!("".parse::<HostNames>().is_err());
+        assert!("a..b".parse::<HostNames>().is_err());
+        assert!("${HOME}".parse::<HostNames>().is_err());
+        assert_eq!("B.example, a.example".parse::<HostNames>().unwrap().as_str(), "a.example,b.example");
+        assert!("/a b".parse::<UrlPath>().is_err());
+        assert!("a".parse::<UrlPath>().is_err());
+        assert!("/a#".parse::<UrlPath>().is_err());
+        assert!("/%[env(HOME)]".parse::<UrlPath>().is_err());
+        assert_eq!("/health/live".parse::<UrlPath>().unwrap().as_str(), "/health/live");
+        assert!("10".parse::<Span>().is_err());
+        assert!("s".parse::<Span>().is_err());
+        assert!("1s\n".parse::<Span>().is_err());
+        assert!("30s".parse::<Span>().is_ok());
+        assert!("static-rr".parse::<Balance>().is_err());
+        assert!("roundrobin\n".parse::<Balance>().is_err());
+        assert_eq!("leastconn".parse(), Ok(Balance::Leastconn));
+        assert!(parse_port("0").is_err() && parse_port("65536").is_err() && parse_port("80").is_ok());
+        assert!(parse_maxconn("0").is_err() && parse_maxconn("-1").is_err() && parse_maxconn("10").is_ok());
+        assert!(parse_switch("maybe").is_err() && parse_switch("Yes").unwrap());
+    }
+
+    #[test]
+    fn a_server_name_says_its_address_and_fits_haproxy() {
+        assert_eq!(server_name("10.0.0.1:8000".parse().unwrap()), "10.0.0.1_8000");
+        assert_eq!(server_name("[2001:db8::1]:80".parse().unwrap()), "2001-db8--1_80");
+    }
+}

@@ -1,0 +1,107 @@
+//! What is done once and ends: `render`, `check`, `--once`, `--dry-run`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use similar::{ChangeTag, TextDiff};
+use tracing::{info, warn};
+
+use crate::apply::{Applier, ApplyConfig, Wanted};
+use crate::catalog::Catalog;
+use crate::config::Flags;
+use crate::haproxy::{Program, Reloader};
+use crate::model::Services;
+use crate::output::Output;
+use crate::{catalog_options, reloader, sample, store, surroundings, templates};
+
+/// Prints the configuration for what the registry holds now.
+pub(crate) async fn render(flags: &Flags) -> anyhow::Result<ExitCode> {
+    let services = services(flags).await?;
+    let templates = templates::load(&flags.template)?;
+    let surroundings = surroundings(flags, &Program::new(&flags.haproxy)).await;
+    print!("{}", templates.render(&services, &surroundings)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets HAProxy check what the template makes of made-up services, and of the real ones where etcd is named.
+pub(crate) async fn check(flags: &Flags) -> anyhow::Result<ExitCode> {
+    let mut cases =
+        vec![("no service at all", Services::new()), ("made-up services", sample::services(&catalog_options(flags)))];
+    if !flags.etcd.is_empty() {
+        cases.push(("the registered services", services(flags).await?));
+    }
+    let templates = templates::load(&flags.template)?;
+    let program = Program::new(&flags.haproxy);
+    let surroundings = surroundings(flags, &program).await;
+    let directory = tempfile::tempdir().context("a directory for the check")?;
+    let file = Output::new(directory.path().join("haproxy.cfg"));
+    for (name, services) in cases {
+        let text = templates.render(&services, &surroundings).with_context(|| format!("with {name}"))?;
+        program.check(file.prepare(&text)?).await.with_context(|| format!("with {name}"))?;
+        println!("{}: good with {name}", flags.template.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what would change in the file.
+pub(crate) async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
+    let directory = tempfile::tempdir().context("a directory for the check")?;
+    let now = Output::new(&flags.output).read().unwrap_or_default();
+    let (mut applier, wanted) =
+        prepare(flags, Output::new(directory.path().join("haproxy.cfg")), Reloader::Nobody).await?;
+    let text = applier.preview(&wanted).await?;
+    let mut changes = 0;
+    for change in TextDiff::from_lines(&now, &text).iter_all_changes() {
+        let sign = match change.tag() {
+            ChangeTag::Equal => continue,
+            ChangeTag::Delete => '-',
+            ChangeTag::Insert => '+',
+        };
+        changes += 1;
+        print!("{sign}{}{}", change.value(), if change.missing_newline() { "\n" } else { "" });
+    }
+    println!("{}: {changes} lines would change; nothing was written", flags.output.display());
+    Ok(left_out(&applier))
+}
+
+/// Applies what the registry holds now.
+pub(crate) async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
+    let reloader = reloader(flags).unwrap_or(Reloader::Nobody);
+    if matches!(reloader, Reloader::Nobody) {
+        warn!("no --reload flag is given: the file is written, and HAProxy is not told");
+    }
+    let (mut applier, wanted) = prepare(flags, Output::new(&flags.output), reloader).await?;
+    applier.apply(&wanted).await?;
+    info!(output = %flags.output.display(), "done");
+    Ok(left_out(&applier))
+}
+
+/// A service that had to be left out is no success.
+fn left_out(applier: &Applier) -> ExitCode {
+    if applier.left_out().next().is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+async fn prepare(flags: &Flags, output: Output, reloader: Reloader) -> anyhow::Result<(Applier, Wanted)> {
+    let templates = templates::load(&flags.template)?;
+    let wanted = Wanted { services: Arc::new(services(flags).await?), templates: Arc::new(Ok(templates)) };
+    let program = Program::new(&flags.haproxy);
+    let surroundings = surroundings(flags, &program).await;
+    let config =
+        ApplyConfig { program: Some(program), output, reloader, surroundings, min_interval: flags.min_interval };
+    Ok((Applier::new(config), wanted))
+}
+
+/// What the registry holds now; what is refused in it is logged.
+async fn services(flags: &Flags) -> anyhow::Result<Services> {
+    if flags.etcd.is_empty() {
+        bail!("--etcd is missing; give etcd's client URLs, such as --etcd http://127.0.0.1:2379");
+    }
+    let listing = store(flags)?.list(&flags.key).await?;
+    let mut catalog = Catalog::new(catalog_options(flags));
+    for refusal in catalog.list(listing, Instant::now()).refused {
+        warn!(key = refusal.key, reason = refusal.reason, "key refused");
+    }
+    Ok(catalog.services().clone())
+}

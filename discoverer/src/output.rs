@@ -1,0 +1,112 @@
+//! The edge to the configuration file: written whole, next to its place, and put there in one step.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc::O_NOFOLLOW;
+
+/// Who may read a new file: HAProxy often reads it as another user.
+const MODE: u32 = 0o644;
+
+/// Why a file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} cannot be written: {error}")]
+pub struct OutputError {
+    path: String,
+    error: std::io::Error,
+}
+
+/// The place of a file that is always whole.
+#[derive(Debug, Clone)]
+pub struct Output {
+    path: PathBuf,
+    candidate: PathBuf,
+}
+
+impl Output {
+    /// The file at a path. What is being prepared lies beside it, under the same name with `.candidate` behind it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let mut candidate = path.clone().into_os_string();
+        candidate.push(".candidate");
+        Self { path, candidate: candidate.into() }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file holds; none where it is absent or unreadable.
+    pub fn read(&self) -> Option<String> {
+        std::fs::read_to_string(&self.path).ok()
+    }
+
+    /// Writes a text beside the file and gives where.
+    pub fn prepare(&self, text: &str) -> Result<&Path, OutputError> {
+        self.write_candidate(text)
+            .map_err(|error| OutputError { path: self.candidate.display().to_string(), error })?;
+        Ok(&self.candidate)
+    }
+
+    /// Puts what was prepared in the file's place: whoever opens the file finds the old text or the new one, whole,
+    /// also after the power failed. What was prepared is gone from its place then.
+    pub fn promote(&self) -> Result<(), OutputError> {
+        self.put_in_place().map_err(|error| OutputError { path: self.path.display().to_string(), error })
+    }
+
+    fn write_candidate(&self, text: &str) -> std::io::Result<()> {
+        let mode = std::fs::metadata(&self.path).map_or(MODE, |metadata| metadata.permissions().mode() & 0o777);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(mode).custom_flags(O_NOFOLLOW);
+        let mut file = options.open(&self.candidate)?;
+        file.write_all(text.as_bytes())
+    }
+
+    fn put_in_place(&self) -> std::io::Result<()> {
+        File::open(&self.candidate)?.sync_all()?;
+        std::fs::rename(&self.candidate, &self.path)?;
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_keeps_its_permissions() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().join("haproxy.cfg"));
+        assert_eq!(output.read(), None);
+        output.prepare("one\n").unwrap();
+        output.promote().unwrap();
+        std::fs::set_permissions(output.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+        output.prepare("two\n").unwrap();
+        assert_eq!(output.read().as_deref(), Some("one\n"));
+        output.promote().unwrap();
+        assert_eq!(output.read().as_deref(), Some("two\n"));
+        let mode = std::fs::metadata(output.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_link_in_the_candidates_place_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, directory.path().join("haproxy.cfg.candidate")).unwrap();
+        let error = Output::new(directory.path().join("haproxy.cfg")).prepare("x").unwrap_err().to_string();
+        assert!(error.contains("haproxy.cfg.candidate cannot be written"), "{error}");
+        assert_eq!(std::fs::read_to_string(victim).unwrap(), "precious");
+    }
+
+    #[test]
+    fn an_absent_directory_is_named() {
+        let error = Output::new("/nonexistent/haproxy.cfg").prepare("x").unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/haproxy.cfg.candidate"), "{error}");
+    }
+}

@@ -1,0 +1,231 @@
+//! From services to the text of haproxy.cfg, through the user's Tera templates. Pure: the templates come in as
+//! text, and the same input gives the same bytes.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+use tera::{Context, ErrorKind, Tera, Value};
+
+use crate::model::{Mode, Service, Services};
+
+/// Why a template did not give a text: one line, with the template's name and line where Tera knows them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TemplateError(String);
+
+impl TemplateError {
+    /// An error of what surrounds the template, such as a file that cannot be read.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+impl From<tera::Error> for TemplateError {
+    fn from(error: tera::Error) -> Self {
+        let text = match error.kind() {
+            ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
+                let span = report.span();
+                format!(
+                    "{} line {}, column {}: {}",
+                    report.filename(),
+                    span.start_line,
+                    span.start_col + 1,
+                    report.message()
+                )
+            }
+            other => other.to_string(),
+        };
+        // The report of a nested cause spreads over lines; a log wants one.
+        Self(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// What of HAProxy itself a template may need.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct HaproxyContext {
+    /// The version, such as `2.6.12`; none where it is not known.
+    pub version: Option<String>,
+    /// Where the stats socket should be.
+    pub runtime_socket: Option<PathBuf>,
+    /// Where the servers' state is kept over a reload.
+    pub state_file: Option<PathBuf>,
+    /// Where HAProxy's master writes its pid.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// What stays the same from one rendering to the next.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// HAProxy's part.
+    pub haproxy: HaproxyContext,
+    /// What `--set` gave. It is the operator's own text and is written as it is.
+    pub options: BTreeMap<String, String>,
+}
+
+/// The templates of one directory, parsed.
+#[derive(Debug)]
+pub struct Templates {
+    tera: Tera,
+    main: String,
+    sources: BTreeMap<String, String>,
+}
+
+impl Templates {
+    /// Parses the texts, by name. `main` names the one to render, the others are its partials.
+    pub fn parse(main: &str, sources: BTreeMap<String, String>) -> Result<Self, TemplateError> {
+        let mut tera = Tera::new();
+        tera.autoescape_on([""]);
+        tera.set_escape_fn(escape);
+        tera.add_raw_templates(sources.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
+        Ok(Self { tera, main: main.to_owned(), sources })
+    }
+
+    /// The texts they were parsed from.
+    pub fn sources(&self) -> &BTreeMap<String, String> {
+        &self.sources
+    }
+
+    /// The whole configuration, with a line feed at its end, which HAProxy requires.
+    pub fn render(&self, services: &Services, surroundings: &Surroundings) -> Result<String, TemplateError> {
+        let mut text = self.tera.render(&self.main, &context(services, surroundings))?;
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        Ok(text)
+    }
+}
+
+/// Writes a value so that HAProxy reads it as a part of one word, whatever it holds.
+///
+/// Everything that the configuration's parser could take for more than text is written as `\xHH`, which it
+/// understands bare and in double quotes, and leaves alone in single quotes (configuration manual, section 2.2,
+/// "Quoting and escaping"). An empty value becomes `""`, so that the words after it do not move.
+pub fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
+    if value.is_empty() {
+        return output.write_all(b"\"\"");
+    }
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b >= 0x80 || b"_.:/@,+=%~*?&!^()[]{}|<>;-".contains(&b);
+    for part in value.as_bytes().chunk_by(|&a, &b| is_plain(a) == is_plain(b)) {
+        if is_plain(part[0]) {
+            output.write_all(part)?;
+        } else {
+            for byte in part {
+                write!(output, "\\x{byte:02x}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One rule of the HTTP frontend.
+#[derive(Debug, PartialEq, Serialize)]
+struct Route<'a> {
+    service: &'a str,
+    hosts: Vec<&'a str>,
+    path: Option<&'a str>,
+}
+
+/// The rules in the order in which they must be asked: the longer path first, then a host before none.
+fn routes(services: &Services) -> Vec<Route<'_>> {
+    let routed =
+        |service: &&Arc<Service>| service.mode == Mode::Http && (service.host.is_some() || service.path.is_some());
+    let mut routes: Vec<_> = services
+        .values()
+        .filter(routed)
+        .map(|service| Route {
+            service: service.name.as_str(),
+            hosts: service.host.iter().flat_map(|hosts| hosts.iter()).collect(),
+            path: service.path.as_ref().map(|path| path.as_str()),
+        })
+        .collect();
+    routes.sort_by_key(|route| {
+        let length = route.path.map_or(0, str::len);
+        (route.hosts.is_empty(), std::cmp::Reverse(length), route.service)
+    });
+    routes
+}
+
+/// The service that takes what no rule does: the option's, else the flat layout's, else the only one that has
+/// neither host, path nor listen.
+fn default_service<'a>(services: &'a Services, wanted: Option<&str>) -> Option<&'a str> {
+    let http = || services.values().filter(|service| service.mode == Mode::Http);
+    if let Some(wanted) = wanted {
+        return http().map(|service| service.name.as_str()).find(|name| *name == wanted);
+    }
+    let mut free = http().filter(|s| s.host.is_none() && s.path.is_none() && s.listen.is_none());
+    let sole = free.next().filter(|_| free.next().is_none());
+    let flat = http().find(|service| service.flat && service.host.is_none());
+    flat.or(sole).map(|service| service.name.as_str())
+}
+
+fn context(services: &Services, surroundings: &Surroundings) -> Context {
+    let mut context = Context::new();
+    let wanted = surroundings.options.get("default_service").map(String::as_str);
+    context.insert("default_service", &default_service(services, wanted));
+    context.insert("routes", &routes(services));
+    context.insert("services", &services.values().collect::<Vec<_>>());
+    context.insert("haproxy", &surroundings.haproxy);
+    let options = surroundings.options.iter().map(|(name, value)| (name.clone(), Value::safe_string(value)));
+    context.insert_value("options", Value::from(options.collect::<BTreeMap<_, _>>()));
+    context
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn escaped(value: &str) -> String {
+        let mut output = Vec::new();
+        escape(value, &mut output).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    fn parse(text: &str) -> Result<Templates, TemplateError> {
+        Templates::parse("main.tera", BTreeMap::from([("main.tera".to_owned(), text.to_owned())]))
+    }
+
+    fn render(text: &str, option: &str) -> Result<String, TemplateError> {
+        let options = BTreeMap::from([("a".to_owned(), option.to_owned())]);
+        parse(text)?.render(&Services::new(), &Surroundings { options, ..Surroundings::default() })
+    }
+
+    #[test]
+    fn values_are_escaped_and_the_operators_options_are_not() {
+        let haproxy = HaproxyContext { version: Some("2.6 # \n".to_owned()), ..HaproxyContext::default() };
+        let surroundings = Surroundings { haproxy, options: BTreeMap::from([("a".to_owned(), "b c".to_owned())]) };
+        let text = parse("{{ haproxy.version }} {{ options.a }}").unwrap().render(&Services::new(), &surroundings);
+        assert_eq!(text.unwrap(), "2.6\\x20\\x23\\x20\\x0a b c\n");
+    }
+
+    #[test]
+    fn a_template_that_does_not_parse_says_its_file_and_line() {
+        let error = parse("global\n{% for x in services %}\n{% endfo %}\n").unwrap_err().to_string();
+        assert!(error.starts_with("main.tera line 3, column"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_names_what_is_not_there_says_its_file_and_line() {
+        let error = render("global\n  {{ nothing.here }}\n", "").unwrap_err().to_string();
+        assert!(error.starts_with("main.tera line 2, column"), "{error}");
+    }
+
+    #[test]
+    fn a_text_always_ends_with_a_line_feed() {
+        assert_eq!(render("a", "").unwrap(), "a\n");
+        assert_eq!(render("a\n", "").unwrap(), "a\n");
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_leaves_its_word(value in any::<String>()) {
+            let text = escaped(&value);
+            prop_assert!(!text.is_empty());
+            prop_assert!(value.is_empty() || !text.contains(['"', '\'', ' ', '\t', '\n', '\r', '#', '$', '\0']));
+        }
+    }
+}

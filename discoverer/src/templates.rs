@@ -1,0 +1,103 @@
+//! The edge to the template files: reads them, and tells when they changed. It decides nothing.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+use crate::render::{TemplateError, Templates};
+
+/// The largest template that is read, in bytes.
+const SIZE_LIMIT: u64 = 1024 * 1024;
+/// Editors write a file in several steps; this long after the last of them it is read.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Notifications are hints: a file that is mounted by itself is replaced without one, so it is read now and then anyway.
+const READ_ANYWAY: Duration = Duration::from_secs(5);
+
+/// Reads and parses the template and its partials: all `*.tera` files of its directory.
+pub fn load(main: &Path) -> Result<Templates, TemplateError> {
+    let unreadable = |path: &Path, error: &std::io::Error| {
+        TemplateError::new(format!("template {} cannot be read: {error}; see --template", path.display()))
+    };
+    let name = main
+        .file_name()
+        .and_then(OsStr::to_str)
+        .ok_or_else(|| TemplateError::new(format!("template {} is no file name; see --template", main.display())))?;
+    let mut sources = BTreeMap::new();
+    sources.insert(name.to_owned(), read(main).map_err(|error| unreadable(main, &error))?);
+    let directory = directory(main);
+    let files = std::fs::read_dir(&directory).map_err(|error| unreadable(&directory, &error))?;
+    for file in files.filter_map(Result::ok) {
+        let path = file.path();
+        let Some(name) = path.file_name().and_then(OsStr::to_str).map(str::to_owned) else { continue };
+        let is_partial = path.extension() == Some(OsStr::new("tera")) && !name.starts_with('.');
+        if is_partial && !sources.contains_key(&name) {
+            sources.insert(name, read(&path).map_err(|error| unreadable(&path, &error))?);
+        }
+    }
+    Templates::parse(name, sources)
+}
+
+fn directory(main: &Path) -> PathBuf {
+    match main.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() || metadata.len() > SIZE_LIMIT {
+        return Err(std::io::Error::other("it is no file, or larger than 1 MiB"));
+    }
+    std::fs::read_to_string(path)
+}
+
+/// Follows the template's directory: sends what [`load`] gives whenever that differs from what was sent before,
+/// beginning with the first. Ends when nobody listens any more.
+pub async fn follow(main: PathBuf, loaded: mpsc::Sender<Result<Templates, TemplateError>>) {
+    let (hint, mut hints) = mpsc::channel(1);
+    let mut watcher = watcher(&main, &hint);
+    let mut last: Option<Result<BTreeMap<String, String>, TemplateError>> = None;
+    loop {
+        let now = load(&main);
+        let seen = match &now {
+            Ok(templates) => Ok(templates.sources().clone()),
+            Err(error) => Err(error.clone()),
+        };
+        if last.as_ref() != Some(&seen) {
+            if loaded.send(now).await.is_err() {
+                return;
+            }
+            last = Some(seen);
+        }
+        tokio::select! {
+            _ = hints.recv() => {
+                tokio::time::sleep(SETTLE).await;
+                while hints.try_recv().is_ok() {}
+            }
+            () = tokio::time::sleep(READ_ANYWAY) => {}
+            () = loaded.closed() => return,
+        }
+        if watcher.is_none() {
+            watcher = self::watcher(&main, &hint);
+        }
+    }
+}
+
+/// A watcher on the directory, which sees a file replaced as well as written; none where that is not possible.
+fn watcher(main: &Path, hint: &mpsc::Sender<()>) -> Option<RecommendedWatcher> {
+    let hint = hint.clone();
+    let on_event = move |event: notify::Result<notify::Event>| {
+        // Reading the files makes access events of our own.
+        if !matches!(&event, Ok(event) if event.kind.is_access()) {
+            let _ = hint.try_send(());
+        }
+    };
+    let mut watcher = notify::recommended_watcher(on_event).ok()?;
+    watcher.watch(&directory(main), RecursiveMode::NonRecursive).ok()?;
+    Some(watcher)
+}

@@ -1,0 +1,19 @@
+//! The contract in etcd: what a key and a value may be, and the store that holds them.
+//!
+//! `key` and `record` are pure: text from etcd becomes a typed value there or is refused with a reason.
+//! `store` talks to etcd, `watch` follows it. Nothing here knows Docker or HAProxy.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod key;
+pub mod record;
+pub mod store;
+pub mod watch;
+
+pub use key::{AddressError, InstanceAddress, InstanceKey, KeyError, NameError, Prefix, ServiceName};
+pub use record::{Record, RecordError, Status};
+pub use store::{
+    Cause, Deleted, EndpointError, Entry, Event, Listing, Ownership, Poll, Position, Reason, Store, StoreError,
+    StoreOptions, parse_endpoints,
+};
+pub use watch::{Update, watch};

@@ -1,0 +1,183 @@
+//! Follows a directory: a listing first, then every change, then a listing again wherever a change may have been missed.
+//!
+//! It only tells; what the changes mean is the consumer's business. A consumer compares each listing with what it has.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tracing::info;
+
+use crate::key::Prefix;
+use crate::store::{Event, Listing, Poll, Position, Store, StoreError};
+
+/// The pause after the first failure: an etcd that is restarted or changes its leader is back in a moment.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause: what a change may be late by once etcd is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long events are trusted before the directory is listed anyway.
+const LISTING_LIFETIME: Duration = Duration::from_secs(300);
+
+/// What a watch tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// Everything that is there now. Comes first, and again wherever changes may have been missed.
+    Listing(Listing),
+    /// One change.
+    Event {
+        /// The change.
+        event: Event,
+        /// etcd's index of it.
+        index: u64,
+    },
+    /// etcd cannot be followed now. Told once for an outage, and again when its cause is another; the next
+    /// [`Update::Listing`] ends it.
+    Unreachable {
+        /// What is wrong.
+        error: String,
+    },
+}
+
+/// Follows the directory and tells what happens there, until the receiver is dropped.
+///
+/// Nothing is ever lost: after a listing the poll begins at the listing's own index, never at "now".
+pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) {
+    let pause = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut watcher = Watcher { store, prefix, state: State::Empty, listed: Instant::now(), pause, outage: None };
+    loop {
+        let told = tokio::select! {
+            () = updates.closed() => return,
+            told = watcher.step() => told,
+        };
+        for update in told {
+            if updates.send(update).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Pauses that double from the first to the longest, each shortened by chance by up to a half, so that many who lost
+/// the same server do not come back in step.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Option<Duration>,
+}
+
+impl Backoff {
+    /// Pauses from `first` to `longest`.
+    pub fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, next: None }
+    }
+
+    /// To be called after a failure: the pause before the next attempt.
+    pub fn pause(&mut self) -> Duration {
+        let pause = self.next.unwrap_or(self.first).min(self.longest);
+        self.next = Some(pause.saturating_mul(2));
+        pause.mul_f64(rand::random_range(0.5..=1.0))
+    }
+
+    /// To be called after a success: the next failure begins with the first pause again.
+    pub fn reset(&mut self) {
+        self.next = None;
+    }
+}
+
+/// Where the watch stands.
+enum State {
+    /// Nothing is known: list.
+    Empty,
+    /// As [`State::Empty`], after a pause.
+    Failed(Duration),
+    /// Listed, or an event was seen: ask for what came after it.
+    Watching(Position),
+}
+
+struct Watcher {
+    store: Store,
+    prefix: Prefix,
+    state: State,
+    /// When the directory was listed last.
+    listed: Instant,
+    /// Grows with each failure, of a list or a poll; only a poll that worked resets it, so that a server whose
+    /// listing is good and whose polls fail at once is not asked in a hot loop.
+    pause: Backoff,
+    /// The cause told last, until a listing comes.
+    outage: Option<String>,
+}
+
+impl Watcher {
+    /// One request, and the state after it. `state` is left as it was when this future is dropped.
+    async fn step(&mut self) -> Vec<Update> {
+        match &self.state {
+            State::Failed(pause) => {
+                sleep(*pause).await;
+                self.state = State::Empty;
+                Vec::new()
+            }
+            State::Empty => match self.store.list(&self.prefix).await {
+                Ok(listing) => {
+                    self.outage = None;
+                    self.listed = Instant::now();
+                    self.state = State::Watching(listing.position.clone());
+                    vec![Update::Listing(listing)]
+                }
+                Err(error) => self.failed(&error),
+            },
+            State::Watching(position) => match self.store.poll(&self.prefix, position).await {
+                Ok(Poll::Events(events, position)) => {
+                    let index = position.index();
+                    self.go_on(position);
+                    events.into_iter().map(|event| Update::Event { event, index }).collect()
+                }
+                Ok(Poll::Quiet(position)) => {
+                    self.go_on(position);
+                    Vec::new()
+                }
+                Ok(Poll::ListAgain(reason)) => {
+                    info!(%reason, prefix = %self.prefix, "listing the directory again");
+                    self.state = State::Failed(self.pause.pause());
+                    Vec::new()
+                }
+                Err(error) => self.failed(&error),
+            },
+        }
+    }
+
+    /// After a poll that worked.
+    fn go_on(&mut self, position: Position) {
+        self.pause.reset();
+        let trusted = self.listed.elapsed() < LISTING_LIFETIME;
+        self.state = if trusted { State::Watching(position) } else { State::Empty };
+    }
+
+    fn failed(&mut self, error: &StoreError) -> Vec<Update> {
+        self.state = State::Failed(self.pause.pause());
+        let error = error.to_string();
+        if self.outage.as_ref() == Some(&error) {
+            return Vec::new();
+        }
+        self.outage = Some(error.clone());
+        vec![Update::Unreachable { error }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_longest_stay_there_and_begin_anew_after_a_success() {
+        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        for _ in 0..2 {
+            for full in [50, 100, 200, 400, 800, 1600, 2000, 2000, 2000] {
+                let pause = pauses.pause().as_millis();
+                assert!((full / 2..=full).contains(&pause), "{pause} is not in the upper half of {full}");
+            }
+            pauses.reset();
+        }
+    }
+}

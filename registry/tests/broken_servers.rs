@@ -1,0 +1,174 @@
+//! The store and the watch against servers that are broken or rebuilt: each is an error that names the endpoint and
+//! what was wrong, within its time limit, and none is asked in a hot loop.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use registry::{Poll, Position, Prefix, Reason, StoreError, Update};
+use support::script::{Server, Step, reply, reply_with, waiting};
+use support::{next, store};
+use tokio::sync::mpsc;
+
+const LISTED: &str = r#"{"action":"get","node":{"key":"/service","dir":true,"modifiedIndex":4,"createdIndex":4}}"#;
+
+fn prefix() -> Prefix {
+    "service".parse().unwrap()
+}
+
+fn here() -> Position {
+    Position::new(Some("c1".into()), 7)
+}
+
+/// What a server does, and a part of the error that must say so.
+fn broken() -> Vec<(&'static str, Step, &'static str)> {
+    let html = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 20\r\n\r\n<html>welcome</html>";
+    let cut = "HTTP/1.1 200 OK\r\nX-Etcd-Index: 7\r\nContent-Length: 900\r\n\r\n{\"action\":\"get\",";
+    let raft = r#"{"errorCode":300,"message":"Raft Internal Error","cause":"timeout","index":0}"#;
+    let wrong_type = r#"{"action":"get","node":{"key":"/service","dir":"yes","modifiedIndex":4,"createdIndex":4}}"#;
+    let credentials = r#"{"message":"Insufficient credentials"}"#;
+    vec![
+        ("500", Step::Send(reply_with("500 Internal Server Error", "c1", 7, raft)), "Raft Internal Error"),
+        ("503 without JSON", Step::Send(reply_with("503 Service Unavailable", "c1", 7, "busy")), "503"),
+        ("hang", Step::SendAndHang(String::new()), "no answer within 500ms"),
+        ("slow headers", Step::Drip("HTTP/1.1 200 OK\r\n".into()), "no answer within 500ms"),
+        ("half a JSON", Step::Send(reply("c1", 7, r#"{"action":"get","node":{"key"#)), "not etcd's JSON: EOF"),
+        ("cut short", Step::Send(cut.into()), "its reply broke off"),
+        ("hang in the body", Step::SendAndHang(cut.into()), "no answer within 500ms"),
+        ("wrong type", Step::Send(reply("c1", 7, wrong_type)), "invalid type: string \"yes\", expected a boolean"),
+        ("HTML", Step::Send(html.into()), "not etcd's JSON"),
+        ("401", Step::Send(reply_with("401 Unauthorized", "c1", 7, credentials)), "Insufficient credentials"),
+        ("redirect", Step::Send("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n".into()), "302"),
+        ("not HTTP", Step::Send("SSH-2.0-OpenSSH_9.2\r\n".into()), "broke off"),
+        ("closed", Step::Close, "broke off"),
+        (
+            "no index",
+            Step::Send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{LISTED}", LISTED.len())),
+            "X-Etcd-Index",
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a_broken_server_is_named_with_what_is_wrong_and_costs_no_more_than_its_limit() {
+    for (name, step, expected) in broken() {
+        let server = Server::start(vec![step]).await;
+        let start = Instant::now();
+        let error = store(&[&server.url()]).list(&prefix()).await.unwrap_err();
+        assert!(matches!(error, StoreError::NoAnswer(_)), "{name}: {error}");
+        let error = error.to_string();
+        assert!(error.contains(expected) && error.contains(&server.url()), "{name}: {error}");
+        assert!(!error.contains('\n'), "{name}: {error}");
+        assert!(start.elapsed() < Duration::from_millis(1500), "{name} took {:?}", start.elapsed());
+        assert_eq!(server.requests(), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_first_server_is_passed_over_and_the_one_that_works_is_asked_from_then_on() {
+    for (name, step, _) in broken() {
+        let bad = Server::start(vec![step]).await;
+        let good = Server::start(vec![Step::Send(reply("c1", 7, LISTED))]).await;
+        let store = store(&[&bad.url(), &good.url()]);
+        for _ in 0..3 {
+            let listing = store.list(&prefix()).await.unwrap();
+            assert_eq!(listing.position, here(), "{name}");
+        }
+        assert_eq!((bad.requests(), good.requests()), (1, 3), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_and_password_are_sent_and_never_shown() {
+    let server = Server::start(vec![Step::Close]).await;
+    let url = server.url().replace("http://", "http://root:secret@");
+    let error = store(&[&url]).list(&prefix()).await.unwrap_err().to_string();
+    assert!(!error.contains("secret"), "{error}");
+}
+
+#[tokio::test]
+async fn a_poll_of_another_cluster_or_a_lower_index_means_list_again() {
+    let cases = [
+        (waiting("c2", 8), Reason::OtherCluster),
+        (waiting("c1", 6), Reason::IndexFell),
+        (
+            reply_with(
+                "400 Bad Request",
+                "c1",
+                2007,
+                include_str!("fixtures/etcd-3.4.23/error-event-index-cleared.json"),
+            ),
+            Reason::HistoryCleared,
+        ),
+    ];
+    for (bytes, reason) in cases {
+        let server = Server::start(vec![Step::SendAndHang(bytes)]).await;
+        let start = Instant::now();
+        assert_eq!(store(&[&server.url()]).poll(&prefix(), &here()).await.unwrap(), Poll::ListAgain(reason.clone()));
+        assert!(start.elapsed() < Duration::from_millis(400), "{reason} was seen only after {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_poll_goes_on_from_the_index_at_its_beginning() {
+    for (index, expected) in [(7, 7), (900, 900)] {
+        let server = Server::start(vec![Step::SendAndHang(waiting("c1", index))]).await;
+        let poll = store(&[&server.url()]).poll(&prefix(), &here()).await.unwrap();
+        assert_eq!(poll, Poll::Quiet(Position::new(Some("c1".into()), expected)));
+    }
+}
+
+#[tokio::test]
+async fn a_poll_that_breaks_is_an_error() {
+    let head = waiting("c1", 7);
+    let old =
+        r#"{"action":"set","node":{"key":"/service/10.0.0.1:80","value":"x","modifiedIndex":5,"createdIndex":5}}"#;
+    let cases = [
+        (Step::Send(format!("{head}0\r\n\r\n")), "with no event"),
+        (Step::Send(head.clone()), "broke off"),
+        (Step::SendAndHang(format!("{head}4\r\n{{\"ac\r\n")), "stood still half-way"),
+        (Step::Send(format!("{head}4\r\n{{\"ac\r\n0\r\n\r\n")), "not etcd's JSON"),
+        (Step::Send(format!("{head}{:x}\r\n{old}\r\n0\r\n\r\n", old.len())), "asked for events from 8 on, got 5"),
+        (Step::Send(format!("{head}200000\r\n{}\r\n0\r\n\r\n", "x".repeat(0x20_0000))), "more than 1048576 bytes"),
+    ];
+    for (step, expected) in cases {
+        let server = Server::start(vec![step]).await;
+        let error = store(&[&server.url()]).poll(&prefix(), &here()).await.unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains(&server.url()), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_answers_nonsense_at_once_is_not_asked_in_a_hot_loop_and_is_told_once() {
+    let cases = [
+        vec![Step::Send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".into())],
+        vec![Step::Close],
+        vec![Step::Send(reply_with("500 Internal Server Error", "c1", 7, "{}"))],
+    ];
+    for steps in cases {
+        let server = Server::start(steps).await;
+        let (sender, mut updates) = mpsc::channel(16);
+        let watching = tokio::spawn(registry::watch(store(&[&server.url()]), prefix(), sender));
+        assert!(matches!(next(&mut updates).await, Update::Unreachable { .. }));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!((3..15).contains(&server.requests()), "{} requests in a second", server.requests());
+        assert!(updates.try_recv().is_err(), "the same outage was told twice");
+        drop(updates);
+        tokio::time::timeout(support::DEADLINE, watching).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_listings_are_good_and_whose_polls_are_not_is_not_asked_in_a_hot_loop() {
+    // Every second request is a poll.
+    let steps = (0..200).map(|at| Step::Send(if at % 2 == 0 { reply("c1", 7, LISTED) } else { waiting("c2", 7) }));
+    let server = Server::start(steps.collect()).await;
+    let (sender, mut updates) = mpsc::channel(100);
+    let watching = tokio::spawn(registry::watch(store(&[&server.url()]), prefix(), sender));
+    assert!(matches!(next(&mut updates).await, Update::Listing(_)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!((4..24).contains(&server.requests()), "{} requests in a second", server.requests());
+    watching.abort();
+}

@@ -1,0 +1,131 @@
+//! Starts the real etcd for a test: own data directory, free ports, ended when it is dropped.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long etcd may take to answer after its start.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running etcd with the v2 API.
+pub(crate) struct Etcd {
+    process: Option<Child>,
+    directory: PathBuf,
+    client_port: u16,
+    peer_port: u16,
+    /// Part of what the cluster's id is made from.
+    token: u32,
+}
+
+impl Etcd {
+    /// Starts one and waits until it answers.
+    pub(crate) fn start() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("registry-test-{}-{count}", std::process::id()));
+        let mut etcd = Self { process: None, directory, client_port: 0, peer_port: 0, token: 0 };
+        let mut tries = 3;
+        loop {
+            (etcd.client_port, etcd.peer_port) = (free_port(), free_port());
+            tries -= 1;
+            match etcd.try_run() {
+                Ok(()) => return etcd,
+                // Someone else may have taken a port in between.
+                Err(error) => assert!(tries > 0, "{error}"),
+            }
+            etcd.stop();
+        }
+    }
+
+    /// The endpoint, such as `http://127.0.0.1:2379`.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// Ends the process and keeps its data.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _already_ended = process.kill();
+            process.wait().expect("waiting for etcd");
+        }
+    }
+
+    /// Starts it again on the same ports, with the data it had.
+    pub(crate) fn run(&mut self) {
+        if let Err(error) = self.try_run() {
+            panic!("{error}");
+        }
+    }
+
+    fn try_run(&mut self) -> Result<(), String> {
+        let client = self.url();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let mut command = Command::new("etcd");
+        command
+            .args(["--enable-v2", "--name", "one", "--log-level", "error"])
+            .arg("--data-dir")
+            .arg(&self.directory)
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(["--initial-cluster-token", &format!("token-{}", self.token)])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let process = match command.spawn() {
+            Ok(process) => process,
+            Err(error) => panic!("etcd cannot be started ({error}); install it: apt-get install etcd-server"),
+        };
+        self.process = Some(process);
+        let deadline = Instant::now() + START_LIMIT;
+        while !self.answers() {
+            let ended = self.process.as_mut().map(|process| process.try_wait().expect("asking after etcd"));
+            if !matches!(ended, Some(None)) {
+                return Err(format!("etcd ended at its start: {ended:?}"));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("etcd does not answer within {START_LIMIT:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Ends it, forgets everything, and starts it anew on the same ports. With `same_id` the new cluster has the id of
+    /// the old one, as when an operator repeats the same command.
+    pub(crate) fn wipe(&mut self, same_id: bool) {
+        self.stop();
+        std::fs::remove_dir_all(&self.directory).expect("removing etcd's data");
+        self.token += u32::from(!same_id);
+        self.run();
+    }
+
+    /// Whether it has a leader and serves a read by quorum.
+    fn answers(&self) -> bool {
+        use std::io::{Read, Write};
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], self.client_port));
+        let Ok(mut stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1)) else {
+            return false;
+        };
+        let mut reply = String::new();
+        let request = b"GET /v2/keys/?quorum=true HTTP/1.0\r\nHost: etcd\r\n\r\n";
+        stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
+            && stream.write_all(request).is_ok()
+            && stream.read_to_string(&mut reply).is_ok()
+            && reply.starts_with("HTTP/1.0 200")
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+        let _already_gone = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A port that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binding port 0");
+    listener.local_addr().expect("the address of a bound listener").port()
+}
