@@ -316,9 +316,13 @@ impl Applier {
     async fn save_state(&self) {
         let haproxy = &self.config.surroundings.haproxy;
         let (Some(socket), Some(file)) = (&haproxy.runtime_socket, &haproxy.state_file) else { return };
-        // Before HAProxy's first start there is nothing to keep.
-        let Ok(state) = ask(socket, "show servers state", STATE_LIMIT).await else { return };
         let file = Output::new(file);
+        let state = match ask(socket, "show servers state", STATE_LIMIT).await {
+            Ok(state) => state,
+            // Before HAProxy's first start there is nothing to keep; a file with a version only spares its warning.
+            Err(_) if file.read().is_none() => "1\n".to_owned(),
+            Err(_) => return,
+        };
         if let Err(error) = file.prepare(&state).and_then(|_| file.promote()) {
             warn!(%error, "servers' state not kept over the reload");
         }

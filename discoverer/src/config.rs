@@ -1,11 +1,12 @@
 //! Flags and environment variables; the text of `--help` is the reference.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use registry::Prefix;
 
 /// Keeps HAProxy in step with the instances registered in etcd.
@@ -170,6 +171,20 @@ pub struct Flags {
     pub log_level: String,
 }
 
+impl Cli {
+    /// Reads the command line and the environment; ends the process with a usage error, or after `--help`.
+    ///
+    /// A variable that is set to nothing counts as not set: compose files pass those on.
+    pub fn read() -> Self {
+        let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        let command = Self::command().mut_args(|arg| match arg.get_env() {
+            Some(name) if is_empty(name) => arg.env(None::<&'static str>),
+            _ => arg,
+        });
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+}
+
 impl Flags {
     /// The options as a map; the last of a name counts.
     pub fn option_map(&self) -> BTreeMap<String, String> {
@@ -209,7 +224,6 @@ fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_flags_do_not_contradict_each_other() {

@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use discoverer::config::Cli;
 use discoverer::{init, logging};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     if let Err(error) = logging::start(&cli.flags) {
         eprintln!("discoverer: {error:#}");
         return ExitCode::from(2);

@@ -137,8 +137,8 @@ fn routes(services: &Services) -> Vec<Route<'_>> {
         .filter(routed)
         .map(|service| Route {
             service: service.name.as_str(),
-            hosts: service.host.iter().flat_map(|hosts| hosts.iter()).collect(),
-            path: service.path.as_ref().map(|path| path.as_str()),
+            hosts: service.host.iter().flat_map(crate::model::HostNames::iter).collect(),
+            path: service.path.as_ref().map(crate::model::UrlPath::as_str),
         })
         .collect();
     routes.sort_by_key(|route| {

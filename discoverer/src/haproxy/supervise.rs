@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::check::{Program, alerts};
 use super::reload::{ReloadError, parse_processes, through_socket};
@@ -294,13 +294,18 @@ async fn pass_on(stderr: ChildStderr, lines: mpsc::Sender<String>) {
     let mut reader = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = reader.next_line().await {
         let shown: String = line.chars().filter(|c| !c.is_control()).take(1000).collect();
-        if shown.starts_with("[ALERT]") || shown.starts_with("[WARNING]") {
+        if shown.starts_with("[ALERT]") || shown.starts_with("[WARNING]") && !is_daily(&shown) {
             warn!(line = shown, "HAProxy says");
         } else {
-            info!(line = shown, "HAProxy says");
+            debug!(line = shown, "HAProxy says");
         }
         let _ = lines.try_send(shown);
     }
+}
+
+/// What HAProxy warns of at every good reload.
+fn is_daily(line: &str) -> bool {
+    line.contains(" stopped (cumulated conns:") || line.contains("exited with code 0 (Exit)")
 }
 
 /// The kernel ends HAProxy's master when we die, however that happens: an orphan would go on sharing the port with
