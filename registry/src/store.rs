@@ -258,6 +258,12 @@ impl Store {
         Ok(Self { endpoints: Arc::new(Endpoints::new(endpoints, request_timeout)?), watch_timeout })
     }
 
+    /// The same client with another limit on one attempt at one endpoint, for one who is in a hurry.
+    #[must_use]
+    pub fn with_request_timeout(&self, limit: Duration) -> Self {
+        Self { endpoints: Arc::new(self.endpoints.with_request_timeout(limit)), watch_timeout: self.watch_timeout }
+    }
+
     /// Reads all that is below the directory, by quorum. A directory that does not exist is an empty one.
     pub async fn list(&self, prefix: &Prefix) -> Result<Listing, StoreError> {
         let path = prefix.path();

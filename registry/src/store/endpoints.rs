@@ -164,6 +164,12 @@ impl Endpoints {
         Ok(Self { client, urls, request_timeout, preferred: AtomicUsize::new(0) })
     }
 
+    /// The same members with another limit; the one that answered last is remembered.
+    pub(super) fn with_request_timeout(&self, request_timeout: Duration) -> Self {
+        let preferred = AtomicUsize::new(self.preferred.load(Ordering::Relaxed));
+        Self { client: self.client.clone(), urls: self.urls.clone(), request_timeout, preferred }
+    }
+
     /// Asks the endpoints, each at most once, beginning with the one that answered last, until one gives an answer.
     pub(super) async fn ask(&self, request: &Request) -> Result<Answer, StoreError> {
         let first = self.preferred.load(Ordering::Relaxed);

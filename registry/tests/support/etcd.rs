@@ -52,6 +52,21 @@ impl Etcd {
         }
     }
 
+    /// Stops the process where it is: it takes connections and answers nothing. [`Etcd::thaw`] lets it go on.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Ends [`Etcd::freeze`].
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.process.as_ref().expect("etcd runs").id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().expect("running kill").success());
+    }
+
     /// Starts it again on the same ports, with the data it had.
     pub(crate) fn run(&mut self) {
         if let Err(error) = self.try_run() {

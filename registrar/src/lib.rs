@@ -1,0 +1,20 @@
+//! From Docker to the registry: finds where a container is reached, asks it whether it answers, and keeps its key.
+//!
+//! Pure rooms, no I/O and no clock: `own` (which container is this), `service` (what is registered for it), `health`
+//! (does it answer), `reconcile` (what to do in etcd). Edges: `docker`, `probe`. `sidekick` owns all state and does
+//! what the pure rooms say; `config` is the command line.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod config;
+pub mod docker;
+pub mod health;
+pub mod own;
+pub mod probe;
+pub mod reconcile;
+pub mod service;
+pub mod sidekick;
+
+pub use config::Config;
+pub use own::Traces;
+pub use sidekick::{RunError, run};
