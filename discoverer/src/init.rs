@@ -17,18 +17,23 @@ const PASSED_ON: [Signal; 6] =
 /// Where this is process 1, runs the same command as a child, and gives the exit code for the container. Elsewhere
 /// gives nothing, and the work is done right here.
 pub fn run_if_first() -> Option<ExitCode> {
-    (std::process::id() == 1).then(|| {
-        run().unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot start the child of process 1");
-            ExitCode::FAILURE
-        })
-    })
+    if std::process::id() != 1 {
+        // The mask is inherited, and process 1 blocks what it waits for.
+        if let Err(error) = SigSet::empty().thread_set_mask() {
+            tracing::warn!(%error, "the signal mask cannot be cleared");
+        }
+        return None;
+    }
+    Some(run().unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot start the child of process 1");
+        ExitCode::FAILURE
+    }))
 }
 
 fn run() -> std::io::Result<ExitCode> {
     let mut signals: SigSet = PASSED_ON.into_iter().collect();
     signals.add(Signal::SIGCHLD);
-    // Blocked before the child is there, so that none is lost; std gives the child an empty mask.
+    // Blocked before the child is there, so that none is lost; the child begins by clearing its mask.
     signals.thread_block()?;
     let mut child = Command::new(std::env::current_exe()?);
     let child = child.args(std::env::args_os().skip(1)).spawn()?;
