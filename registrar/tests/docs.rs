@@ -1,0 +1,26 @@
+//! The reference in docs/ says what `--help` says.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use clap::CommandFactory;
+use registrar::config::Config;
+
+#[test]
+fn the_reference_holds_the_help_of_this_program() {
+    let mut command = Config::command().mut_args(|arg| arg.hide_env_values(true)).term_width(100);
+    let help = command.render_long_help().to_string();
+    let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+    let help = format!("```text\n{}\n```\n", help.join("\n").trim_end());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/registrar.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (start, end) = ("<!-- help -->\n", "<!-- end of help -->\n");
+    let (before, rest) = page.split_once(start).unwrap();
+    let (shown, after) = rest.split_once(end).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{start}{help}{end}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(shown, help, "docs/registrar.md is out of date; run UPDATE_DOCS=1 cargo test -p registrar --test docs");
+}
