@@ -177,9 +177,13 @@ impl Cli {
     /// A variable that is set to nothing counts as not set: compose files pass those on.
     pub fn read() -> Self {
         let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-        let command = Self::command().mut_args(|arg| match arg.get_env() {
-            Some(name) if is_empty(name) => arg.env(None::<&'static str>),
-            _ => arg,
+        let command = Self::command().mut_args(|arg| {
+            // A user and password may be part of --etcd, so that values stay out of the help.
+            let arg = arg.hide_env_values(true);
+            match arg.get_env() {
+                Some(name) if is_empty(name) => arg.env(None::<&'static str>),
+                _ => arg,
+            }
         });
         Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
     }

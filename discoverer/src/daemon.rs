@@ -50,7 +50,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     tasks.spawn(templates::follow(flags.template.clone(), loaded));
     let (wanted, newest) = watch::channel(None);
     tasks.spawn_local(Applier::new(config).run(newest));
-    info!(etcd = flags.etcd, key = %flags.key, output = %flags.output.display(), "discoverer started");
+    info!(key = %flags.key, output = %flags.output.display(), "discoverer started");
 
     let mut state =
         State { catalog: Catalog::new(catalog_options(&flags)), listed: false, unreachable: false, templates: None };
