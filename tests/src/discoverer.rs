@@ -1,0 +1,336 @@
+//! The discoverer under test: the built program, run as a user runs it, with its files in a directory of its own.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::haproxy::{Haproxy, find_haproxy};
+use crate::http;
+use crate::load::requests;
+use crate::ports::free_address;
+use crate::process::{Finished, Process, command_line, find_workspace_binary, run, tail};
+use crate::{default_template, secs, wait_until};
+
+/// A change is served within this time, a reload and a slow machine included.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// So many requests in a row reach every server, and do not miss one by chance, beside other clients' requests.
+const ENOUGH: usize = 16;
+
+/// What to start, and how. Every setter replaces a default.
+pub struct Builder {
+    etcd: String,
+    key: String,
+    template: Option<PathBuf>,
+    output: Option<PathBuf>,
+    reach: Vec<String>,
+    http: SocketAddr,
+    args: Vec<String>,
+}
+
+impl Builder {
+    /// `--key`.
+    #[must_use]
+    pub fn key(mut self, key: &str) -> Builder {
+        self.key = key.to_owned();
+        self
+    }
+
+    /// `--template`, where the default is a copy of the templates that the project ships.
+    #[must_use]
+    pub fn template(mut self, template: &Path) -> Builder {
+        self.template = Some(template.to_path_buf());
+        self
+    }
+
+    /// `--output`, where the default is a file in the discoverer's own directory.
+    #[must_use]
+    pub fn output(mut self, output: &Path) -> Builder {
+        self.output = Some(output.to_path_buf());
+        self
+    }
+
+    /// More flags.
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Builder {
+        self.args.extend(args.iter().map(|&arg| arg.to_owned()));
+        self
+    }
+
+    /// Starts it, and waits for nothing.
+    pub fn start(self) -> Discoverer {
+        let dir = tempfile::Builder::new().prefix("e2e-discoverer-").tempdir().unwrap();
+        let output = self.output.clone().unwrap_or_else(|| dir.path().join("haproxy.cfg"));
+        let template = self.template.clone().unwrap_or_else(|| copy_templates(&dir.path().join("templates")));
+        let stats = free_address();
+        let mut args = [
+            "--etcd",
+            &self.etcd,
+            "--key",
+            &self.key,
+            "--template",
+            &template.display().to_string(),
+            "--output",
+            &output.display().to_string(),
+            "--state-dir",
+            &dir.path().join("state").display().to_string(),
+            "--haproxy",
+            &find_haproxy().display().to_string(),
+            "--set",
+            &format!("http_bind={}", self.http),
+            "--set",
+            &format!("stats_bind={stats}"),
+            "--set",
+            // HAProxy's errors, without a line for each request.
+            "log=stdout format raw local0 err",
+            "--log-format",
+            "json",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        args.extend(self.reach);
+        args.extend(self.args);
+        fs::create_dir_all(dir.path().join("state")).unwrap();
+        let mut discoverer = Discoverer { process: None, args, http: self.http, stats, output, dir };
+        discoverer.start_again();
+        discoverer
+    }
+}
+
+/// A discoverer and, under `--supervise`, its HAProxy. Dropping it ends both and removes their files.
+pub struct Discoverer {
+    process: Option<Process>,
+    args: Vec<String>,
+    http: SocketAddr,
+    stats: SocketAddr,
+    output: PathBuf,
+    dir: TempDir,
+}
+
+impl Discoverer {
+    /// One that runs HAProxy itself.
+    pub fn supervise(etcd: &str) -> Builder {
+        Discoverer::reaching(etcd, free_address(), vec!["--supervise".to_owned()])
+    }
+
+    /// One that reloads `haproxy` over its master socket.
+    pub fn reload_socket(etcd: &str, haproxy: &Haproxy) -> Builder {
+        let reach = vec!["--reload-socket".to_owned(), haproxy.master_socket().display().to_string()];
+        Discoverer::reaching(etcd, haproxy.http(), reach).output(&haproxy.config())
+    }
+
+    /// One that reloads `haproxy` with a signal to the process in its pid file.
+    pub fn reload_pidfile(etcd: &str, haproxy: &Haproxy) -> Builder {
+        let reach = vec!["--reload-pidfile".to_owned(), haproxy.pid_file().display().to_string()];
+        Discoverer::reaching(etcd, haproxy.http(), reach).output(&haproxy.config())
+    }
+
+    /// One that reloads `haproxy` with a command.
+    pub fn reload_command(etcd: &str, haproxy: &Haproxy, command: &str) -> Builder {
+        let reach = vec!["--reload-command".to_owned(), command.to_owned()];
+        Discoverer::reaching(etcd, haproxy.http(), reach).output(&haproxy.config())
+    }
+
+    fn reaching(etcd: &str, http: SocketAddr, reach: Vec<String>) -> Builder {
+        Builder {
+            etcd: etcd.to_owned(),
+            key: "service".to_owned(),
+            template: None,
+            output: None,
+            reach,
+            http,
+            args: Vec::new(),
+        }
+    }
+
+    /// Starts it once more with the same flags and files.
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_none(), "the discoverer runs already");
+        let program = find_workspace_binary("discoverer");
+        self.process =
+            Some(Process::start("discoverer", &program, &self.args, &self.dir.path().join("log"), self.dir.path()));
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the discoverer runs")
+    }
+
+    /// Gives the process away, after which [`Discoverer::start_again`] may follow.
+    pub fn take_process(&mut self) -> Process {
+        self.process.take().expect("the discoverer runs")
+    }
+
+    /// The address that the configuration's frontend listens on.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// The address of HAProxy's statistics.
+    pub fn stats(&self) -> SocketAddr {
+        self.stats
+    }
+
+    /// The path of the file it writes.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
+    /// The text of the file it writes; empty when there is none.
+    pub fn config(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// The directory of `--state-dir`.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// The master socket of the HAProxy that it supervises.
+    pub fn master_socket(&self) -> PathBuf {
+        self.state_dir().join("master.sock")
+    }
+
+    /// The `haproxy` processes that it started: the master is the one that is its own child.
+    pub fn haproxy_master(&mut self) -> Option<Pid> {
+        self.process().descendants().into_iter().find(|pid| command_line(*pid).contains("haproxy"))
+    }
+
+    /// Its log: one JSON object a line; lines of HAProxy's own are left out.
+    pub fn events(&self) -> Vec<Value> {
+        let log = fs::read(self.dir.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The log's events whose message begins so.
+    pub fn logged(&self, message: &str) -> Vec<Value> {
+        self.events().into_iter().filter(|event| field(event, "message").starts_with(message)).collect()
+    }
+
+    /// Waits for an event whose message begins so and of which each given field contains the given text.
+    pub async fn wait_logged(&self, message: &str, fields: &[(&str, &str)]) -> Value {
+        wait_until(SOON, &format!("the log says {message:?} with {fields:?}"), async || {
+            let same = self.logged(message);
+            let fits = |event: &&Value| fields.iter().all(|(name, text)| field(event, name).contains(text));
+            same.iter().find(fits).cloned().ok_or_else(|| format!("with that message: {same:?}"))
+        })
+        .await
+    }
+
+    /// Waits until HAProxy serves exactly these names, each of them, and nothing else fails.
+    pub async fn wait_serves(&mut self, names: &[&str]) {
+        let wanted: Vec<&str> = sorted(names);
+        let http = self.http;
+        wait_until(SOON, &format!("HAProxy serves exactly {wanted:?}"), async || {
+            if let Some(process) = &mut self.process
+                && let Some(status) = process.ended()
+            {
+                return Err(format!("the discoverer ended: {status}"));
+            }
+            let seen = requests(http, ENOUGH).await;
+            if seen.keys().map(String::as_str).collect::<Vec<_>>() == wanted {
+                Ok(())
+            } else {
+                Err(format!("{seen:?}"))
+            }
+        })
+        .await;
+    }
+
+    /// Waits until a request with this `Host` gets the wanted answer: a backend's name, or a status such as `503`.
+    pub async fn wait_host(&self, host: &str, wanted: &str) {
+        wait_until(SOON, &format!("HAProxy answers {host} with {wanted}"), async || {
+            let seen = self.answer(host).await;
+            if seen == wanted { Ok(()) } else { Err(seen) }
+        })
+        .await;
+    }
+
+    /// What a request with this `Host` gets now: the body of a 200, else the status, else the error.
+    pub async fn answer(&self, host: &str) -> String {
+        match http::get_host(self.http, host).await {
+            Ok(reply) if reply.status == 200 => reply.body,
+            Ok(reply) => reply.status.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Waits until the file contains a text.
+    pub async fn wait_config(&self, text: &str) {
+        wait_until(SOON, &format!("{} contains {text:?}", self.output.display()), async || {
+            let config = self.config();
+            if config.contains(text) { Ok(()) } else { Err(tail(&config)) }
+        })
+        .await;
+    }
+}
+
+fn sorted<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    names
+}
+
+/// Copies the templates that the project ships into a new directory, so that nobody's edit meanwhile is followed by a running
+/// test; gives the main one.
+fn copy_templates(into: &Path) -> PathBuf {
+    fs::create_dir(into).unwrap();
+    let main = default_template();
+    for file in fs::read_dir(main.parent().unwrap()).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), into.join(file.file_name())).unwrap();
+    }
+    into.join(main.file_name().unwrap())
+}
+
+/// A field of a log event as text; empty when it has none.
+pub fn field(event: &Value, name: &str) -> String {
+    match event["fields"].get(name).or_else(|| event.get(name)) {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    }
+}
+
+/// Runs the program to its end with these arguments: for `render`, `check`, `--once`, `--help` and wrong flags.
+pub async fn run_discoverer(args: &[&str]) -> Finished {
+    run(&find_workspace_binary("discoverer"), args, &[], secs(20)).await
+}
+
+/// A template of a test's own, in a directory of its own.
+pub struct TemplateFile {
+    path: PathBuf,
+    dir: TempDir,
+}
+
+impl TemplateFile {
+    /// Writes it.
+    pub fn new(text: &str) -> TemplateFile {
+        let dir = tempfile::Builder::new().prefix("e2e-template-").tempdir().unwrap();
+        let path = dir.path().join("haproxy.cfg.tera");
+        fs::write(&path, text).unwrap();
+        TemplateFile { path, dir }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes it anew in place, as `cat >` does.
+    pub fn overwrite(&self, text: &str) {
+        fs::write(&self.path, text).unwrap();
+    }
+
+    /// Puts a new file in its place, as editors do.
+    pub fn replace(&self, text: &str) {
+        let new = self.dir.path().join("haproxy.cfg.tera.new");
+        fs::write(&new, text).unwrap();
+        fs::rename(&new, &self.path).unwrap();
+    }
+}

@@ -1,0 +1,162 @@
+//! A plain HTTP/1.1 client that hides nothing: no retry, no redirect, no rewriting of the path.
+//!
+//! Tests count every failed request and send paths that no well-behaved client would, so they need exactly this.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+
+/// The limit of one exchange, connecting included.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// Header names (lower case) and values, in the order they came.
+    pub headers: Vec<(String, String)>,
+    /// The body; what is not UTF-8 is replaced.
+    pub body: String,
+}
+
+impl Reply {
+    /// The first header of that name (lower case).
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// One connection, for one request after another.
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects.
+    pub async fn open(address: SocketAddr) -> io::Result<Connection> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream: BufReader::new(stream) })
+    }
+
+    /// Sends one request and reads its whole reply. `headers` come in addition to `Host` and the length.
+    pub async fn exchange(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> io::Result<Reply> {
+        let mut request = format!("{method} {path} HTTP/1.1\r\n");
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            request.push_str("Host: localhost\r\n");
+        }
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !body.is_empty() {
+            request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        request.push_str("\r\n");
+        request.push_str(body);
+        self.stream.get_mut().write_all(request.as_bytes()).await?;
+        read_reply(&mut self.stream).await
+    }
+}
+
+/// One request over a connection of its own, which both sides close after it.
+pub async fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<Reply> {
+    let exchange = async {
+        let mut all = headers.to_vec();
+        all.push(("Connection", "close"));
+        Connection::open(address).await?.exchange(method, path, &all, body).await
+    };
+    tokio::time::timeout(LIMIT, exchange)
+        .await
+        .map_err(|_| io::Error::new(ErrorKind::TimedOut, "no whole reply in time"))?
+}
+
+/// `GET` of a path.
+pub async fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
+    request(address, "GET", path, &[], "").await
+}
+
+/// `GET /` with a `Host` header: which virtual host answers?
+pub async fn get_host(address: SocketAddr, host: &str) -> io::Result<Reply> {
+    request(address, "GET", "/", &[("Host", host)], "").await
+}
+
+async fn read_reply(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Reply> {
+    let (first, headers) = read_head(stream).await?;
+    let status = first.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| bad(&first))?;
+    let mut reply = Reply { status, headers, body: String::new() };
+    let mut body = Vec::new();
+    if reply.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
+        loop {
+            let size = read_line(stream).await?;
+            let size =
+                usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16).map_err(|_| bad(&size))?;
+            let mut chunk = vec![0; size + 2];
+            stream.read_exact(&mut chunk).await?;
+            if size == 0 {
+                break;
+            }
+            body.extend_from_slice(&chunk[..size]);
+        }
+    } else if let Some(length) = reply.header("content-length").map(str::to_owned) {
+        body = vec![0; length.parse().map_err(|_| bad(&length))?];
+        stream.read_exact(&mut body).await?;
+    } else {
+        stream.read_to_end(&mut body).await?;
+    }
+    reply.body = String::from_utf8_lossy(&body).into_owned();
+    Ok(reply)
+}
+
+/// Reads a request's or reply's head: the first line, and the headers with names in lower case.
+pub(crate) async fn read_head(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<(String, Vec<(String, String)>)> {
+    let first = read_line(stream).await?;
+    let mut headers = Vec::new();
+    loop {
+        let line = read_line(stream).await?;
+        if line.is_empty() {
+            return Ok((first, headers));
+        }
+        let (name, value) = line.split_once(':').ok_or_else(|| bad(&line))?;
+        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+}
+
+async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<String> {
+    let mut line = Vec::new();
+    if stream.read_until(b'\n', &mut line).await? == 0 {
+        return Err(io::Error::new(ErrorKind::UnexpectedEof, "connection closed"));
+    }
+    Ok(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn bad(line: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, format!("not HTTP: {line:?}"))
+}
+
+/// Percent-encodes every byte that is not a letter, a digit or one of `-_.~` (RFC 3986, section 2.3).
+pub fn encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}

@@ -1,0 +1,126 @@
+//! The README's first command, as a newcomer runs it, on ports and under a project name of its own.
+
+use std::net::SocketAddr;
+
+use e2e::docker::{IMAGE_NAMES, Images, docker, docker_ok};
+use e2e::load::{Load, requests};
+use e2e::ports::free_port;
+use e2e::process::{Finished, run};
+use e2e::{secs, wait_until, within, workspace};
+
+struct Demo {
+    project: String,
+    http_port: u16,
+    variables: Vec<(String, String)>,
+}
+
+impl Demo {
+    fn new() -> Demo {
+        let project = format!("e2edemo{}", std::process::id());
+        let http_port = free_port();
+        let variables = [
+            ("COMPOSE_PROJECT_NAME", project.clone()),
+            ("HTTP_PORT", http_port.to_string()),
+            ("ETCD_ADDRESS", format!("127.0.0.1:{}", free_port())),
+            ("STATS_ADDRESS", format!("127.0.0.1:{}", free_port())),
+        ];
+        Demo { project, http_port, variables: variables.map(|(name, value)| (name.to_owned(), value)).to_vec() }
+    }
+
+    async fn run(&self, args: &[&str]) -> Finished {
+        let variables: Vec<(&str, &str)> = self.variables.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        run(&workspace().join("demo"), args, &variables, secs(500)).await
+    }
+
+    fn http(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.http_port))
+    }
+
+    /// What of it Docker knows: `ps`, `network` or `volume` by the project's label.
+    async fn left(&self, list: &[&str]) -> String {
+        let filter = format!("label=com.docker.compose.project={}", self.project);
+        docker_ok(&[list, &["--quiet", "--filter", &filter]].concat()).await
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        // What a failed test left is removed without the program that may have failed.
+        let project = &self.project;
+        let filter = format!("label=com.docker.compose.project={project}");
+        let script = format!(
+            "docker ps -aq --filter {filter} | xargs -r docker rm -fv; docker network ls -q --filter {filter} | xargs -r docker network rm; \
+             docker volume ls -q --filter {filter} | xargs -r docker volume rm"
+        );
+        let _tried = std::process::Command::new("sh").args(["-c", &script]).output();
+    }
+}
+
+#[tokio::test]
+async fn the_demo_ends_with_answers_from_several_containers_and_down_removes_it_all() {
+    let demo = Demo::new();
+    // What takes long comes first, while the other tests still use the images; from then on they are this test's alone.
+    let built = demo.run(&["build"]).await;
+    assert_eq!(built.code, Some(0), "{}\n{}", built.stdout, built.stderr);
+    let images = Images::alone().await;
+    within(240, async {
+        let up = demo.run(&["--scale", "2"]).await;
+        assert_eq!(up.code, Some(0), "{}\n{}", up.stdout, up.stderr);
+        assert!(up.stdout.contains("Hello from") && up.stdout.contains("= running"), "{}", up.stdout);
+        let seen = requests(demo.http(), 8).await;
+        assert_eq!(seen.len(), 2, "{seen:?}");
+
+        let load = Load::start(demo.http());
+        load.wait_served(50).await;
+        let filter = format!("label=com.docker.compose.project={}", demo.project);
+        let web =
+            docker_ok(&["ps", "--quiet", "--filter", &filter, "--filter", "label=com.docker.compose.service=web"])
+                .await;
+        let first = web.lines().next().unwrap();
+        docker_ok(&["stop", first]).await;
+        let stopped = format!("Hello from {first}\n");
+        let seen = requests(demo.http(), 8).await;
+        assert!(seen.len() == 1 && !seen.contains_key(&stopped), "{seen:?} after {first} was stopped");
+        docker_ok(&["start", first]).await;
+        wait_until(secs(30), "the started one is back", async || {
+            let seen = requests(demo.http(), 4).await;
+            if seen.contains_key(&stopped) { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
+        load.stop().await.assert_no_failure(100);
+
+        let again = demo.run(&["--scale", "2"]).await;
+        assert_eq!(again.code, Some(0), "a second run: {}\n{}", again.stdout, again.stderr);
+
+        let down = demo.run(&["down", "--keep-base"]).await;
+        assert_eq!(down.code, Some(0), "{}\n{}", down.stdout, down.stderr);
+        for list in [&["ps", "--all"][..], &["network", "ls"], &["volume", "ls"]] {
+            assert_eq!(demo.left(list).await, "", "docker {list:?} after ./demo down:\n{}", down.stdout);
+        }
+        for image in IMAGE_NAMES {
+            let is_there = docker(&["image", "inspect", image]).await.code == Some(0);
+            assert!(!is_there || down.stdout.contains(&format!("{image} stays")), "{image}: {}", down.stdout);
+        }
+    })
+    .await;
+    drop(images);
+}
+
+#[tokio::test]
+async fn the_demo_says_what_is_wrong_with_its_arguments() {
+    within(60, async {
+        let demo = Demo::new();
+        for (args, word) in [(&["sideways"][..], "sideways"), (&["--scale", "many"], "many"), (&["--scale"], "--scale")]
+        {
+            let done = demo.run(args).await;
+            assert_eq!(done.code, Some(2), "{args:?}: {done:?}");
+            assert!(done.stderr.contains(word), "{args:?}: {done:?}");
+        }
+        let help = demo.run(&["--help"]).await;
+        assert!(help.code == Some(0) && help.stdout.contains("./demo down"), "{help:?}");
+    })
+    .await;
+}

@@ -1,0 +1,176 @@
+//! The harness itself: a test that leans on it must be able to believe it.
+
+use std::net::SocketAddr;
+
+use e2e::backend::Backend;
+use e2e::docker::{Docker, docker_ok};
+use e2e::etcd::{Etcd, get_node};
+use e2e::fake_etcd::{FakeEtcd, Illness};
+use e2e::haproxy::{Haproxy, cli};
+use e2e::http::{self, Connection};
+use e2e::load::{Load, requests};
+use e2e::ports::free_port;
+use e2e::process::{Process, command_line, find_program, is_alive};
+use e2e::{secs, wait_until, within};
+
+#[tokio::test]
+async fn etcd_keeps_its_keys_over_a_restart_and_loses_them_when_wiped() {
+    within(60, async {
+        let mut etcd = Etcd::start().await;
+        etcd.put("/service/127.0.0.1:8000", "running").await;
+        etcd.stop().await;
+        etcd.start_again().await;
+        assert_eq!(etcd.get("/service/127.0.0.1:8000").await.unwrap()["value"], "running");
+        let before = cluster_id(&etcd).await;
+        etcd.wipe().await;
+        assert!(etcd.get("/service/127.0.0.1:8000").await.is_none());
+        assert_eq!(cluster_id(&etcd).await, before);
+        etcd.wipe_as_another_cluster().await;
+        assert_ne!(cluster_id(&etcd).await, before);
+    })
+    .await;
+}
+
+async fn cluster_id(etcd: &Etcd) -> String {
+    let reply = http::get(etcd.address(), "/v2/keys/").await.unwrap();
+    reply.header("x-etcd-cluster-id").unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn etcd_takes_hostile_names_as_they_are() {
+    within(30, async {
+        let etcd = Etcd::start().await;
+        etcd.put_encoded("/service/x%0Ahttp-request%20deny%20%23", "running").await;
+        let nodes = etcd.get("/service").await.unwrap();
+        assert_eq!(nodes["nodes"][0]["key"], "/service/x\nhttp-request deny #");
+        etcd.delete("/service?recursive=true").await;
+        assert!(etcd.get("/service").await.is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_answers_its_name_on_fresh_and_kept_connections() {
+    within(10, async {
+        let backend = Backend::start("one").await;
+        let seen = requests(backend.address(), 3).await;
+        assert_eq!(seen["one"], 3);
+        let mut connection = Connection::open(backend.address()).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(connection.exchange("GET", "/", &[], "").await.unwrap().body, backend.name());
+        }
+        assert_eq!(backend.requests(), 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_load_counts_what_is_served_and_what_fails() {
+    within(20, async {
+        let backend = Backend::start("one").await;
+        let address = backend.address();
+        let load = Load::start(address);
+        load.wait_served(50).await;
+        load.stop().await.assert_no_failure(50);
+
+        let load = Load::start(address);
+        load.wait_served(10).await;
+        drop(backend);
+        wait_until(secs(5), "eight requests failed", async || {
+            if load.failed() >= 8 { Ok(()) } else { Err(load.failed().to_string()) }
+        })
+        .await;
+        let report = load.stop().await;
+        assert!(report.failures.len() >= 8, "{report:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_illness_of_the_fake_etcd_shows() {
+    within(30, async {
+        for illness in Illness::ALL {
+            let fake = FakeEtcd::start(illness).await;
+            let address: SocketAddr = fake.url().trim_start_matches("http://").parse().unwrap();
+            let reply = tokio::time::timeout(secs(1), http::get(address, "/v2/keys/service")).await;
+            match (illness, reply) {
+                (Illness::Says500, Ok(Ok(reply))) => assert_eq!((reply.status, reply.body.len()), (500, 26)),
+                (Illness::WrongType, Ok(Ok(reply))) => {
+                    let json: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+                    assert_eq!((reply.status, &json["action"]), (200, &serde_json::json!(17)));
+                }
+                (Illness::Hangs, Err(_)) | (Illness::HalfJson | Illness::Closes, Ok(Err(_))) => {}
+                (_, other) => panic!("{illness:?}: {other:?}"),
+            }
+            assert_eq!(fake.requests(), 1, "{illness:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn haproxy_tells_its_reloads() {
+    within(30, async {
+        let haproxy = Haproxy::start().await;
+        haproxy.wait_reloads(0).await;
+        let pid: i32 = std::fs::read_to_string(haproxy.pid_file()).unwrap().trim().parse().unwrap();
+        assert!(command_line(nix::unistd::Pid::from_raw(pid)).contains("haproxy -W"));
+        cli(&haproxy.master_socket(), "reload").await.unwrap();
+        haproxy.wait_reloads(1).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn dropping_a_process_ends_what_it_started() {
+    within(10, async {
+        let dir = tempfile::tempdir().unwrap();
+        let args = ["-c", "setsid sleep 77 & sleep 78"].map(str::to_owned);
+        let shell = Process::start("shell", &find_program("sh", "dash"), &args, &dir.path().join("log"), dir.path());
+        let family = wait_until(secs(5), "both sleeps run", async || {
+            let family = shell.descendants();
+            if family.iter().filter(|pid| command_line(**pid).starts_with("sleep")).count() == 2 {
+                Ok(family)
+            } else {
+                Err(format!("{:?}", family.iter().map(|pid| command_line(*pid)).collect::<Vec<_>>()))
+            }
+        })
+        .await;
+        drop(shell);
+        wait_until(secs(5), "none is left", async || {
+            let left: Vec<_> = family.iter().filter(|pid| is_alive(**pid)).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[test]
+fn a_free_port_is_given_once() {
+    let mut ports: Vec<u16> = (0..50).map(|_| free_port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), 50);
+}
+
+#[tokio::test]
+#[should_panic(expected = "last seen: only 3 of 4")]
+async fn a_wait_that_fails_says_what_it_saw() {
+    wait_until::<()>(std::time::Duration::from_millis(50), "four are there", async || Err("only 3 of 4".to_owned()))
+        .await;
+}
+
+#[tokio::test]
+async fn what_a_test_made_in_docker_is_removed_with_it() {
+    within(180, async {
+        let docker = Docker::start().await;
+        let name = docker.name().to_owned();
+        let etcd = docker.etcd().await;
+        assert!(get_node(etcd, "/service").await.is_none());
+        drop(docker);
+        assert_eq!(docker_ok(&["ps", "--all", "--quiet", "--filter", &format!("label=e2e={name}")]).await, "");
+        assert_eq!(docker_ok(&["network", "ls", "--quiet", "--filter", &format!("name={name}")]).await, "");
+    })
+    .await;
+}

@@ -1,0 +1,14 @@
+//! End-to-end tests: the built programs against the real etcd, HAProxy and Docker. One binary, a module for each subject.
+#![allow(clippy::unwrap_used)]
+
+mod commands;
+mod demo;
+mod etcd_trouble;
+mod harness;
+mod hostile;
+mod output;
+mod reload;
+mod serving;
+mod sidekick;
+mod supervise;
+mod templates;
