@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use registry::Prefix;
+use registry::{EndpointList, Prefix};
 
 /// Keeps HAProxy in step with the instances registered in etcd.
 ///
@@ -34,6 +35,11 @@ pub enum Command {
     Check,
 }
 
+/// Flags that do not go together, or are missing for what is asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub &'static str);
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -47,15 +53,8 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Args)]
 pub struct Flags {
     /// etcd's client URLs, joined by commas: http://h1:2379,http://h2:2379
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL[,URL]",
-        env = "DISCOVERER_ETCD",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub etcd: String,
+    #[arg(long, global = true, value_name = "URL[,URL]", env = "DISCOVERER_ETCD", value_parser = EndpointList::from_str)]
+    pub etcd: Option<EndpointList>,
 
     /// The directory in etcd that is followed. Instances lie in it as <host>:<port>, or in one directory a service
     #[arg(long, global = true, value_name = "PREFIX", env = "DISCOVERER_KEY", default_value = "service")]

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::apply::{Applier, ApplyConfig, Reading, Wanted};
 use crate::catalog::{Catalog, Outcome};
-use crate::config::Flags;
+use crate::config::{Flags, UsageError};
 use crate::haproxy::{Layout, Program, Reloader, Supervisor, SupervisorHandle};
 use crate::model::Services;
 use crate::output::Output;
@@ -24,9 +24,6 @@ const WAITING_UPDATES: usize = 1024;
 
 /// Follows the registry until a signal says stop.
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
-    if flags.etcd.is_empty() {
-        bail!("--etcd is missing; give etcd's client URLs, such as --etcd http://127.0.0.1:2379");
-    }
     let store = store(&flags)?;
     let mut stop = Stop::new()?;
     std::fs::create_dir_all(&flags.state_dir)
@@ -111,10 +108,10 @@ fn way_to_haproxy(
     }
     match reloader(flags) {
         Some(reloader) => Ok((reloader, None)),
-        None => bail!(
+        None => bail!(UsageError(
             "nothing says how HAProxy is reached; give --supervise, --reload-socket PATH, --reload-pidfile PATH or \
              --reload-command CMD (--once and --dry-run need none)"
-        ),
+        )),
     }
 }
 

@@ -22,10 +22,9 @@ pub mod templates;
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-use registry::{Store, StoreOptions, parse_endpoints};
+use registry::{Store, StoreOptions};
 
-use crate::config::{Cli, Command, Flags};
+use crate::config::{Cli, Command, Flags, UsageError};
 use crate::haproxy::{Program, Reloader};
 use crate::render::{HaproxyContext, Surroundings};
 
@@ -42,7 +41,9 @@ pub async fn main(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn store(flags: &Flags) -> anyhow::Result<Store> {
-    let endpoints = parse_endpoints(&flags.etcd).context("--etcd")?;
+    const MISSING: UsageError =
+        UsageError("--etcd is missing; give etcd's client URLs, such as --etcd http://127.0.0.1:2379");
+    let endpoints = flags.etcd.clone().ok_or(MISSING)?.0;
     let options = StoreOptions { endpoints, request_timeout: flags.etcd_timeout, watch_timeout: flags.watch_timeout };
     Ok(Store::new(options)?)
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use discoverer::config::Cli;
+use discoverer::config::{Cli, UsageError};
 use discoverer::{init, logging};
 
 fn main() -> ExitCode {
@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            // As clap ends after a flag that it refuses.
+            if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -22,5 +22,8 @@ fn the_reference_holds_the_help_of_this_program() {
         std::fs::write(&path, format!("{before}{start}{help}{end}{after}")).unwrap();
         return;
     }
-    assert_eq!(shown, help, "docs/discoverer.md is out of date; run UPDATE_DOCS=1 cargo test -p discoverer --test docs");
+    assert_eq!(
+        shown, help,
+        "docs/discoverer.md is out of date; run UPDATE_DOCS=1 cargo test -p discoverer --test docs"
+    );
 }

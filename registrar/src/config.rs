@@ -8,8 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
-use registry::{AddressError, InstanceAddress, Prefix};
-use reqwest::Url;
+use registry::{AddressError, EndpointList, InstanceAddress, Prefix};
 
 /// Registers this container in etcd as soon as its application answers, and removes it when the application stops
 /// answering or the container is stopped.
@@ -24,8 +23,8 @@ use reqwest::Url;
 pub struct Config {
     /// etcd's endpoints, comma-separated: http://10.0.0.1:2379,http://10.0.0.2:2379. One that answers is enough; the
     /// others stand in for it.
-    #[arg(long, env = "REGISTRAR_ETCD", value_name = "URLS", value_parser = Endpoints::from_str)]
-    pub etcd: Endpoints,
+    #[arg(long, env = "REGISTRAR_ETCD", value_name = "URLS", value_parser = EndpointList::from_str)]
+    pub etcd: EndpointList,
 
     /// The directory in etcd that the key is written to. Its last segment names the service.
     #[arg(long, env = "REGISTRAR_KEY", value_name = "PATH", default_value = "service")]
@@ -110,18 +109,6 @@ impl Config {
             if empty { arg.env(None) } else { arg }
         });
         Self::from_arg_matches(&command.try_get_matches_from(args)?)
-    }
-}
-
-/// etcd's endpoints, at least one.
-#[derive(Debug, Clone)]
-pub struct Endpoints(pub Vec<Url>);
-
-impl FromStr for Endpoints {
-    type Err = registry::EndpointError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        registry::parse_endpoints(text).map(Self)
     }
 }
 

@@ -13,7 +13,7 @@ pub enum MappingError {
     NotPublished(u16),
     /// It is published on all addresses of the host, and none is known.
     #[error(
-        "port {0} is published on every address of the host, and which one others use is not known: say it with \
+        "port {0} is published on every address of the host (0.0.0.0), and which one others use is not known: say it with \
          `--ip ADDRESS`, or publish the port with `-p HOSTADDRESS::{0}`"
     )]
     NoHostAddress(u16),

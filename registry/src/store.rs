@@ -14,7 +14,7 @@ use reqwest::Method;
 use tracing::debug;
 use url::Url;
 
-pub use endpoints::{EndpointError, parse_endpoints, use_ring};
+pub use endpoints::{EndpointError, EndpointList, parse_endpoints, use_ring};
 
 use crate::key::{InstanceKey, Prefix};
 use endpoints::{Answer, Content, Endpoints, Request};

@@ -17,6 +17,8 @@ use super::supervise::SupervisorHandle;
 const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 /// A master that is idle answers in a millisecond.
 const VERSION_LIMIT: Duration = Duration::from_secs(3);
+/// A master with 10,000 servers is silent for 1 s while it reads its file; one that is silent this long is dead.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// How often HAProxy's master is asked how an asynchronous reload goes.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// A worker that read a bad file is gone by then (HAProxy 3.1 and later fork before they read).
@@ -132,16 +134,21 @@ pub(super) async fn through_socket(path: &Path) -> Result<(), ReloadError> {
         "" => {}
         other => return Err(ReloadError::Reply(first_line(other))),
     }
+    let mut last_answer = Instant::now();
     while Instant::now() < deadline {
-        // While the new master starts, nobody answers.
-        if let Ok(reply) = ask(path, "show proc", RELOAD_LIMIT).await
-            && let Some(now) = parse_processes(&reply)
-            && now.reloads > before.reloads
-        {
-            return match now.failed {
-                0 => Ok(()),
-                _ => Err(ReloadError::Failed("its log says why".to_owned())),
-            };
+        match ask(path, "show proc", RELOAD_LIMIT).await {
+            Ok(reply) => {
+                last_answer = Instant::now();
+                if let Some(now) = parse_processes(&reply).filter(|now| now.reloads > before.reloads) {
+                    return match now.failed {
+                        0 => Ok(()),
+                        _ => Err(ReloadError::Failed("its log says why".to_owned())),
+                    };
+                }
+            }
+            // While the new master reads its file, nobody answers.
+            Err(error) if last_answer.elapsed() > SILENCE_LIMIT => return Err(error.into()),
+            Err(_) => {}
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

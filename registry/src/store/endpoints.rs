@@ -52,6 +52,18 @@ pub fn parse_endpoints(text: &str) -> Result<Vec<Url>, EndpointError> {
     parts.into_iter().map(parse_endpoint).collect()
 }
 
+/// etcd's endpoints as a flag takes them: at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointList(pub Vec<Url>);
+
+impl std::str::FromStr for EndpointList {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        parse_endpoints(text).map(Self)
+    }
+}
+
 fn parse_endpoint(text: &str) -> Result<Url, EndpointError> {
     const EXAMPLE: &str = "http://10.0.0.1:2379";
     let refuse = |reason, suggestion| Err(EndpointError::Form { text: v2::shown(text), reason, suggestion });
