@@ -1,89 +1,83 @@
-//! Brings HAProxy to what is wanted: render, let HAProxy check, write, reload. One task owns all of it, and works on
-//! the newest wish only.
+//! Brings HAProxy to what is wanted: over the runtime API where only servers differ, with a reload where it must be.
 //!
-//! Whatever fails, HAProxy goes on with the last good file, and the failure is named.
+//! A server that came or went is told to HAProxy first (`step`), the whole text follows and proves it (`apply`), and
+//! the file follows right behind (`settle`): validated, written whole, and compared with what HAProxy says. Whatever
+//! fails, HAProxy goes on with the last good file, and the failure is named.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::pending;
+use std::net::TcpListener;
 use std::time::Duration;
 
-use registry::ServiceName;
-use tokio::sync::watch;
-use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, error, info, warn};
 
-use crate::blame;
-use crate::haproxy::{CheckError, Program, ReloadError, Reloader, ask};
-use crate::model::{Service, Services};
+use crate::catalog::Step;
+use crate::compose::{ComposeError, Composer, Wanted, check};
+use crate::haproxy::{
+    Command, Program, ReloadError, Reloader, Runtime, RuntimeError, is_deleted, parse_servers, with_wanted_states,
+};
 use crate::output::{Output, OutputError};
-use crate::render::{Surroundings, TemplateError, Templates};
+use crate::plan::{self, Change, Parsed, Plan, Reason, ServerId, Version};
 
-/// Templates as they were read, or why they could not be; two are the same where they are one reading.
-pub type Reading = Arc<Result<Templates, TemplateError>>;
-
-/// The first pause after a failure that another try may mend; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause after a failure.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The state of 10,000 servers takes 55 ms.
-const STATE_LIMIT: Duration = Duration::from_secs(3);
-
-/// What HAProxy should run: the newest state of the registry and of the template files.
-#[derive(Debug, Clone)]
-pub struct Wanted {
-    /// The services.
-    pub services: Arc<Services>,
-    /// The templates, or why there are none.
-    pub templates: Reading,
-}
-
-impl Wanted {
-    /// Whether it is the same state of both.
-    fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.services, &other.services) && Arc::ptr_eq(&self.templates, &other.templates)
-    }
-}
+/// The file is written at once after a change, and then at most this often while changes pour in: each time costs
+/// `haproxy -c`, up to 0.6 s for 10,000 servers.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// How often HAProxy is asked whether it is still the worker that we know.
+const ASK_WORKER_EVERY: Duration = Duration::from_secs(2);
+/// The first pause before a server that still has connections is tried again; it doubles up to the longest.
+const FIRST_REMOVAL_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause before a server that still has connections is tried again.
+const LONGEST_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+/// The pause where as many old workers live as may.
+const CROWDED_PAUSE: Duration = Duration::from_secs(1);
+/// A service that was left out because its port was taken is tried again after this.
+const BIND_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why HAProxy does not run what is wanted.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The template is to blame, and there was no good one before.
-    #[error("template: {0}")]
-    Template(TemplateError),
-    /// HAProxy refuses the text.
-    #[error("HAProxy refuses the file: {words}")]
-    Refused {
-        /// HAProxy's own words.
-        words: String,
-        /// The sections they name that could be services.
-        sections: Vec<ServiceName>,
-    },
-    /// HAProxy could not be asked.
+    /// There is no text to run.
     #[error(transparent)]
-    Check(CheckError),
+    Compose(#[from] ComposeError),
     /// The file could not be written.
     #[error(transparent)]
     Output(#[from] OutputError),
     /// HAProxy did not take the file.
     #[error(transparent)]
     Reload(#[from] ReloadError),
+    /// A port that the new file listens on is taken: a reload would make HAProxy refuse connections for seconds.
+    #[error("{address} is taken by another program ({error}); free it, or take it out of the template")]
+    Bind {
+        /// The address of the `bind` line.
+        address: String,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
 }
 
 impl ApplyError {
     /// Whether the same input may do better later.
-    fn may_pass(&self) -> bool {
-        matches!(self, Self::Check(_) | Self::Output(_) | Self::Reload(_))
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Compose(error) => error.may_pass(),
+            Self::Output(_) | Self::Reload(_) | Self::Bind { .. } => true,
+        }
     }
 }
 
-/// What was applied.
-#[derive(Debug, PartialEq, Eq)]
+/// How HAProxy came to what is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
     /// HAProxy ran it already.
     Nothing,
-    /// HAProxy runs the new file.
+    /// Its servers were changed over the runtime API.
+    Runtime,
+    /// It read the new file.
     Reloaded,
+    /// It needs a reload, and the last one was too short ago: ask again then.
+    Later(Instant),
 }
 
 /// What applying needs to know.
@@ -91,234 +85,467 @@ pub enum Applied {
 pub struct ApplyConfig {
     /// HAProxy's program; none where its version is not the running one, so that its check would say nothing.
     pub program: Option<Program>,
+    /// The running version, where it is known.
+    pub version: Option<Version>,
     /// The file.
     pub output: Output,
     /// The way to make HAProxy read it.
     pub reloader: Reloader,
-    /// What templates get besides the services.
-    pub surroundings: Surroundings,
-    /// The least time between two reloads: each leaves an old worker that finishes its requests.
+    /// The stats socket; without it every change is a reload.
+    pub runtime: Option<Runtime>,
+    /// The least time between two reloads.
     pub min_interval: Duration,
+    /// How long a server that is removed may finish its connections.
+    pub drain_timeout: Duration,
+}
+
+/// Something that has become due while nothing was wanted; see [`Applier::wait`].
+#[derive(Debug)]
+pub enum Due {
+    /// Servers in maintenance may have lost their last connection.
+    Removals,
+    /// The file is behind.
+    Settle,
+    /// The file has been written, or could not be.
+    Settled(Result<Settled, ComposeError>),
+    /// HAProxy is to be asked who it is.
+    Worker,
+    /// Services whose port was taken are to be tried again.
+    Bind,
+}
+
+/// What came of writing the file behind the runtime API.
+#[derive(Debug)]
+pub struct Settled {
+    /// How many changes had been made when it began.
+    changes: u64,
+    /// The text.
+    text: String,
+    /// What HAProxy said of its servers then.
+    state: Option<String>,
+}
+
+/// The way from what HAProxy runs to what it should run.
+enum Way {
+    Nothing,
+    Runtime(Vec<Change>),
+    Reload(Why),
+}
+
+/// Why it takes a reload.
+#[derive(Debug, thiserror::Error)]
+enum Why {
+    #[error("it is not known what HAProxy runs")]
+    Unknown,
+    #[error("no --runtime-socket is given")]
+    NoRuntime,
+    #[error("{0}")]
+    Distrust(String),
+    #[error("what server.tera says of a server is not what the whole template says")]
+    Partial,
+    #[error("{0}")]
+    Plan(Reason),
 }
 
 /// Owns the file and the way to HAProxy.
 #[derive(Debug)]
 pub struct Applier {
     config: ApplyConfig,
-    /// The last templates whose text HAProxy took.
-    good: Option<Reading>,
-    /// Services that were left out, as they were then, with the reason.
-    set_aside: BTreeMap<ServiceName, (Arc<Service>, String)>,
+    composer: Composer,
     /// The text that HAProxy runs, as far as we know.
-    running: Option<String>,
-    /// What was last said about a refused template or file, to say it once.
-    said: Option<String>,
+    running: Option<Parsed>,
+    /// What HAProxy was told of single servers before the text that holds it: the words a server was added with, or
+    /// nothing where it was removed.
+    ahead: BTreeMap<ServerId, Option<String>>,
+    /// What one server's line said of itself was once not what the whole text said: the short way is closed for
+    /// these templates.
+    short_way_closed: bool,
+    /// Servers that are out of the text and finish their connections.
+    leaving: BTreeMap<ServerId, Leaving>,
+    /// Counts what was changed over the runtime API.
+    changes: u64,
+    /// The text that the file on disk holds.
+    filed: Option<String>,
+    settling: Option<JoinHandle<Result<Settled, ComposeError>>>,
+    settle_at: Option<Instant>,
+    worker: Option<u32>,
+    ask_worker_at: Instant,
+    /// Why the runtime API cannot be used until the next reload.
+    distrust: Option<String>,
+    reloads: VecDeque<Instant>,
+    bind_again_at: Option<Instant>,
+    last_settled: Option<Instant>,
+}
+
+#[derive(Debug, Clone)]
+struct Leaving {
+    /// The words it was added with, or would be; none where they are not known.
+    arguments: Option<String>,
+    deadline: Instant,
+    next: Instant,
+    pause: Duration,
 }
 
 impl Applier {
     /// An applier that does not know yet what HAProxy runs, so that its first text is always loaded.
-    pub fn new(config: ApplyConfig) -> Self {
-        Self { config, good: None, set_aside: BTreeMap::new(), running: None, said: None }
+    pub fn new(config: ApplyConfig, composer: Composer) -> Self {
+        Self {
+            config,
+            composer,
+            running: None,
+            ahead: BTreeMap::new(),
+            short_way_closed: false,
+            leaving: BTreeMap::new(),
+            changes: 0,
+            filed: None,
+            settling: None,
+            settle_at: None,
+            worker: None,
+            ask_worker_at: Instant::now(),
+            distrust: None,
+            reloads: VecDeque::new(),
+            bind_again_at: None,
+            last_settled: None,
+        }
     }
 
-    /// Follows what is wanted until nobody wants anything any more.
-    pub async fn run(mut self, mut wanted: watch::Receiver<Option<Wanted>>) {
-        let mut tried: Option<Wanted> = None;
-        let mut retry_at = None;
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let is_new = |newest: &Option<Wanted>| match (newest, &tried) {
-                (Some(newest), Some(tried)) => !newest.is_same(tried),
-                (newest, _) => newest.is_some(),
-            };
-            tokio::select! {
-                found = wanted.wait_for(is_new) => if found.is_err() { return },
-                () = until(retry_at) => {}
-            }
-            let Some(newest) = wanted.borrow_and_update().clone() else { continue };
-            retry_at = None;
-            let rest = match self.apply(&newest).await {
-                Ok(_) => {
-                    pause = FIRST_PAUSE;
-                    self.config.min_interval
-                }
-                Err(error) => {
-                    let (again, rest) = match error.may_pass() {
-                        // Another state of the registry will not mend a disk or a port: wait, then take the newest.
-                        true => (pause, pause),
-                        false => (LONGEST_PAUSE, self.config.min_interval),
-                    };
-                    let message = if matches!(error, ApplyError::Reload(_)) { "reload failed" } else { "not applied" };
-                    error!(%error, again_in = ?again, "{message}");
-                    retry_at = Some(Instant::now() + again);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                    rest
-                }
-            };
-            // A repaired template is worth another try at once.
-            let is_repaired = |newer: &Option<Wanted>| {
-                newer.as_ref().is_some_and(|newer| !Arc::ptr_eq(&newer.templates, &newest.templates))
-            };
-            let _ = tokio::time::timeout(rest, wanted.wait_for(is_repaired)).await;
-            tried = Some(newest);
+    /// The services that are left out, with the reason.
+    pub fn composer(&self) -> &Composer {
+        &self.composer
+    }
+
+    /// Tells HAProxy of servers that came or went, before the whole text is made. Says whether it did: if not, nothing
+    /// is lost, and [`Applier::apply`] has to do it at once.
+    pub async fn step(&mut self, steps: &[Step]) -> bool {
+        let (Some(runtime), Some(running)) = (&self.config.runtime, &self.running) else { return false };
+        if self.short_way_closed || self.distrust.is_some() || steps.is_empty() {
+            return false;
         }
+        let mut changes = BTreeMap::new();
+        for step in steps {
+            let id = ServerId { backend: step.service.name.to_string(), server: step.instance.server.clone() };
+            if self.ahead.contains_key(&id) || self.leaving.contains_key(&id) || changes.contains_key(&id) {
+                return false;
+            }
+            let change = if step.came {
+                let Some(line) = self.composer.server_line(&step.service, &step.instance) else { return false };
+                match plan::addition(running, &id.backend, &line, self.config.version) {
+                    Ok(change @ Change::Add { .. }) => change,
+                    _ => return false,
+                }
+            } else {
+                Change::Remove { id: id.clone() }
+            };
+            changes.insert(id, change);
+        }
+        let changes: Vec<Change> = changes.into_values().collect();
+        let commands: Vec<Command> = changes.iter().flat_map(commands).collect();
+        if let Err(error) = runtime.run(&commands).await {
+            self.distrust(&error);
+            return false;
+        }
+        for change in changes {
+            match change {
+                Change::Add { id, arguments, .. } => {
+                    self.ahead.insert(id, Some(arguments));
+                }
+                Change::Remove { id } => {
+                    self.leave(id.clone());
+                    self.ahead.insert(id, None);
+                }
+                Change::Weight { .. } | Change::Address { .. } => {}
+            }
+        }
+        self.changes += 1;
+        let came = steps.iter().filter(|step| step.came).count();
+        info!(came, went = steps.len() - came, "servers changed");
+        true
     }
 
     /// Brings HAProxy to one state.
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<Applied, ApplyError> {
-        let (text, templates) = self.settle(wanted).await?;
-        let applied = self.load(text, wanted).await?;
-        if Arc::ptr_eq(&templates, &wanted.templates) {
-            self.said = None;
+        if let Some(text) = self.composer.quick_text(wanted) {
+            match self.way_to(&text) {
+                Way::Nothing => {
+                    self.now_runs(text);
+                    return Ok(Applied::Nothing);
+                }
+                Way::Runtime(changes) => match self.change(changes).await {
+                    Ok(()) => {
+                        self.now_runs(text);
+                        self.say_applied(wanted, "over the runtime API");
+                        return Ok(Applied::Runtime);
+                    }
+                    Err(error) => self.distrust(&error),
+                },
+                Way::Reload(why) => {
+                    debug!(%why, "a reload is needed");
+                    self.short_way_closed |= matches!(why, Why::Partial);
+                }
+            }
         }
-        let before = self.good.replace(Arc::clone(&templates));
-        let is_other = before.is_some_and(|before| !Arc::ptr_eq(&before, &templates));
-        if is_other && !self.set_aside.is_empty() {
-            // What the old templates made of these services says nothing about the new ones.
-            self.set_aside.clear();
-            let (text, _) = self.settle(wanted).await?;
-            return self.load(text, wanted).await;
+        if let Some(at) = self.next_reload().await {
+            return Ok(Applied::Later(at));
+        }
+        self.stop_settling();
+        let (text, templates) = self.composer.checked_text(wanted).await?;
+        let applied = match self.way_to(&text) {
+            Way::Nothing => {
+                self.now_runs(text);
+                Applied::Nothing
+            }
+            Way::Runtime(changes) => match self.change(changes).await {
+                Ok(()) => {
+                    self.now_runs(text);
+                    self.say_applied(wanted, "over the runtime API");
+                    Applied::Runtime
+                }
+                Err(error) => {
+                    self.distrust(&error);
+                    self.load(text, wanted, &format!("by a reload: {error}")).await?
+                }
+            },
+            Way::Reload(_) if !self.try_binds(&text, wanted)? => return Box::pin(self.apply(wanted)).await,
+            Way::Reload(why) => self.load(text, wanted, &format!("by a reload: {why}")).await?,
+        };
+        self.short_way_closed &= self.composer.is_good(&templates);
+        if applied != Applied::Nothing && self.composer.took(&templates, wanted) {
+            return Box::pin(self.apply(wanted)).await;
         }
         Ok(applied)
     }
 
-    /// The text that would be applied, checked by HAProxy.
-    pub async fn preview(&mut self, wanted: &Wanted) -> Result<String, ApplyError> {
-        Ok(self.settle(wanted).await?.0)
+    /// Waits for what has become due. Loses nothing when it is dropped.
+    pub async fn wait(&mut self) -> Due {
+        let removal_at = self.leaving.values().map(|leaving| leaving.next).min();
+        let settle_at = self.settle_at.filter(|_| self.settling.is_none());
+        let worker_at = self.config.runtime.as_ref().filter(|_| self.running.is_some()).map(|_| self.ask_worker_at);
+        tokio::select! {
+            () = until(removal_at) => Due::Removals,
+            () = until(settle_at) => Due::Settle,
+            () = until(worker_at) => Due::Worker,
+            () = until(self.bind_again_at) => Due::Bind,
+            settled = ended(self.settling.as_mut()) => {
+                self.settling = None;
+                Due::Settled(settled)
+            }
+        }
     }
 
-    /// The services that are left out, with the reason.
-    pub fn left_out(&self) -> impl Iterator<Item = (&ServiceName, &str)> {
-        self.set_aside.iter().map(|(name, (_, reason))| (name, reason.as_str()))
+    /// Does what has become due. Says whether HAProxy has to be brought to what is wanted anew.
+    pub async fn handle(&mut self, due: Due) -> bool {
+        match due {
+            Due::Removals => {
+                self.remove_leaving().await;
+                false
+            }
+            Due::Settle => {
+                self.settle();
+                false
+            }
+            Due::Settled(result) => self.settled(result),
+            Due::Worker => self.ask_worker().await,
+            Due::Bind => {
+                self.bind_again_at = None;
+                let names: Vec<_> = self.composer.left_out().map(|(name, _)| name.clone()).collect();
+                names.iter().for_each(|name| self.composer.take_back(name));
+                !names.is_empty()
+            }
+        }
+    }
+
+    /// The way from what HAProxy runs to a text.
+    fn way_to(&self, text: &str) -> Way {
+        let Some(running) = &self.running else { return Way::Reload(Why::Unknown) };
+        if running.text() == text && self.ahead.is_empty() {
+            return Way::Nothing;
+        }
+        if let Some(error) = &self.distrust {
+            return Way::Reload(Why::Distrust(error.clone()));
+        }
+        if self.config.runtime.is_none() {
+            return Way::Reload(Why::NoRuntime);
+        }
+        match plan::between(running, &Parsed::new(text), self.config.version) {
+            Plan::Nothing => self.without_ahead(running, Vec::new()),
+            Plan::Runtime(changes) => self.without_ahead(running, changes),
+            Plan::Reload(reason) => Way::Reload(Why::Plan(reason)),
+        }
+    }
+
+    /// What is left of a plan when that is taken out which HAProxy was told before.
+    fn without_ahead(&self, running: &Parsed, changes: Vec<Change>) -> Way {
+        let mut ahead: BTreeMap<&ServerId, &Option<String>> = self.ahead.iter().collect();
+        let mut left = Vec::new();
+        for change in changes {
+            let told = ahead.remove(change.id());
+            match (&change, told) {
+                (_, None) => left.push(change),
+                (Change::Add { arguments, .. }, Some(Some(told))) if arguments == told => {}
+                (Change::Remove { .. }, Some(None)) => {}
+                _ => return Way::Reload(Why::Partial),
+            }
+        }
+        for (id, told) in ahead {
+            match (told, self.words_of(running, id)) {
+                // It came, and went again before any text had it.
+                (Some(_), _) => left.push(Change::Remove { id: id.clone() }),
+                // It went, and is back before any text was without it.
+                (None, Some(add)) => left.push(add),
+                (None, None) => return Way::Reload(Why::Partial),
+            }
+        }
+        if left.is_empty() { Way::Nothing } else { Way::Runtime(left) }
+    }
+
+    /// Carries out changes over the runtime API.
+    async fn change(&mut self, changes: Vec<Change>) -> Result<(), RuntimeError> {
+        let Some(runtime) = self.config.runtime.clone() else { return Ok(()) };
+        let mut script = Vec::new();
+        for change in &changes {
+            let Change::Add { id, arguments, .. } = change else {
+                script.extend(commands(change));
+                continue;
+            };
+            let Some(leaving) = self.leaving.remove(id) else {
+                script.extend(commands(change));
+                continue;
+            };
+            // It is back before its last connection was done.
+            let name = id.to_string();
+            if leaving.arguments.as_ref() == Some(arguments) {
+                script.push(Command::ready(&name));
+            } else {
+                script.extend([Command::shutdown_sessions(&name), Command::delete(&name)]);
+                script.extend(commands(change));
+            }
+        }
+        runtime.run(&script).await?;
+        for change in changes {
+            if let Change::Remove { id } = change {
+                self.leave(id);
+            }
+        }
+        self.changes += 1;
+        Ok(())
+    }
+
+    /// A server is in maintenance now, and goes when its last connection has gone.
+    fn leave(&mut self, id: ServerId) {
+        let now = Instant::now();
+        let added_with = match self.running.as_ref().map(|running| self.words_of(running, &id)) {
+            Some(Some(Change::Add { arguments, .. })) => Some(arguments),
+            _ => self.ahead.get(&id).cloned().flatten(),
+        };
+        let leaving = Leaving {
+            arguments: added_with,
+            deadline: now + self.config.drain_timeout,
+            next: now,
+            pause: FIRST_REMOVAL_PAUSE,
+        };
+        self.leaving.insert(id, leaving);
+    }
+
+    /// What would add a server of a text to HAProxy.
+    fn words_of(&self, text: &Parsed, id: &ServerId) -> Option<Change> {
+        plan::addition(text, &id.backend, text.server_line(id)?, self.config.version).ok()
+    }
+
+    /// What HAProxy was told is what this text says.
+    fn now_runs(&mut self, text: String) {
+        self.ahead.clear();
+        if self.filed.as_ref() != Some(&text) && self.settle_at.is_none() {
+            let now = Instant::now();
+            self.settle_at = Some(self.last_settled.map_or(now, |last| now.max(last + SETTLE_EVERY)));
+        }
+        self.running = Some(Parsed::new(text));
+    }
+
+    /// The runtime API did something that we do not understand: only a reload makes HAProxy's state known again.
+    fn distrust(&mut self, error: &RuntimeError) {
+        let error = error.to_string();
+        if self.distrust.as_ref() != Some(&error) {
+            warn!(error, "runtime API not used until the next reload");
+        }
+        self.distrust = Some(error);
+    }
+
+    /// When the next reload may be; none where it may be now.
+    async fn next_reload(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let (lifetime, most) = self.running.as_ref().map_or((Duration::ZERO, usize::MAX), worker_limits);
+        while self.reloads.front().is_some_and(|&at| at + lifetime.max(self.config.min_interval) <= now) {
+            self.reloads.pop_front();
+        }
+        let after_last = self.reloads.back().map(|&at| at + self.config.min_interval).filter(|&at| at > now);
+        // One old worker more, and HAProxy would end the oldest before its time.
+        if after_last.is_none() && self.reloads.len() >= most {
+            let old_workers = self.config.reloader.old_workers().await.unwrap_or(most);
+            return (old_workers >= most).then(|| now + CROWDED_PAUSE);
+        }
+        after_last
     }
 
     /// Puts the prepared text in place and makes HAProxy read it.
-    async fn load(&mut self, text: String, wanted: &Wanted) -> Result<Applied, ApplyError> {
-        if self.running.as_ref() == Some(&text) {
-            return Ok(Applied::Nothing);
-        }
-        let before = self.running.clone().or_else(|| self.config.output.read());
+    async fn load(&mut self, text: String, wanted: &Wanted, how: &str) -> Result<Applied, ApplyError> {
+        let wanted_text = Parsed::new(text.clone());
+        let before = self.filed.clone().or_else(|| self.config.output.read());
         self.config.output.promote()?;
-        self.save_state().await;
+        self.filed = Some(text);
+        self.save_state(&wanted_text).await;
+        self.reloads.push_back(Instant::now());
         if let Err(error) = self.config.reloader.reload().await {
             // Whoever starts HAProxy next must find a file that it takes.
             if let Some(before) = before {
                 self.config.output.prepare(&before)?;
                 self.config.output.promote()?;
+                self.filed = Some(before);
             }
             return Err(error.into());
         }
-        let instances: usize = wanted.services.values().map(|service| service.instances.len()).sum();
-        info!(services = wanted.services.len(), instances, left_out = self.set_aside.len(), "configuration applied");
-        self.running = Some(text);
+        self.say_applied(wanted, how);
+        self.running = Some(wanted_text);
+        self.ahead.clear();
+        self.leaving.clear();
+        self.distrust = None;
+        self.settle_at = None;
+        self.take_over_worker().await;
         Ok(Applied::Reloaded)
     }
 
-    /// Finds a text that HAProxy takes, from the new templates, else from the last good ones, and without the
-    /// services that HAProxy refuses; leaves it prepared beside the file.
-    async fn settle(&mut self, wanted: &Wanted) -> Result<(String, Reading), ApplyError> {
-        // A service that was left out is tried again when it is another one.
-        self.set_aside.retain(|name, (then, _)| wanted.services.get(name) == Some(then));
-        let mut templates = Arc::clone(&wanted.templates);
-        if let Some(good) = self.good.clone().filter(|good| !Arc::ptr_eq(good, &templates)) {
-            // New templates have to take everything that the good ones do.
-            match self.try_text(&self.included(wanted), &templates).await {
-                Ok(text) => return Ok((text, templates)),
-                Err(error) if error.may_pass() => return Err(error),
-                Err(error) => self.say(&error),
-            }
-            templates = good;
-        }
-        match self.try_text(&self.included(wanted), &templates).await {
-            Ok(text) => return Ok((text, templates)),
-            Err(error) if error.may_pass() => return Err(error),
-            Err(error) => self.set_aside_guilty(wanted, &templates, error).await?,
-        }
-        Ok((self.try_text(&self.included(wanted), &templates).await?, templates))
+    fn say_applied(&self, wanted: &Wanted, how: &str) {
+        let services = wanted.services.len();
+        let instances: usize = wanted.services.values().map(|service| service.instances.len()).sum();
+        let left_out = self.composer.left_out().count();
+        info!(services, instances, left_out, how, "configuration applied");
     }
 
-    /// Finds the services that are at fault and sets them aside; gives the error back where none is.
-    async fn set_aside_guilty(
-        &mut self,
-        wanted: &Wanted,
-        templates: &Reading,
-        error: ApplyError,
-    ) -> Result<(), ApplyError> {
-        let included = self.included(wanted);
-        let suspected = self.suspected(&included, &error);
-        let ask = async |part: &Services| match self.try_text(part, templates).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
+    /// Sets in a new worker what the model says of each server, whatever it took over from the old one.
+    async fn take_over_worker(&mut self) {
+        let (Some(runtime), Some(running)) = (&self.config.runtime, &self.running) else { return };
+        self.worker = runtime.worker().await.ok();
+        self.ask_worker_at = Instant::now() + ASK_WORKER_EVERY;
+        let repair = match runtime.servers_state(None).await {
+            Ok(state) => repairs(&state, running),
+            Err(error) => return self.distrust(&error),
         };
-        let blamed = blame::find(&included, &suspected, ask).await.unwrap_or_default();
-        // Where every service is at fault, the template is: nothing served is worse than something stale.
-        let is_everything = blamed.len() == included.len() && (included.len() > 1 || self.running.is_some());
-        if blamed.is_empty() || is_everything {
-            self.say(&error);
-            return Err(error);
-        }
-        for (name, reason) in blamed {
-            error!(service = %name, reason, "service left out");
-            if let Some(service) = wanted.services.get(&name) {
-                self.set_aside.insert(name, (Arc::clone(service), reason));
-            }
-        }
-        Ok(())
-    }
-
-    fn included(&self, wanted: &Wanted) -> Services {
-        let is_in = |name: &ServiceName| !self.set_aside.contains_key(name);
-        wanted.services.iter().filter(|(name, _)| is_in(name)).map(|(k, v)| (k.clone(), Arc::clone(v))).collect()
-    }
-
-    /// Renders, prepares the file and lets HAProxy check it.
-    async fn try_text(&self, services: &Services, templates: &Reading) -> Result<String, ApplyError> {
-        let templates = templates.as_ref().as_ref().map_err(|error| ApplyError::Template(error.clone()))?;
-        let text = templates.render(services, &self.config.surroundings).map_err(ApplyError::Template)?;
-        if self.running.as_ref() == Some(&text) {
-            return Ok(text);
-        }
-        let candidate = self.config.output.prepare(&text)?;
-        let Some(program) = &self.config.program else { return Ok(text) };
-        match program.check(candidate).await {
-            Ok(()) => Ok(text),
-            Err(CheckError::Refused { words, lines }) => {
-                let mut sections: Vec<_> = lines.iter().filter_map(|&line| section_name(&text, line)).collect();
-                sections.sort();
-                sections.dedup();
-                Err(ApplyError::Refused { words, sections })
-            }
-            Err(error) => Err(ApplyError::Check(error)),
-        }
-    }
-
-    /// The services in whose sections HAProxy found the errors.
-    fn suspected(&self, included: &Services, error: &ApplyError) -> Vec<ServiceName> {
-        let ApplyError::Refused { sections, .. } = error else { return Vec::new() };
-        sections.iter().filter(|name| included.contains_key(*name)).cloned().collect()
-    }
-
-    /// Says what is wrong with a template or a file, once.
-    fn say(&mut self, error: &ApplyError) {
-        let words = error.to_string();
-        if self.said.as_ref() == Some(&words) {
+        if repair.is_empty() {
             return;
         }
-        match error {
-            ApplyError::Template(error) => error!(%error, "template error"),
-            ApplyError::Refused { words, .. } => error!(output = words, "file refused"),
-            other => error!(error = %other, "not applied"),
+        let count = repair.len();
+        match runtime.run(&repair).await {
+            Ok(_) => info!(count, "servers brought to their state after the reload"),
+            Err(error) => self.distrust(&error),
         }
-        self.said = Some(words);
     }
 
     /// Keeps the servers' health over the reload: a new worker would take dead ones for alive.
-    async fn save_state(&self) {
-        let haproxy = &self.config.surroundings.haproxy;
-        let (Some(socket), Some(file)) = (&haproxy.runtime_socket, &haproxy.state_file) else { return };
+    async fn save_state(&self, wanted: &Parsed) {
+        let haproxy = &self.composer.surroundings().haproxy;
+        let (Some(runtime), Some(file)) = (&self.config.runtime, &haproxy.state_file) else { return };
         let file = Output::new(file);
-        let state = match ask(socket, "show servers state", STATE_LIMIT).await {
-            Ok(state) => state,
+        let state = match runtime.servers_state(None).await {
+            Ok(state) => with_wanted_states(&state, &weights(wanted)),
             // Before HAProxy's first start there is nothing to keep; a file with a version only spares its warning.
             Err(_) if file.read().is_none() => "1\n".to_owned(),
             Err(_) => return,
@@ -327,27 +554,235 @@ impl Applier {
             warn!(%error, "servers' state not kept over the reload");
         }
     }
-}
 
-impl fmt::Display for Applied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nothing => "HAProxy runs it already",
-            Self::Reloaded => "HAProxy runs the new file",
-        })
+    /// Tries the addresses that only the new text listens on. Where one is taken that a service asks for, that service
+    /// is set aside and it says no: another text has to be made.
+    fn try_binds(&mut self, text: &str, wanted: &Wanted) -> Result<bool, ApplyError> {
+        let known: Vec<u16> = self.running.iter().flat_map(|text| binds(text.text())).map(|(_, a)| a.port()).collect();
+        for (shown, address) in binds(text).filter(|(_, address)| !known.contains(&address.port())) {
+            let Err(error) = TcpListener::bind(address) else { continue };
+            if error.kind() != std::io::ErrorKind::AddrInUse || self.running.is_none() {
+                continue;
+            }
+            let of_service = wanted.services.values().find(|service| service.listen == Some(address.port()));
+            let Some(service) = of_service else { return Err(ApplyError::Bind { address: shown, error }) };
+            self.composer.set_aside(service, format!("port {} is taken by another program", address.port()));
+            self.bind_again_at = Some(Instant::now() + BIND_AGAIN);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    async fn remove_leaving(&mut self) {
+        let Some(runtime) = self.config.runtime.clone() else { return self.leaving.clear() };
+        let now = Instant::now();
+        let due: Vec<ServerId> =
+            self.leaving.iter().filter(|(_, leaving)| leaving.next <= now).map(|(id, _)| id.clone()).collect();
+        let mut commands = Vec::new();
+        for id in &due {
+            let name = id.to_string();
+            if self.leaving.get(id).is_some_and(|leaving| leaving.deadline <= now) {
+                commands.push(Command::shutdown_sessions(&name));
+            }
+            commands.push(Command::delete(&name));
+        }
+        let replies = match runtime.run(&commands).await {
+            Ok(replies) => replies,
+            Err(error) => {
+                debug!(%error, "servers not removed yet");
+                Vec::new()
+            }
+        };
+        let is_delete = |command: &Command| command.text().starts_with("del ");
+        let mut deletions = commands.iter().zip(&replies).filter(|(command, _)| is_delete(command));
+        for id in due {
+            let is_gone = deletions.next().is_some_and(|(_, reply)| is_deleted(reply));
+            if is_gone {
+                self.leaving.remove(&id);
+            } else if let Some(leaving) = self.leaving.get_mut(&id) {
+                leaving.next = Instant::now() + leaving.pause;
+                leaving.pause = (leaving.pause * 2).min(LONGEST_REMOVAL_PAUSE);
+            }
+        }
+    }
+
+    /// Begins to bring the file to what HAProxy runs.
+    fn settle(&mut self) {
+        self.settle_at = None;
+        let Some(running) = &self.running else { return };
+        let (program, output, runtime) =
+            (self.config.program.clone(), self.config.output.clone(), self.config.runtime.clone());
+        let (text, changes) = (running.text().to_owned(), self.changes);
+        self.settling = Some(tokio::task::spawn_local(async move {
+            check(program.as_ref(), &output, &text).await?;
+            output.promote()?;
+            let state = match runtime {
+                Some(runtime) => runtime.servers_state(None).await.ok(),
+                None => None,
+            };
+            Ok(Settled { changes, text, state })
+        }));
+    }
+
+    /// Ends what writes the candidate in the background.
+    fn stop_settling(&mut self) {
+        if let Some(settling) = self.settling.take() {
+            settling.abort();
+            self.settle_at = Some(Instant::now());
+        }
+    }
+
+    fn settled(&mut self, result: Result<Settled, ComposeError>) -> bool {
+        self.last_settled = Some(Instant::now());
+        let settled = match result {
+            Ok(settled) => settled,
+            Err(error) => {
+                error!(%error, "file not written; HAProxy runs what it would hold");
+                self.settle_at = Some(Instant::now() + SETTLE_EVERY);
+                // A text that HAProxy refuses has to be found out about, service by service.
+                if matches!(error, ComposeError::Refused { .. }) {
+                    self.distrust = Some(error.to_string());
+                    self.running = None;
+                    return true;
+                }
+                return false;
+            }
+        };
+        let is_behind = self.running.as_ref().is_some_and(|running| running.text() != settled.text);
+        self.filed = Some(settled.text);
+        if is_behind || settled.changes != self.changes {
+            self.settle_at = Some(Instant::now() + SETTLE_EVERY);
+            return false;
+        }
+        // What was read while nothing changed must be what is wanted.
+        let (Some(state), Some(running)) = (settled.state, &self.running) else { return false };
+        match differences(&state, running, &self.leaving) {
+            None => false,
+            Some(difference) => {
+                warn!(difference, "HAProxy's servers are not what they were set to; it is reloaded");
+                self.distrust = Some(difference);
+                self.running = None;
+                true
+            }
+        }
+    }
+
+    /// Somebody else may have restarted or reloaded HAProxy: then it runs what the file held.
+    async fn ask_worker(&mut self) -> bool {
+        self.ask_worker_at = Instant::now() + ASK_WORKER_EVERY;
+        let Some(runtime) = &self.config.runtime else { return false };
+        let Ok(now) = runtime.worker().await else { return false };
+        let before = self.worker.replace(now);
+        if before.is_none_or(|before| before == now) {
+            return false;
+        }
+        warn!(worker = now, "HAProxy was restarted or reloaded by somebody else");
+        self.stop_settling();
+        self.running = self.config.output.read().map(Parsed::new);
+        self.ahead.clear();
+        self.leaving.clear();
+        self.take_over_worker().await;
+        true
     }
 }
 
-/// The name of the section that a line (counted from 1) of the text lies in.
-fn section_name(text: &str, line: usize) -> Option<ServiceName> {
-    let before: Vec<&str> = text.lines().take(line).collect();
-    let head = before.iter().rev().find(|line| !line.starts_with([' ', '\t', '#']) && !line.is_empty())?;
-    head.split_whitespace().nth(1)?.parse().ok()
+/// The commands that carry out a change.
+fn commands(change: &Change) -> Vec<Command> {
+    let name = change.id().to_string();
+    match change {
+        Change::Add { id, arguments, checked, dynamic_cookie } => {
+            let mut commands = vec![Command::add(&name, arguments)];
+            if *dynamic_cookie {
+                commands.push(Command::enable_dynamic_cookie(&id.backend));
+            }
+            if *checked {
+                commands.push(Command::enable_health(&name));
+            }
+            commands.push(Command::ready(&name));
+            commands
+        }
+        Change::Remove { .. } => vec![Command::maint(&name)],
+        Change::Weight { weight, .. } => vec![Command::weight(&name, *weight)],
+        Change::Address { address, port, .. } => vec![Command::address(&name, address, *port)],
+    }
+}
+
+/// The weight of each server of a text.
+fn weights(text: &Parsed) -> HashMap<(&str, &str), u16> {
+    text.servers().map(|server| ((server.backend, server.name), server.weight)).collect()
+}
+
+/// What sets a worker's servers right.
+fn repairs<'t>(state: &'t str, running: &'t Parsed) -> Vec<Command> {
+    let wanted = weights(running);
+    let mut commands = Vec::new();
+    for server in parse_servers(state) {
+        let Some(&weight) = wanted.get(&(server.backend, server.server)) else { continue };
+        let name = format!("{}/{}", server.backend, server.server);
+        if !server.admin.is_ready() {
+            commands.push(Command::ready(&name));
+        }
+        if server.weight != weight {
+            commands.push(Command::weight(&name, weight));
+        }
+    }
+    commands
+}
+
+/// The first thing in which HAProxy's servers are not those of the text; those that leave may still be there.
+fn differences<'t>(state: &'t str, running: &'t Parsed, leaving: &BTreeMap<ServerId, Leaving>) -> Option<String> {
+    let mut wanted = weights(running);
+    for server in parse_servers(state) {
+        let id = ServerId { backend: server.backend.to_owned(), server: server.server.to_owned() };
+        match wanted.remove(&(server.backend, server.server)) {
+            Some(weight) if weight != server.weight => {
+                return Some(format!("server {id} has weight {} instead of {weight}", server.weight));
+            }
+            Some(_) => {}
+            None if leaving.contains_key(&id) => {}
+            None => return Some(format!("server {id} should not be there")),
+        }
+    }
+    wanted.keys().next().map(|(backend, server)| format!("server {backend}/{server} is missing"))
+}
+
+/// How long an old worker may live, and how many may live, by a text's `hard-stop-after` and `mworker-max-reloads`.
+fn worker_limits(text: &Parsed) -> (Duration, usize) {
+    let value = |name: &str| {
+        let lines = text.text().lines().map(str::trim_start);
+        lines.filter_map(|line| line.strip_prefix(name)?.split_whitespace().next()).next()
+    };
+    let lifetime = value("hard-stop-after ").and_then(|value| humantime::parse_duration(value).ok());
+    let most = value("mworker-max-reloads ").and_then(|value| value.parse().ok());
+    (lifetime.unwrap_or_default(), most.unwrap_or(usize::MAX))
+}
+
+/// The TCP addresses that a text binds: as written, and as an address to try.
+fn binds(text: &str) -> impl Iterator<Item = (String, std::net::SocketAddr)> {
+    let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("bind "));
+    let addresses = lines.flat_map(|line| line.split_whitespace().next().unwrap_or_default().split(','));
+    addresses.filter_map(|shown| {
+        let shown = shown.trim();
+        let (host, port) = shown.rsplit_once(':')?;
+        let host = host.trim_start_matches("ipv4@").trim_start_matches("ipv6@").trim_matches(['[', ']']);
+        let host = if matches!(host, "" | "*") { "0.0.0.0" } else { host };
+        Some((shown.to_owned(), std::net::SocketAddr::new(host.parse().ok()?, port.parse().ok()?)))
+    })
 }
 
 async fn until(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+async fn ended(settling: Option<&mut JoinHandle<Result<Settled, ComposeError>>>) -> Result<Settled, ComposeError> {
+    match settling {
+        Some(handle) => match handle.await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        },
+        None => pending().await,
     }
 }

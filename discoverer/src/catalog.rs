@@ -42,12 +42,26 @@ pub struct Refusal {
 }
 
 /// What an update did.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Outcome {
     /// The services are not what they were before.
     pub changed: bool,
+    /// Everything that changed, where that is instances that came or went and nothing else: no setting, no
+    /// weight of another instance. Empty where more changed than that.
+    pub steps: Vec<Step>,
     /// What was newly left out.
     pub refused: Vec<Refusal>,
+}
+
+/// An instance that came or went, with everything else as it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// Its service, as it is now.
+    pub service: Arc<Service>,
+    /// What it is.
+    pub instance: Arc<Instance>,
+    /// It came; else it went.
+    pub came: bool,
 }
 
 /// The registry's state as far as it is known.
@@ -75,6 +89,38 @@ struct Known {
     built: Option<Arc<Service>>,
     refusals: Vec<String>,
     empty_since: Option<Instant>,
+    /// What all members have in common, where it is all that the service is made of.
+    common: Option<Common>,
+}
+
+/// What a service gets from its members, where each of them gives the same.
+#[derive(Debug, Clone, PartialEq)]
+struct Common {
+    attributes: BTreeMap<String, String>,
+    tags: Vec<String>,
+    is_flat: bool,
+}
+
+impl Common {
+    fn of(key: &InstanceKey, member: &Member) -> Self {
+        let Record { attributes, tags, .. } = &member.record;
+        Self { attributes: attributes.clone(), tags: tags.clone(), is_flat: key.is_flat() }
+    }
+
+    fn is_of(&self, key: &InstanceKey, member: &Member) -> bool {
+        let Record { attributes, tags, .. } = &member.record;
+        self.attributes == *attributes && self.tags == *tags && self.is_flat == key.is_flat()
+    }
+
+    /// What all have in common; none where they differ, or where one drains: then others' weights depend on it.
+    fn of_all(members: &[(&InstanceKey, &Member)]) -> Option<Self> {
+        let (key, member) = members.first()?;
+        let common = Self::of(key, member);
+        let is_plain = |(key, member): &(&InstanceKey, &Member)| {
+            member.record.status == Status::Running && common.is_of(key, member)
+        };
+        members.iter().all(is_plain).then_some(common)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -145,6 +191,9 @@ impl Catalog {
     /// Takes one event.
     pub fn apply(&mut self, event: Event, now: Instant) -> Outcome {
         let mut outcome = Outcome::default();
+        if let Some(step) = self.step(&event) {
+            return Outcome { changed: true, steps: vec![step], ..outcome };
+        }
         let mut touched = BTreeSet::new();
         match event {
             Event::Put(entry) => self.put(&entry, &mut touched, &mut outcome),
@@ -153,6 +202,50 @@ impl Catalog {
         }
         self.rebuild(touched, now, &mut outcome);
         outcome
+    }
+
+    /// Takes an event that lets one instance come or go and changes nothing else; gives nothing, and does nothing,
+    /// where it is not such an event. Its cost does not grow with the service.
+    fn step(&mut self, event: &Event) -> Option<Step> {
+        match event {
+            Event::Put(entry) => {
+                let key = InstanceKey::parse(&self.options.prefix, &entry.path).ok()?;
+                let record = Record::parse(&entry.value).ok()?;
+                let member = Member { age: (record.registered, entry.created_index()), record };
+                let known = self.known.get_mut(key.service())?;
+                let is_new = !self.claims.contains_key(&key.address()) && !self.refused.contains_key(&entry.path);
+                let is_plain = known.common.as_ref()?.is_of(&key, &member) && member.record.status == Status::Running;
+                let published = self.services.get_mut(key.service())?;
+                if !is_new || !is_plain {
+                    return None;
+                }
+                let instance = Arc::new(instance(key.address(), &member.record, false));
+                let service = Arc::make_mut(known.built.as_mut()?);
+                let at = position(service, key.address()).err()?;
+                service.instances.insert(at, Arc::clone(&instance));
+                *published = Arc::clone(known.built.as_ref()?);
+                self.claims.entry(key.address()).or_default().insert(key.clone());
+                known.members.insert(key, member);
+                Some(Step { service: Arc::clone(published), instance, came: true })
+            }
+            Event::Removed { path, .. } => {
+                let key = InstanceKey::parse(&self.options.prefix, path).ok()?;
+                let known = self.known.get_mut(key.service())?;
+                let is_sole_claim = self.claims.get(&key.address())?.iter().eq([&key]);
+                let published = self.services.get_mut(key.service())?;
+                if !is_sole_claim || known.common.is_none() || known.members.len() < 2 {
+                    return None;
+                }
+                let service = Arc::make_mut(known.built.as_mut()?);
+                let at = position(service, key.address()).ok()?;
+                let instance = service.instances.remove(at);
+                *published = Arc::clone(known.built.as_ref()?);
+                self.claims.remove(&key.address());
+                known.members.remove(&key);
+                Some(Step { service: Arc::clone(published), instance, came: false })
+            }
+            Event::RemovedTree { .. } => None,
+        }
     }
 
     /// When [`Catalog::forget`] has something to do next.
@@ -266,6 +359,7 @@ impl Catalog {
                 Some(build(&name, &newest, known.built.as_deref(), &self.options))
             };
             let is_empty = newest.is_empty();
+            let common = Common::of_all(&newest).filter(|_| newest.len() == known.members.len());
             let Some((service, refusals)) = built else {
                 // Nothing of it was ever served.
                 self.drop_if_unused(&name);
@@ -277,6 +371,7 @@ impl Catalog {
                 outcome.refused.push(refusal(name.as_str(), reason));
             }
             known.refusals = refusals;
+            known.common = common;
             if known.built.as_deref() != Some(&service) {
                 known.built = Some(Arc::new(service));
                 changed.insert(name);
@@ -380,7 +475,14 @@ fn refusal(key: &str, reason: &str) -> Refusal {
 }
 
 fn emptied(last: &Service) -> Service {
-    Service { instances: Vec::new(), ..last.clone() }
+    last.settings()
+}
+
+/// Where in a service's instances an address is, or belongs.
+fn position(service: &Service, address: InstanceAddress) -> Result<usize, usize> {
+    service
+        .instances
+        .binary_search_by_key(&(address.ip(), address.port()), |instance| (instance.address, instance.port))
 }
 
 /// Builds a service from its members; gives what of their settings was refused too.

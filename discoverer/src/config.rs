@@ -103,8 +103,8 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "CMD", env = "DISCOVERER_RELOAD_COMMAND")]
     pub reload_command: Option<String>,
 
-    /// HAProxy's stats socket, level admin. With it the servers' health is kept over a reload. Under --supervise it
-    /// lies in the state directory by default
+    /// HAProxy's stats socket, level admin. With it servers come and go without a reload, and their health is kept over
+    /// one. Under --supervise it lies in the state directory by default
     #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_RUNTIME_SOCKET")]
     pub runtime_socket: Option<PathBuf>,
 
@@ -132,9 +132,19 @@ pub struct Flags {
     pub listen_ports: Vec<RangeInclusive<u16>>,
 
     /// The least time between two reloads. The first change is applied at once; those that come meanwhile go together.
-    /// Each reload leaves an old worker until its requests are done
+    /// Each reload leaves an old worker until its requests are done. Changes over the runtime API do not wait
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_MIN_INTERVAL", default_value = "200ms", value_parser = humantime::parse_duration)]
     pub min_interval: Duration,
+
+    /// How long changes of servers, which HAProxy is told of at once, may pour in before the whole file is rendered and
+    /// compared; without a pause between them
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_MAX_DELAY", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub max_delay: Duration,
+
+    /// How long a server that is removed may finish its connections before they are ended; also how long an old worker
+    /// may after a reload, unless the template's option hard_stop_after says otherwise
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_DRAIN_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
 
     /// How long a service with no instance stays known, with its last settings, so that HAProxy answers 503 and not 404
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_FORGET_AFTER", default_value = "24h", value_parser = humantime::parse_duration)]

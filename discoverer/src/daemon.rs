@@ -2,23 +2,32 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use registry::watch::Backoff;
 use registry::{Update, watch as follow_registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
 
-use crate::apply::{Applier, ApplyConfig, Reading, Wanted};
-use crate::catalog::{Catalog, Outcome};
+use crate::apply::{Applied, Applier, ApplyConfig, ApplyError};
+use crate::catalog::{Catalog, Outcome, Step};
+use crate::compose::{Composer, Reading, Wanted};
 use crate::config::{Flags, UsageError};
-use crate::haproxy::{Layout, Program, Reloader, Supervisor, SupervisorHandle};
-use crate::model::Services;
+use crate::haproxy::{Layout, Program, Reloader, Runtime, Supervisor, SupervisorHandle};
 use crate::output::Output;
+use crate::render::{TemplateError, Templates};
 use crate::{catalog_options, reloader, store, surroundings, templates};
 
+/// The pause after the first failure that another try may mend.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The whole text is made this long after the last change that HAProxy was told of in short.
+const QUIET: Duration = Duration::from_millis(50);
 /// How many updates may wait: a burst is worked off in one go, and the registry is not read ahead of that.
 const WAITING_UPDATES: usize = 1024;
 
@@ -31,54 +40,44 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let program = Program::new(&flags.haproxy);
     let mut tasks = JoinSet::new();
     let (reloader, supervisor) = way_to_haproxy(&flags, &program, &mut tasks)?;
+    let version = program.version().await.ok().and_then(|version| version.parse().ok());
+    let checker = checker(&program, &flags).await;
+    let output = Output::new(&flags.output);
+    let composer = Composer::new(checker.clone(), output.clone(), surroundings(&flags, &program).await);
     let config = ApplyConfig {
-        program: checker(&program, &flags).await,
-        output: Output::new(&flags.output),
+        version: version.filter(|_| checker.is_some()),
+        program: checker,
+        output,
         reloader,
-        surroundings: surroundings(&flags, &program).await,
+        runtime: flags.runtime_socket().map(Runtime::new),
         min_interval: flags.min_interval,
+        drain_timeout: flags.drain_timeout,
     };
     if let Some(supervisor) = &supervisor {
         start_with_last_file(&config, supervisor).await;
     }
-    let (updates, mut updated) = mpsc::channel(WAITING_UPDATES);
+    let (updates, updated) = mpsc::channel(WAITING_UPDATES);
     tasks.spawn(follow_registry(store, flags.key.clone(), updates));
-    let (loaded, mut loads) = mpsc::channel(1);
+    let (loaded, loads) = mpsc::channel(1);
     tasks.spawn(templates::follow(flags.template.clone(), loaded));
-    let (wanted, newest) = watch::channel(None);
-    tasks.spawn_local(Applier::new(config).run(newest));
     info!(key = %flags.key, output = %flags.output.display(), "discoverer started");
 
-    let mut state =
-        State { catalog: Catalog::new(catalog_options(&flags)), listed: false, unreachable: false, templates: None };
-    loop {
-        let forget_at = state.catalog.next_forget();
-        let changed = tokio::select! {
-            Some(update) = updated.recv() => {
-                let mut changed = state.update(update);
-                // What has come meanwhile goes together.
-                while let Ok(update) = updated.try_recv() {
-                    changed |= state.update(update);
-                }
-                changed
-            }
-            Some(load) = loads.recv() => {
-                state.templates = Some(Arc::new(load));
-                true
-            }
-            () = until(forget_at) => state.outcome(|catalog| catalog.forget(Instant::now())),
-            Some(ended) = tasks.join_next() => {
-                ended.context("a part of the discoverer failed")?;
-                bail!("a part of the discoverer ended before it was told to");
-            }
-            signal = stop.next() => {
-                info!(signal, "told to stop");
-                break;
-            }
-        };
-        if changed && let Some(newest) = state.wanted() {
-            wanted.send_replace(Some(newest));
+    let daemon = Daemon {
+        registry: Registry { catalog: Catalog::new(catalog_options(&flags)), listed: false, unreachable: false },
+        templates: None,
+        applier: Applier::new(config, composer),
+        pause: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+        apply_at: None,
+        first_unproven: None,
+        max_delay: flags.max_delay,
+    };
+    tokio::select! {
+        () = daemon.run(updated, loads) => bail!("the discoverer ended before it was told to"),
+        Some(ended) = tasks.join_next() => {
+            ended.context("a part of the discoverer failed")?;
+            bail!("a part of the discoverer ended before it was told to");
         }
+        signal = stop.next() => info!(signal, "told to stop"),
     }
     if let Some(supervisor) = supervisor {
         tokio::select! {
@@ -147,18 +146,136 @@ async fn start_with_last_file(config: &ApplyConfig, supervisor: &SupervisorHandl
 }
 
 /// What the loop owns.
-struct State {
-    catalog: Catalog,
-    /// Nothing is published before the first whole list.
-    listed: bool,
-    unreachable: bool,
+struct Daemon {
+    registry: Registry,
     templates: Option<Reading>,
+    applier: Applier,
+    pause: Backoff,
+    /// When the whole text is to be made.
+    apply_at: Option<Instant>,
+    /// Since when HAProxy has been told of changes that no whole text has proved.
+    first_unproven: Option<Instant>,
+    max_delay: Duration,
 }
 
-impl State {
-    /// Takes one update; says whether there is something new to apply.
-    fn update(&mut self, update: Update) -> bool {
-        let now = Instant::now();
+impl Daemon {
+    /// Runs for ever. While HAProxy is being told something, updates wait, and go together afterwards.
+    async fn run(
+        mut self,
+        mut updated: mpsc::Receiver<Update>,
+        mut loads: mpsc::Receiver<Result<Templates, TemplateError>>,
+    ) {
+        loop {
+            let forget_at = self.registry.catalog.next_forget().map(Instant::from_std);
+            tokio::select! {
+                update = updated.recv() => {
+                    let Some(update) = update else { return };
+                    let mut change = self.registry.update(update);
+                    while let Ok(update) = updated.try_recv() {
+                        change.add(self.registry.update(update));
+                    }
+                    self.changed(change).await;
+                }
+                load = loads.recv() => {
+                    let Some(load) = load else { return };
+                    self.templates = Some(Arc::new(load));
+                    self.apply().await;
+                }
+                () = until(forget_at) => {
+                    let change = self.registry.change(|catalog| catalog.forget(std::time::Instant::now()));
+                    self.changed(change).await;
+                }
+                due = self.applier.wait() => {
+                    if self.applier.handle(due).await {
+                        self.apply().await;
+                    }
+                }
+                () = until(self.apply_at) => self.apply().await,
+            }
+        }
+    }
+
+    /// Tells HAProxy of a change: in short where that is possible, and the whole follows right behind.
+    async fn changed(&mut self, change: Change) {
+        match change {
+            Change::Nothing => {}
+            Change::Steps(steps) if self.apply_at.is_none() || self.first_unproven.is_some() => {
+                if !self.applier.step(&steps).await {
+                    return self.apply().await;
+                }
+                let now = Instant::now();
+                let first = *self.first_unproven.get_or_insert(now);
+                self.apply_at = Some((now + QUIET).min(first + self.max_delay));
+            }
+            // After a failure, or a reload that was too short ago, it is known when to try again.
+            Change::Steps(_) | Change::More if self.is_waiting() => {}
+            Change::Steps(_) | Change::More => self.apply().await,
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.apply_at.is_some() && self.first_unproven.is_none()
+    }
+
+    async fn apply(&mut self) {
+        let Some(templates) = self.templates.clone().filter(|_| self.registry.listed) else { return };
+        self.apply_at = None;
+        self.first_unproven = None;
+        let wanted = Wanted { services: self.registry.catalog.services().clone(), templates };
+        match self.applier.apply(&wanted).await {
+            Ok(Applied::Later(at)) => self.apply_at = Some(at),
+            Ok(applied) => {
+                debug!(?applied, "applied");
+                self.pause.reset();
+            }
+            Err(error) => {
+                let message = if matches!(error, ApplyError::Reload(_)) { "reload failed" } else { "not applied" };
+                // Another state of the registry will not mend a disk or a port: wait, then take the newest. What is
+                // wrong with the input may be right at the next change.
+                let again = if error.may_pass() { self.pause.pause() } else { LONGEST_PAUSE };
+                error!(%error, again_in = ?again, "{message}");
+                let at = Instant::now() + again;
+                self.apply_at = Some(at);
+                if !error.may_pass() {
+                    self.first_unproven = Some(at);
+                }
+            }
+        }
+    }
+}
+
+/// What has changed in the registry.
+enum Change {
+    Nothing,
+    /// Instances came or went, and nothing else.
+    Steps(Vec<Step>),
+    More,
+}
+
+impl Change {
+    fn add(&mut self, other: Self) {
+        *self = match (std::mem::replace(self, Self::Nothing), other) {
+            (Self::Nothing, change) | (change, Self::Nothing) => change,
+            (Self::Steps(mut first), Self::Steps(second)) => {
+                first.extend(second);
+                Self::Steps(first)
+            }
+            _ => Self::More,
+        };
+    }
+}
+
+/// What is known of the registry.
+struct Registry {
+    catalog: Catalog,
+    /// Nothing is applied before the first whole list.
+    listed: bool,
+    unreachable: bool,
+}
+
+impl Registry {
+    fn update(&mut self, update: Update) -> Change {
+        let now = std::time::Instant::now();
         match update {
             Update::Listing(listing) => {
                 if self.unreachable || !self.listed {
@@ -166,29 +283,28 @@ impl State {
                 }
                 self.unreachable = false;
                 let is_first = !std::mem::replace(&mut self.listed, true);
-                self.outcome(|catalog| catalog.list(listing, now)) || is_first
+                let change = self.change(|catalog| catalog.list(listing, now));
+                if is_first { Change::More } else { change }
             }
-            Update::Event { event, .. } => self.outcome(|catalog| catalog.apply(event, now)),
+            Update::Event { event, .. } => self.change(|catalog| catalog.apply(event, now)),
             Update::Unreachable { error } => {
                 warn!(error, "registry unreachable; HAProxy keeps what it has");
                 self.unreachable = true;
-                false
+                Change::Nothing
             }
         }
     }
 
-    fn outcome(&mut self, change: impl FnOnce(&mut Catalog) -> Outcome) -> bool {
+    fn change(&mut self, change: impl FnOnce(&mut Catalog) -> Outcome) -> Change {
         let outcome = change(&mut self.catalog);
         for refusal in outcome.refused {
             warn!(key = refusal.key, reason = refusal.reason, "key refused");
         }
-        outcome.changed
-    }
-
-    fn wanted(&self) -> Option<Wanted> {
-        let templates = self.templates.clone().filter(|_| self.listed)?;
-        let services: Services = self.catalog.services().clone();
-        Some(Wanted { services: Arc::new(services), templates })
+        match (outcome.changed, outcome.steps.is_empty()) {
+            (false, _) => Change::Nothing,
+            (true, false) => Change::Steps(outcome.steps),
+            (true, true) => Change::More,
+        }
     }
 }
 
@@ -214,7 +330,7 @@ impl Stop {
 
 async fn until(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

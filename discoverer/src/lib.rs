@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod blame;
 pub mod catalog;
+pub mod compose;
 pub mod config;
 mod daemon;
 pub mod haproxy;
@@ -16,6 +17,7 @@ pub mod logging;
 pub mod model;
 mod once;
 pub mod output;
+pub mod plan;
 pub mod render;
 mod sample;
 pub mod templates;
@@ -72,5 +74,8 @@ async fn surroundings(flags: &Flags, program: &Program) -> Surroundings {
         runtime_socket,
         pid_file: flags.supervise.then(|| flags.state_dir.join("haproxy.pid")),
     };
-    Surroundings { haproxy, options: flags.option_map() }
+    let mut options = flags.option_map();
+    let drain = format!("{}ms", flags.drain_timeout.as_millis());
+    options.entry("hard_stop_after".to_owned()).or_insert(drain);
+    Surroundings { haproxy, options }
 }

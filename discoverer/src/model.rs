@@ -51,6 +51,30 @@ pub struct Service {
     pub instances: Vec<Arc<Instance>>,
 }
 
+impl Service {
+    /// The service without its instances.
+    #[must_use]
+    pub fn settings(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            mode: self.mode,
+            host: self.host.clone(),
+            path: self.path.clone(),
+            listen: self.listen,
+            balance: self.balance,
+            check: self.check.clone(),
+            proto: self.proto,
+            sticky: self.sticky,
+            maxconn: self.maxconn,
+            slowstart: self.slowstart.clone(),
+            flat: self.flat,
+            tags: self.tags.clone(),
+            attributes: self.attributes.clone(),
+            instances: Vec::new(),
+        }
+    }
+}
+
 /// One instance of a service.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Instance {

@@ -8,10 +8,11 @@ use anyhow::Context;
 use similar::{ChangeTag, TextDiff};
 use tracing::{info, warn};
 
-use crate::apply::{Applier, ApplyConfig, Wanted};
+use crate::apply::{Applier, ApplyConfig};
 use crate::catalog::Catalog;
+use crate::compose::{Composer, Wanted};
 use crate::config::Flags;
-use crate::haproxy::{Program, Reloader};
+use crate::haproxy::{Program, Reloader, Runtime};
 use crate::model::Services;
 use crate::output::Output;
 use crate::{catalog_options, reloader, sample, store, surroundings, templates};
@@ -49,9 +50,8 @@ pub(crate) async fn check(flags: &Flags) -> anyhow::Result<ExitCode> {
 pub(crate) async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
     let directory = tempfile::tempdir().context("a directory for the check")?;
     let now = Output::new(&flags.output).read().unwrap_or_default();
-    let (mut applier, wanted) =
-        prepare(flags, Output::new(directory.path().join("haproxy.cfg")), Reloader::Nobody).await?;
-    let text = applier.preview(&wanted).await?;
+    let (mut composer, wanted) = prepare(flags, Output::new(directory.path().join("haproxy.cfg"))).await?;
+    let (text, _) = composer.checked_text(&wanted).await?;
     let mut changes = 0;
     for change in TextDiff::from_lines(&now, &text).iter_all_changes() {
         let sign = match change.tag() {
@@ -63,7 +63,7 @@ pub(crate) async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
         print!("{sign}{}{}", change.value(), if change.missing_newline() { "\n" } else { "" });
     }
     println!("{}: {changes} lines would change; nothing was written", flags.output.display());
-    Ok(left_out(&applier))
+    Ok(left_out(&composer))
 }
 
 /// Applies what the registry holds now.
@@ -72,25 +72,34 @@ pub(crate) async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
     if matches!(reloader, Reloader::Nobody) {
         warn!("no --reload flag is given: the file is written, and HAProxy is not told");
     }
-    let (mut applier, wanted) = prepare(flags, Output::new(&flags.output), reloader).await?;
+    let output = Output::new(&flags.output);
+    let (composer, wanted) = prepare(flags, output.clone()).await?;
+    let config = ApplyConfig {
+        program: Some(Program::new(&flags.haproxy)),
+        version: None,
+        output,
+        reloader,
+        runtime: flags.runtime_socket().map(Runtime::new),
+        min_interval: flags.min_interval,
+        drain_timeout: flags.drain_timeout,
+    };
+    let mut applier = Applier::new(config, composer);
     applier.apply(&wanted).await?;
     info!(output = %flags.output.display(), "done");
-    Ok(left_out(&applier))
+    Ok(left_out(applier.composer()))
 }
 
 /// A service that had to be left out is no success.
-fn left_out(applier: &Applier) -> ExitCode {
-    if applier.left_out().next().is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+fn left_out(composer: &Composer) -> ExitCode {
+    if composer.left_out().next().is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-async fn prepare(flags: &Flags, output: Output, reloader: Reloader) -> anyhow::Result<(Applier, Wanted)> {
+async fn prepare(flags: &Flags, output: Output) -> anyhow::Result<(Composer, Wanted)> {
     let templates = templates::load(&flags.template)?;
-    let wanted = Wanted { services: Arc::new(services(flags).await?), templates: Arc::new(Ok(templates)) };
+    let wanted = Wanted { services: services(flags).await?, templates: Arc::new(Ok(templates)) };
     let program = Program::new(&flags.haproxy);
     let surroundings = surroundings(flags, &program).await;
-    let config =
-        ApplyConfig { program: Some(program), output, reloader, surroundings, min_interval: flags.min_interval };
-    Ok((Applier::new(config), wanted))
+    Ok((Composer::new(Some(program), output, surroundings), wanted))
 }
 
 /// What the registry holds now; what is refused in it is logged.

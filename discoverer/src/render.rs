@@ -9,7 +9,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use tera::{Context, ErrorKind, Tera, Value};
 
-use crate::model::{Mode, Service, Services};
+use crate::model::{Instance, Mode, Service, Services};
+
+/// The partial that holds one server's line.
+const SERVER_PARTIAL: &str = "server.tera";
 
 /// Why a template did not give a text: one line, with the template's name and line where Tera knows them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +91,18 @@ impl Templates {
         &self.sources
     }
 
+    /// The line of one server, from the partial that holds it. None where there is no such partial, or it needs more
+    /// than a service's settings, an instance, `haproxy` and `options`.
+    pub fn render_server(&self, service: &Service, instance: &Instance, surroundings: &Surroundings) -> Option<String> {
+        if !self.sources.contains_key(SERVER_PARTIAL) {
+            return None;
+        }
+        let mut context = surroundings_context(surroundings);
+        context.insert("service", &service.settings());
+        context.insert("instance", instance);
+        self.tera.render(SERVER_PARTIAL, &context).ok()
+    }
+
     /// The whole configuration, with a line feed at its end, which HAProxy requires.
     pub fn render(&self, services: &Services, surroundings: &Surroundings) -> Result<String, TemplateError> {
         let mut text = self.tera.render(&self.main, &context(services, surroundings))?;
@@ -162,11 +177,16 @@ fn default_service<'a>(services: &'a Services, wanted: Option<&str>) -> Option<&
 }
 
 fn context(services: &Services, surroundings: &Surroundings) -> Context {
-    let mut context = Context::new();
+    let mut context = surroundings_context(surroundings);
     let wanted = surroundings.options.get("default_service").map(String::as_str);
     context.insert("default_service", &default_service(services, wanted));
     context.insert("routes", &routes(services));
     context.insert("services", &services.values().collect::<Vec<_>>());
+    context
+}
+
+fn surroundings_context(surroundings: &Surroundings) -> Context {
+    let mut context = Context::new();
     context.insert("haproxy", &surroundings.haproxy);
     let options = surroundings.options.iter().map(|(name, value)| (name.clone(), Value::safe_string(value)));
     context.insert_value("options", Value::from(options.collect::<BTreeMap<_, _>>()));

@@ -2,10 +2,14 @@
 
 mod check;
 mod reload;
+mod runtime;
+mod servers;
 mod socket;
 mod supervise;
 
 pub use check::{CheckError, Program};
 pub use reload::{ReloadError, Reloader, running_version};
+pub use runtime::{Command, Runtime, RuntimeError, is_deleted};
+pub use servers::{AdminState, ServerState, parse_servers, with_wanted_states};
 pub use socket::{SocketError, ask};
 pub use supervise::{Layout, Supervisor, SupervisorHandle};

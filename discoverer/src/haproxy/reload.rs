@@ -91,9 +91,23 @@ impl Reloader {
     }
 }
 
+impl Reloader {
+    /// How many old workers still finish their requests; none where HAProxy's master cannot be asked.
+    pub async fn old_workers(&self) -> Option<usize> {
+        let socket = match self {
+            Self::Socket(path) => path,
+            Self::Supervised(supervisor) => supervisor.master_socket(),
+            Self::Pidfile(_) | Self::Command(_) | Self::Nobody => return None,
+        };
+        let reply = ask(socket, "show proc", VERSION_LIMIT).await.ok()?;
+        parse_processes(&reply).map(|processes| processes.old_workers)
+    }
+}
+
 /// What `show proc` says of the master.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Processes {
+    pub(super) old_workers: usize,
     pub(super) reloads: u64,
     pub(super) failed: u64,
     pub(super) has_worker: bool,
@@ -107,8 +121,9 @@ pub(super) fn parse_processes(reply: &str) -> Option<Processes> {
     if words.next() == Some("[failed:") {
         failed = words.next()?.strip_suffix(']')?.parse().ok()?;
     }
-    let has_worker = reply.lines().any(|line| line.split_whitespace().nth(1) == Some("worker"));
-    Some(Processes { reloads, failed, has_worker })
+    let workers = |lines: &str| lines.lines().filter(|line| line.split_whitespace().nth(1) == Some("worker")).count();
+    let (current, old) = reply.split_once("# old workers").unwrap_or((reply, ""));
+    Some(Processes { old_workers: workers(old), reloads, failed, has_worker: workers(current) > 0 })
 }
 
 /// The version of the master behind a master CLI, such as `2.6.12`; none where it does not say.
@@ -229,7 +244,7 @@ mod tests {
     #[test]
     fn the_masters_counters_are_read() {
         let processes = parse_processes(SHOW_PROC_2_6).unwrap();
-        assert_eq!(processes, Processes { reloads: 2, failed: 1, has_worker: true });
+        assert_eq!(processes, Processes { old_workers: 0, reloads: 2, failed: 1, has_worker: true });
         assert_eq!(parse_processes("Unknown command"), None);
         assert_eq!(parse_processes(""), None);
     }

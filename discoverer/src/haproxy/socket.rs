@@ -17,6 +17,13 @@ pub struct SocketError {
     error: std::io::Error,
 }
 
+impl SocketError {
+    /// What went wrong with the socket at a path.
+    pub(super) fn new(path: &Path, error: std::io::Error) -> Self {
+        Self { path: path.display().to_string(), error }
+    }
+}
+
 /// Sends one command and gives the whole reply as text.
 ///
 /// The write side is closed behind the command: the master CLI stays open otherwise.
@@ -31,5 +38,5 @@ pub async fn ask(path: &Path, command: &str, limit: Duration) -> Result<String, 
     };
     let timed_out = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no reply within {limit:?}"));
     let reply = tokio::time::timeout(limit, talk).await.unwrap_or_else(|_| Err(timed_out()));
-    reply.map_err(|error| SocketError { path: path.display().to_string(), error })
+    reply.map_err(|error| SocketError::new(path, error))
 }

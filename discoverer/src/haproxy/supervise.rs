@@ -49,6 +49,7 @@ pub struct Layout {
 #[derive(Debug, Clone)]
 pub struct SupervisorHandle {
     orders: mpsc::Sender<Order>,
+    master_socket: PathBuf,
 }
 
 #[derive(Debug)]
@@ -66,6 +67,11 @@ impl SupervisorHandle {
         let (reply, result) = oneshot::channel();
         self.orders.send(Order::Reload(reply)).await.map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
+    }
+
+    /// The master CLI of the HAProxy that is supervised.
+    pub fn master_socket(&self) -> &Path {
+        &self.master_socket
     }
 
     /// Lets HAProxy finish its requests, at most for the grace; then ends it.
@@ -101,6 +107,7 @@ impl Supervisor {
     /// A supervisor that has started nothing yet, and the way to give it orders.
     pub fn new(program: Program, layout: Layout) -> (Self, SupervisorHandle) {
         let (sender, orders) = mpsc::channel(4);
+        let master_socket = layout.master_socket.clone();
         let supervisor = Self {
             program,
             layout,
@@ -111,7 +118,7 @@ impl Supervisor {
             said: VecDeque::new(),
             lines: mpsc::channel(256),
         };
-        (supervisor, SupervisorHandle { orders: sender })
+        (supervisor, SupervisorHandle { orders: sender, master_socket })
     }
 
     /// Runs until it is told to stop, or nobody can give it orders any more.

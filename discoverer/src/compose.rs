@@ -1,0 +1,249 @@
+//! Which text HAProxy should run: from the new templates, else from the last good ones, and without the services that
+//! make it unusable. It writes only the candidate beside the file, for HAProxy to check.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use registry::ServiceName;
+use tracing::error;
+
+use crate::blame;
+use crate::haproxy::{CheckError, Program};
+use crate::model::{Instance, Service, Services};
+use crate::output::{Output, OutputError};
+use crate::render::{Surroundings, TemplateError, Templates};
+
+/// Templates as they were read, or why they could not be; two are the same where they are one reading.
+pub type Reading = Arc<Result<Templates, TemplateError>>;
+
+/// What HAProxy should run: the newest state of the registry and of the template files.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The services.
+    pub services: Services,
+    /// The templates, or why there are none.
+    pub templates: Reading,
+}
+
+/// Why there is no text to run.
+#[derive(Debug, thiserror::Error)]
+pub enum ComposeError {
+    /// The template is to blame, and there was no good one before.
+    #[error("template: {0}")]
+    Template(TemplateError),
+    /// HAProxy refuses the text.
+    #[error("HAProxy refuses the file: {words}")]
+    Refused {
+        /// HAProxy's own words.
+        words: String,
+        /// The sections they name that could be services.
+        sections: Vec<ServiceName>,
+    },
+    /// HAProxy could not be asked.
+    #[error(transparent)]
+    Check(CheckError),
+    /// The candidate could not be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+impl ComposeError {
+    /// Whether the same input may do better later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Check(_) | Self::Output(_))
+    }
+}
+
+/// Remembers which templates are good and which services had to be left out.
+#[derive(Debug)]
+pub struct Composer {
+    /// HAProxy's program; none where its version is not the running one, so that its check would say nothing.
+    program: Option<Program>,
+    output: Output,
+    surroundings: Surroundings,
+    /// The last templates whose text HAProxy took.
+    good: Option<Reading>,
+    /// Services that were left out, as they were then, with the reason.
+    set_aside: BTreeMap<ServiceName, (Arc<Service>, String)>,
+    /// What was last said about a refused template or file, to say it once.
+    said: Option<String>,
+}
+
+impl Composer {
+    /// A composer to whom no templates are known to be good yet.
+    pub fn new(program: Option<Program>, output: Output, surroundings: Surroundings) -> Self {
+        Self { program, output, surroundings, good: None, set_aside: BTreeMap::new(), said: None }
+    }
+
+    /// What templates get besides the services.
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
+    }
+
+    /// The services that are left out, with the reason.
+    pub fn left_out(&self) -> impl Iterator<Item = (&ServiceName, &str)> {
+        self.set_aside.iter().map(|(name, (_, reason))| (name, reason.as_str()))
+    }
+
+    /// Leaves a service out until it changes.
+    pub fn set_aside(&mut self, service: &Arc<Service>, reason: String) {
+        error!(service = %service.name, reason, "service left out");
+        self.set_aside.insert(service.name.clone(), (Arc::clone(service), reason));
+    }
+
+    /// Takes a service that was left out back in, to try it again.
+    pub fn take_back(&mut self, name: &ServiceName) {
+        self.set_aside.remove(name);
+    }
+
+    /// Whether these templates are the ones that HAProxy took last.
+    pub fn is_good(&self, templates: &Reading) -> bool {
+        self.good.as_ref().is_some_and(|good| Arc::ptr_eq(good, templates))
+    }
+
+    /// To be called when HAProxy runs a text of these templates. Says whether services that were left out because
+    /// of other templates are to be tried again.
+    pub fn took(&mut self, templates: &Reading, wanted: &Wanted) -> bool {
+        if Arc::ptr_eq(templates, &wanted.templates) {
+            self.said = None;
+        }
+        let before = self.good.replace(Arc::clone(templates));
+        let is_other = before.is_some_and(|before| !Arc::ptr_eq(&before, templates));
+        let try_again = is_other && !self.set_aside.is_empty();
+        if try_again {
+            // What the old templates made of these services says nothing about the new ones.
+            self.set_aside.clear();
+        }
+        try_again
+    }
+
+    /// The line of one server by itself, from the templates that HAProxy took last; none where it takes more than
+    /// that partial to know it.
+    pub fn server_line(&self, service: &Service, instance: &Instance) -> Option<String> {
+        if self.set_aside.contains_key(&service.name) {
+            return None;
+        }
+        self.good.as_ref()?.as_ref().as_ref().ok()?.render_server(service, instance, &self.surroundings)
+    }
+
+    /// The text that the templates which HAProxy took last make of the services, unchecked; none where they are
+    /// not the wanted ones, or do not give a text.
+    pub fn quick_text(&mut self, wanted: &Wanted) -> Option<String> {
+        if !self.is_good(&wanted.templates) {
+            return None;
+        }
+        self.forget_changed(wanted);
+        let templates = wanted.templates.as_ref().as_ref().ok()?;
+        if self.set_aside.is_empty() {
+            return templates.render(&wanted.services, &self.surroundings).ok();
+        }
+        templates.render(&self.included(wanted), &self.surroundings).ok()
+    }
+
+    /// Finds a text that HAProxy takes, and leaves it prepared beside the file.
+    pub async fn checked_text(&mut self, wanted: &Wanted) -> Result<(String, Reading), ComposeError> {
+        self.forget_changed(wanted);
+        let mut templates = Arc::clone(&wanted.templates);
+        if let Some(good) = self.good.clone().filter(|good| !Arc::ptr_eq(good, &templates)) {
+            // New templates have to take everything that the good ones do.
+            match self.try_text(&self.included(wanted), &templates).await {
+                Ok(text) => return Ok((text, templates)),
+                Err(error) if error.may_pass() => return Err(error),
+                Err(error) => self.say(&error),
+            }
+            templates = good;
+        }
+        match self.try_text(&self.included(wanted), &templates).await {
+            Ok(text) => return Ok((text, templates)),
+            Err(error) if error.may_pass() => return Err(error),
+            Err(error) => self.set_aside_guilty(wanted, &templates, error).await?,
+        }
+        Ok((self.try_text(&self.included(wanted), &templates).await?, templates))
+    }
+
+    /// A service that was left out is tried again when it is another one.
+    fn forget_changed(&mut self, wanted: &Wanted) {
+        self.set_aside.retain(|name, (then, _)| wanted.services.get(name) == Some(then));
+    }
+
+    /// Finds the services that are at fault and sets them aside; gives the error back where none is.
+    async fn set_aside_guilty(
+        &mut self,
+        wanted: &Wanted,
+        templates: &Reading,
+        error: ComposeError,
+    ) -> Result<(), ComposeError> {
+        let included = self.included(wanted);
+        let suspected = match &error {
+            ComposeError::Refused { sections, .. } => sections.clone(),
+            _ => Vec::new(),
+        };
+        let ask = async |part: &Services| match self.try_text(part, templates).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
+        let blamed = blame::find(&included, &suspected, ask).await.unwrap_or_default();
+        // Where every service is at fault, the template is: nothing served is worse than something stale.
+        let is_everything = blamed.len() == included.len() && (included.len() > 1 || self.good.is_some());
+        if blamed.is_empty() || is_everything {
+            self.say(&error);
+            return Err(error);
+        }
+        for (name, reason) in blamed {
+            if let Some(service) = wanted.services.get(&name) {
+                self.set_aside(service, reason);
+            }
+        }
+        Ok(())
+    }
+
+    fn included(&self, wanted: &Wanted) -> Services {
+        let is_in = |name: &ServiceName| !self.set_aside.contains_key(name);
+        wanted.services.iter().filter(|(name, _)| is_in(name)).map(|(k, v)| (k.clone(), Arc::clone(v))).collect()
+    }
+
+    /// Renders, prepares the file and lets HAProxy check it.
+    async fn try_text(&self, services: &Services, templates: &Reading) -> Result<String, ComposeError> {
+        let templates = templates.as_ref().as_ref().map_err(|error| ComposeError::Template(error.clone()))?;
+        let text = templates.render(services, &self.surroundings).map_err(ComposeError::Template)?;
+        check(self.program.as_ref(), &self.output, &text).await?;
+        Ok(text)
+    }
+
+    /// Says what is wrong with a template or a file, once.
+    fn say(&mut self, error: &ComposeError) {
+        let words = error.to_string();
+        if self.said.as_ref() == Some(&words) {
+            return;
+        }
+        match error {
+            ComposeError::Template(error) => error!(%error, "template error"),
+            ComposeError::Refused { words, .. } => error!(output = words, "file refused"),
+            other => error!(error = %other, "not applied"),
+        }
+        self.said = Some(words);
+    }
+}
+
+/// Prepares a text beside the file and lets HAProxy check it.
+pub async fn check(program: Option<&Program>, output: &Output, text: &str) -> Result<(), ComposeError> {
+    let candidate = output.prepare(text)?;
+    let Some(program) = program else { return Ok(()) };
+    match program.check(candidate).await {
+        Ok(()) => Ok(()),
+        Err(CheckError::Refused { words, lines }) => {
+            let mut sections: Vec<_> = lines.iter().filter_map(|&line| section_name(text, line)).collect();
+            sections.sort();
+            sections.dedup();
+            Err(ComposeError::Refused { words, sections })
+        }
+        Err(error) => Err(ComposeError::Check(error)),
+    }
+}
+
+/// The name of the section that a line (counted from 1) of the text lies in.
+fn section_name(text: &str, line: usize) -> Option<ServiceName> {
+    let before: Vec<&str> = text.lines().take(line).collect();
+    let head = before.iter().rev().find(|line| !line.starts_with([' ', '\t', '#']) && !line.is_empty())?;
+    head.split_whitespace().nth(1)?.parse().ok()
+}

@@ -1,0 +1,413 @@
+//! A configuration of HAProxy as sections, by their places in its text. Pure.
+//!
+//! A section begins at a line whose first word is a section's keyword, however far that is indented (HAProxy's
+//! configuration manual, section 2.1). Nothing is copied out of the text, and server lines are only passed over:
+//! reading a configuration costs about a walk over it.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::words::{Unclear, Word, first_word, short, words};
+
+/// A configuration's text, read into sections. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Parsed {
+    text: Arc<str>,
+    sections: Arc<[Section]>,
+    /// The lines of all sections that are neither a head, nor a server, nor empty.
+    settings: Arc<[Range<usize>]>,
+    /// Where the sections with servers are, by name.
+    backends: Arc<HashMap<String, Place>>,
+}
+
+/// Where a backend stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The section of this index.
+    At(usize),
+    /// In more than one section.
+    Twice,
+}
+
+/// What a section is, as far as that matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `backend` or `listen`: it has servers that can change at run time.
+    Backend,
+    /// `defaults`.
+    Defaults,
+    /// Any other.
+    Other,
+}
+
+/// One section of a text.
+#[derive(Debug, Clone)]
+pub(super) struct Section {
+    pub(super) kind: Kind,
+    /// Its first line; empty for what stands before the first section.
+    pub(super) head: Range<usize>,
+    /// The lines behind the head.
+    pub(super) body: Range<usize>,
+    /// The `defaults` section that it builds on.
+    pub(super) parent: Option<usize>,
+    /// A conditional block touches it (configuration manual, section 2.4), or its head is not to be read: what
+    /// holds in it cannot be told from the text.
+    pub(super) unclear: bool,
+    settings: Range<usize>,
+    /// Where its last server line begins.
+    pub(super) last_server: Option<usize>,
+}
+
+impl Parsed {
+    /// Reads a text. Any text has sections, whether HAProxy would take it or not.
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        let text = text.into();
+        let mut reader = Reader::default();
+        reader.begin(Kind::Other, 0..0, "");
+        let mut start = 0;
+        for line in text.split_inclusive('\n') {
+            let range = start..start + line.len();
+            start = range.end;
+            reader.read(line, range);
+        }
+        reader.end(text.len());
+        let Reader { sections, settings, backends, .. } = reader;
+        Self { text, sections: sections.into(), settings: settings.into(), backends: Arc::new(backends) }
+    }
+
+    /// The text it was read from.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// Where the backend of a name stands.
+    pub(super) fn backend(&self, name: &str) -> Option<Place> {
+        self.backends.get(name).copied()
+    }
+
+    /// The part of the text at a place.
+    pub(super) fn at(&self, range: &Range<usize>) -> &str {
+        &self.text[range.clone()]
+    }
+
+    /// The number of the line that begins at a place, counted from 1.
+    pub(super) fn line_number(&self, place: usize) -> usize {
+        self.text.as_bytes()[..place].iter().filter(|&&b| b == b'\n').count() + 1
+    }
+
+    /// The settings of a section, each with the place where it begins.
+    pub(super) fn settings<'t>(&'t self, section: &Section) -> impl Iterator<Item = (usize, &'t str)> {
+        self.settings[section.settings.clone()].iter().map(|range| (range.start, self.at(range)))
+    }
+
+    /// A section's keyword and name, such as `backend web`.
+    pub(super) fn title(&self, section: &Section) -> String {
+        let head = self.at(&section.head);
+        let words = words(head).unwrap_or_default();
+        let title = words.iter().take(2).map(AsRef::as_ref).collect::<Vec<_>>().join(" ");
+        if title.is_empty() {
+            short(if head.is_empty() { "the text before all sections" } else { head.trim() })
+        } else {
+            short(&title)
+        }
+    }
+
+    /// A section's name.
+    pub(super) fn name(&self, section: &Section) -> Result<String, Unclear> {
+        Ok(words(self.at(&section.head))?.into_iter().nth(1).unwrap_or_default().into_owned())
+    }
+
+    /// The `defaults` sections that a section builds on, from the first to the nearest, and the section itself.
+    pub(super) fn lineage(&self, index: usize) -> Vec<&Section> {
+        let mut lineage = Vec::new();
+        let mut next = Some(index);
+        while let Some(index) = next {
+            let section = &self.sections[index];
+            lineage.push(section);
+            next = section.parent;
+        }
+        lineage.reverse();
+        lineage
+    }
+}
+
+/// The lines of a part of a text that say something, each with its place and its first word.
+pub(super) fn lines(part: &str, mut start: usize) -> impl Iterator<Item = (usize, &str, Word<'_>)> {
+    part.split_inclusive('\n').filter_map(move |line| {
+        let place = start;
+        start += line.len();
+        let word = first_word(line);
+        (!word.is_empty()).then_some((place, line, word))
+    })
+}
+
+#[derive(Default)]
+struct Reader {
+    sections: Vec<Section>,
+    settings: Vec<Range<usize>>,
+    backends: HashMap<String, Place>,
+    /// The `defaults` sections by name, and the last of all.
+    named_defaults: HashMap<String, usize>,
+    last_defaults: Option<usize>,
+    /// How many `.if` are open.
+    depth: usize,
+}
+
+impl Reader {
+    fn read(&mut self, line: &str, range: Range<usize>) {
+        let word = first_word(line);
+        if let Some(section) = self.sections.last_mut() {
+            section.unclear |= self.depth > 0 && !word.is_empty();
+            if word == "server" && section.kind == Kind::Backend {
+                section.last_server = Some(range.start);
+                return;
+            }
+        }
+        let kind = self.sections.last().map(|section| section.kind);
+        match word.as_ref() {
+            "" => {}
+            "backend" | "listen" => self.begin(Kind::Backend, range, line),
+            "defaults" => self.begin(Kind::Defaults, range, line),
+            word if SECTIONS.contains(&word) => self.begin(Kind::Other, range, line),
+            word if word.starts_with('.') => {
+                match word {
+                    ".if" => self.depth += 1,
+                    ".endif" => self.depth = self.depth.saturating_sub(1),
+                    _ => {}
+                }
+                if let Some(section) = self.sections.last_mut() {
+                    section.unclear |= matches!(word, ".if" | ".elif" | ".else" | ".endif");
+                }
+                self.settings.push(range);
+            }
+            // It may begin a section that is unknown here; what follows it is not taken for the backend's.
+            word if kind == Some(Kind::Backend) && !PROXY_KEYWORDS.contains(&word) => {
+                self.begin(Kind::Other, range, line);
+            }
+            _ => self.settings.push(range),
+        }
+    }
+
+    fn begin(&mut self, kind: Kind, head: Range<usize>, line: &str) {
+        self.end(head.start);
+        let index = self.sections.len();
+        let mut section = Section {
+            kind,
+            body: head.end..head.end,
+            head,
+            parent: None,
+            unclear: self.depth > 0,
+            settings: self.settings.len()..self.settings.len(),
+            last_server: None,
+        };
+        if kind != Kind::Other {
+            match words(line) {
+                Ok(head) => self.relate(index, &head, &mut section),
+                Err(_) => section.unclear = true,
+            }
+        }
+        if kind == Kind::Defaults {
+            self.last_defaults = Some(index);
+        }
+        self.sections.push(section);
+    }
+
+    /// Finds the section's `defaults` (configuration manual, section 4: the named one, else the last before it;
+    /// a `defaults` builds on another only where it names it), and remembers its own name.
+    fn relate(&mut self, index: usize, head: &[Word<'_>], section: &mut Section) {
+        let from = head.iter().position(|word| word == "from").and_then(|from| head.get(from + 1));
+        section.parent = match from {
+            Some(name) => {
+                let named = self.named_defaults.get(name.as_ref()).copied();
+                section.unclear |= named.is_none();
+                named
+            }
+            None if section.kind == Kind::Backend => self.last_defaults,
+            None => None,
+        };
+        let Some(name) = head.get(1).filter(|&name| name != "from") else {
+            return;
+        };
+        if section.kind == Kind::Defaults {
+            self.named_defaults.insert(name.clone().into_owned(), index);
+        } else {
+            let place = self.backends.entry(name.clone().into_owned());
+            place.and_modify(|place| *place = Place::Twice).or_insert(Place::At(index));
+        }
+    }
+
+    fn end(&mut self, place: usize) {
+        if let Some(section) = self.sections.last_mut() {
+            section.body.end = place;
+            section.settings.end = self.settings.len();
+        }
+    }
+}
+
+/// The keywords that begin a section, of HAProxy 2.6 to 3.4, but for those that [`Kind`] names.
+const SECTIONS: &[&str] = &[
+    "frontend",
+    "global",
+    "acme",
+    "cache",
+    "crt-store",
+    "fcgi-app",
+    "healthcheck",
+    "http-errors",
+    "log-forward",
+    "log-profile",
+    "mailers",
+    "namespace_list",
+    "peers",
+    "program",
+    "resolvers",
+    "ring",
+    "traces",
+    "userlist",
+];
+
+/// The keywords that may begin a line of a `backend` or `listen` section, of HAProxy 2.6 to 3.4 (configuration
+/// manual, section 4.1, "Proxy keywords matrix").
+const PROXY_KEYWORDS: &[&str] = &[
+    "acl",
+    "backlog",
+    "balance",
+    "bind",
+    "bind-process",
+    "capture",
+    "clitcpka-cnt",
+    "clitcpka-idle",
+    "clitcpka-intvl",
+    "compression",
+    "cookie",
+    "declare",
+    "default-server",
+    "default_backend",
+    "description",
+    "disabled",
+    "dispatch",
+    "dynamic-cookie-key",
+    "email-alert",
+    "enabled",
+    "error-log-format",
+    "errorfile",
+    "errorfiles",
+    "errorloc",
+    "errorloc302",
+    "errorloc303",
+    "external-check",
+    "filter",
+    "filter-sequence",
+    "force-be-switch",
+    "force-persist",
+    "fullconn",
+    "guid",
+    "hash-balance-factor",
+    "hash-preserve-affinity",
+    "hash-type",
+    "http-after-response",
+    "http-check",
+    "http-error",
+    "http-request",
+    "http-response",
+    "http-reuse",
+    "http-send-name-header",
+    "id",
+    "ignore-persist",
+    "load-server-state-from-file",
+    "log",
+    "log-format",
+    "log-format-sd",
+    "log-steps",
+    "log-tag",
+    "max-keep-alive-queue",
+    "max-session-srv-conns",
+    "maxconn",
+    "mode",
+    "monitor",
+    "monitor-uri",
+    "no",
+    "option",
+    "persist",
+    "quic-initial",
+    "rate-limit",
+    "redirect",
+    "retries",
+    "retry-on",
+    "server",
+    "server-state-file-name",
+    "server-template",
+    "source",
+    "srvtcpka-cnt",
+    "srvtcpka-idle",
+    "srvtcpka-intvl",
+    "stats",
+    "stick",
+    "stick-table",
+    "tcp-check",
+    "tcp-request",
+    "tcp-response",
+    "timeout",
+    "transparent",
+    "unique-id-format",
+    "unique-id-header",
+    "use-fcgi-app",
+    "use-server",
+    "use_backend",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn titles(text: &str) -> Vec<String> {
+        let parsed = Parsed::new(text);
+        parsed.sections().iter().skip(1).map(|section| parsed.title(section)).collect()
+    }
+
+    #[test]
+    fn a_section_begins_at_its_keyword_wherever_that_stands() {
+        assert_eq!(
+            titles("global\n  maxconn 9\n    backend a # b\nserver a b\n\t\"listen\" 'b'\n"),
+            ["global", "backend a", "listen b"]
+        );
+        assert_eq!(titles("backend a\n  server listen 1.1.1.1:80\n#backend c\n"), ["backend a"]);
+        assert_eq!(
+            titles("backend a\n  server x y\nfuture b\n  server x y\nbackend c"),
+            ["backend a", "future b", "backend c"]
+        );
+        assert_eq!(titles(""), [""; 0]);
+    }
+
+    #[test]
+    fn defaults_are_found_by_name_or_as_the_last() {
+        let text = "defaults\ndefaults one\ndefaults two from one\nbackend a\nbackend b from one\nbackend c from no\n";
+        let parsed = Parsed::new(text);
+        let parents: Vec<_> = parsed.sections().iter().map(|section| section.parent).collect();
+        assert_eq!(parents, [None, None, None, Some(2), Some(3), Some(2), None]);
+        assert!(parsed.sections()[6].unclear);
+        let lineage: Vec<_> = parsed.lineage(4).into_iter().map(|section| parsed.title(section)).collect();
+        assert_eq!(lineage, ["defaults one", "defaults two", "backend a"]);
+    }
+
+    #[test]
+    fn what_a_conditional_block_touches_is_unclear() {
+        let text = "backend a\n.if defined(X)\n.endif\nbackend b\nbackend c\n.if true\nbackend d\n.endif\nbackend e\n";
+        let parsed = Parsed::new(text);
+        let unclear: Vec<_> = parsed.sections().iter().map(|section| section.unclear).collect();
+        assert_eq!(unclear, [false, true, false, true, true, false]);
+    }
+
+    #[test]
+    fn a_backend_is_found_by_its_name() {
+        let parsed = Parsed::new("frontend a\nbackend a\nlisten b\nbackend b\n");
+        assert_eq!(parsed.backend("a"), Some(Place::At(2)));
+        assert_eq!(parsed.backend("b"), Some(Place::Twice));
+        assert_eq!(parsed.backend("c"), None);
+    }
+}

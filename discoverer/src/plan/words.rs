@@ -1,0 +1,181 @@
+//! One line of HAProxy's configuration as words. Pure.
+//!
+//! The rules are those of the configuration manual, section 2.2, "Quoting and escaping". A line does not go on
+//! behind a backslash at its end: HAProxy takes that for a word (measured with 2.6).
+
+use std::borrow::Cow;
+
+/// A word with its quotes and escapes resolved.
+pub(super) type Word<'t> = Cow<'t, str>;
+
+/// Why the words of a line cannot be told from its text alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unclear {
+    #[error("an environment variable stands in it")]
+    Environment,
+    #[error("a quote in it has no end")]
+    Quote,
+    #[error("a \\x escape in it stands for no ASCII character")]
+    Escape,
+    #[error("a NUL character stands in it")]
+    Nul,
+}
+
+/// The words of a line, without its comment.
+pub(super) fn words(line: &str) -> Result<Vec<Word<'_>>, Unclear> {
+    // HAProxy stops reading at a carriage return, wherever it stands.
+    let line = line.find(['\r', '\n']).map_or(line, |end| &line[..end]);
+    if line.contains('\0') {
+        return Err(Unclear::Nul);
+    }
+    if line.contains(['\\', '"', '\'']) {
+        return quoted_words(line);
+    }
+    let line = line.find('#').map_or(line, |comment| &line[..comment]);
+    Ok(line.split(is_space).filter(|word| !word.is_empty()).map(Cow::Borrowed).collect())
+}
+
+/// The first word of a line, or the empty text for a line that says nothing.
+pub(super) fn first_word(line: &str) -> Word<'_> {
+    let line = line.trim_start_matches(is_space);
+    let end = line.bytes().position(|b| is_space(char::from(b)) || matches!(b, b'#' | b'\r' | b'\n'));
+    let word = &line[..end.unwrap_or(line.len())];
+    if word.contains(['\\', '"', '\''])
+        && let Ok(words) = words(line)
+    {
+        return words.into_iter().next().unwrap_or_default();
+    }
+    Cow::Borrowed(word)
+}
+
+/// The second word of a line, or the line itself where its words are unclear: still a text that no other line has.
+pub(super) fn second_word(line: &str) -> Word<'_> {
+    let is_end = |b: u8| is_space(char::from(b)) || matches!(b, b'#' | b'\r' | b'\n');
+    let rest = line.trim_start_matches(is_space);
+    let rest = &rest[rest.bytes().position(is_end).unwrap_or(rest.len())..];
+    let rest = rest.trim_start_matches(is_space);
+    let word = &rest[..rest.bytes().position(is_end).unwrap_or(rest.len())];
+    // What stands before the word ends somewhere in the line, so that a look at this much is enough.
+    let until = &line[..line.len() - rest.len() + word.len()];
+    if !until.contains(['\\', '"', '\'']) {
+        return Cow::Borrowed(word);
+    }
+    match words(line) {
+        Ok(words) => words.into_iter().nth(1).unwrap_or_default(),
+        Err(_) => Cow::Borrowed(line.trim()),
+    }
+}
+
+/// A text for a message: no longer than a message should be.
+pub(super) fn short(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+/// Whether two lines say the same. Where the words of one are unclear, only the same text is the same.
+pub(super) fn same(a: &str, b: &str) -> bool {
+    a.trim() == b.trim() || matches!((words(a), words(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// What parts words: the C library's `isspace` without the ends of a line.
+fn is_space(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\x0b' | '\x0c')
+}
+
+fn quoted_words(line: &str) -> Result<Vec<Word<'_>>, Unclear> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        match (c, quote) {
+            ('#', None) => break,
+            (c, None) if is_space(c) => words.extend(word.take().map(Cow::Owned)),
+            ('"' | '\'', None) => {
+                quote = Some(c);
+                // A pair of quotes with nothing between them is a word too.
+                word.get_or_insert_default();
+            }
+            (c, Some(open)) if c == open => quote = None,
+            ('$', Some('"')) => return Err(Unclear::Environment),
+            ('\\', None | Some('"')) => word.get_or_insert_default().push(escaped(&mut rest)?),
+            (c, _) => word.get_or_insert_default().push(c),
+        }
+    }
+    if quote.is_some() {
+        return Err(Unclear::Quote);
+    }
+    words.extend(word.map(Cow::Owned));
+    Ok(words)
+}
+
+/// The character that a backslash and what follows it stand for. Before any other character a backslash is itself.
+fn escaped(rest: &mut std::str::Chars<'_>) -> Result<char, Unclear> {
+    let character = match rest.as_str().as_bytes().first() {
+        Some(&b @ (b' ' | b'\\' | b'#' | b'\'' | b'"' | b'$')) => char::from(b),
+        Some(b'n') => '\n',
+        Some(b'r') => '\r',
+        Some(b't') => '\t',
+        Some(b'x') => {
+            let digits = rest.as_str().get(1..3).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+            let code = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+            // Above ASCII it is a part of a character, which another escape or a plain byte may complete.
+            let code = code.filter(|&code| code != 0 && code.is_ascii()).ok_or(Unclear::Escape)?;
+            rest.nth(1);
+            char::from(code)
+        }
+        _ => return Ok('\\'),
+    };
+    rest.next();
+    Ok(character)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_cut_into_words_as_the_manual_says() {
+        let cases: &[(&str, Result<&[&str], Unclear>)] = &[
+            ("", Ok(&[])),
+            (" \t # nothing", Ok(&[])),
+            ("  server a 10.0.0.1:80\tcheck # why", Ok(&["server", "a", "10.0.0.1:80", "check"])),
+            ("server a#b", Ok(&["server", "a"])),
+            ("server a\r b", Ok(&["server", "a"])),
+            ("a\x0bb\x0cc", Ok(&["a", "b", "c"])),
+            (r"log-format %{+Q}o\ %t\ %s", Ok(&["log-format", "%{+Q}o %t %s"])),
+            (r#"log-format "%{+Q}o %t"' %s'"#, Ok(&["log-format", "%{+Q}o %t %s"])),
+            (r##"a "# no comment" '#' \# b # c"##, Ok(&["a", "# no comment", "#", "#", "b"])),
+            (r#"a "" ''"#, Ok(&["a", "", ""])),
+            (r#""server" we'igh't \x35 "\x36""#, Ok(&["server", "weight", "5", "6"])),
+            (r"'a\x35' \a \", Ok(&[r"a\x35", r"\a", r"\"])),
+            (r#"a '"' "'" \" \' \\ \$ $X '$X' "\$X""#, Ok(&["a", "\"", "'", "\"", "'", "\\", "$", "$X", "$X", "$X"])),
+            (r"a\n\r\tb", Ok(&["a\n\r\tb"])),
+            (r#"a "$X""#, Err(Unclear::Environment)),
+            (r#"a "b"#, Err(Unclear::Quote)),
+            (r"a 'b", Err(Unclear::Quote)),
+            (r"a \xe9", Err(Unclear::Escape)),
+            (r"a \x00", Err(Unclear::Escape)),
+            (r"a \x4", Err(Unclear::Escape)),
+            ("a \\x4é", Err(Unclear::Escape)),
+            ("a\0b", Err(Unclear::Nul)),
+        ];
+        for (line, expected) in cases {
+            let found = words(line);
+            let found = found.as_ref().map(|words| words.iter().map(AsRef::as_ref).collect::<Vec<&str>>());
+            assert_eq!(found.as_deref().map_err(|&&error| error), *expected, "{line:?}");
+            if let Ok(expected) = expected {
+                assert_eq!(first_word(line), *expected.first().unwrap_or(&""), "{line:?}");
+                assert_eq!(second_word(line), *expected.get(1).unwrap_or(&""), "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_the_same_when_their_words_are() {
+        assert!(same("  server a b # one\n", "server\ta 'b'"));
+        assert!(same("log-format \"$X\"", "  log-format \"$X\"\n"));
+        assert!(!same("log-format \"$X\"", "log-format '$X'"));
+        assert!(!same("server a b", "server ab"));
+        assert!(!same("log-format 'a b'", "log-format a b"));
+    }
+}
