@@ -133,6 +133,11 @@ struct Member {
 /// key's creation in etcd.
 type Age = (Option<Timestamp>, u64);
 
+/// The order of keys that name one address, oldest first: by their creation in etcd, which a sidekick's key has too.
+fn key_age((start, created): Age) -> (u64, Option<Timestamp>) {
+    (created, start)
+}
+
 /// What only one service can have.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Route {
@@ -216,14 +221,13 @@ impl Catalog {
                 let is_new = !self.claims.contains_key(&key.address()) && !self.refused.contains_key(&entry.path);
                 let is_plain = known.common.as_ref()?.is_of(&key, &member) && member.record.status == Status::Running;
                 let published = self.services.get_mut(key.service())?;
-                if !is_new || !is_plain {
+                let built = known.built.as_mut()?;
+                if !is_new || !is_plain || !Arc::ptr_eq(built, published) {
                     return None;
                 }
+                let at = position(built, key.address()).err()?;
                 let instance = Arc::new(instance(key.address(), &member.record, false));
-                let service = Arc::make_mut(known.built.as_mut()?);
-                let at = position(service, key.address()).err()?;
-                service.instances.insert(at, Arc::clone(&instance));
-                *published = Arc::clone(known.built.as_ref()?);
+                alter(built, published, |instances| instances.insert(at, Arc::clone(&instance)));
                 self.claims.entry(key.address()).or_default().insert(key.clone());
                 known.members.insert(key, member);
                 Some(Step { service: Arc::clone(published), instance, came: true })
@@ -233,13 +237,13 @@ impl Catalog {
                 let known = self.known.get_mut(key.service())?;
                 let is_sole_claim = self.claims.get(&key.address())?.iter().eq([&key]);
                 let published = self.services.get_mut(key.service())?;
-                if !is_sole_claim || known.common.is_none() || known.members.len() < 2 {
+                let built = known.built.as_mut()?;
+                let is_last = known.members.len() < 2;
+                if !is_sole_claim || known.common.is_none() || is_last || !Arc::ptr_eq(built, published) {
                     return None;
                 }
-                let service = Arc::make_mut(known.built.as_mut()?);
-                let at = position(service, key.address()).ok()?;
-                let instance = service.instances.remove(at);
-                *published = Arc::clone(known.built.as_ref()?);
+                let at = position(built, key.address()).ok()?;
+                let instance = alter(built, published, |instances| instances.remove(at));
                 self.claims.remove(&key.address());
                 known.members.remove(&key);
                 Some(Step { service: Arc::clone(published), instance, came: false })
@@ -344,7 +348,7 @@ impl Catalog {
         let others = self.claims.get(&key.address()).into_iter().flatten().filter(|other| *other != key);
         others
             .filter_map(|other| Some((self.known.get(other.service())?.members.get(other)?.age, other)))
-            .all(|(other_age, other)| (other_age, other) < (age, key))
+            .all(|(other_age, other)| (key_age(other_age), other) < (key_age(age), key))
     }
 
     fn rebuild(&mut self, touched: BTreeSet<ServiceName>, now: Instant, outcome: &mut Outcome) {
@@ -396,7 +400,8 @@ impl Catalog {
             let before = self.services.get(name).map(|service| routes(service));
             before.is_some() && before == built(name).map(|service| routes(service))
         });
-        if same_routes {
+        // Where a service waits for a route, one that lost its last instance gives its own away.
+        if same_routes && self.shut_out.is_empty() {
             for name in changed {
                 if let Some(service) = self.known.get(&name).and_then(|known| known.built.clone()) {
                     self.services.insert(name, service);
@@ -410,33 +415,57 @@ impl Catalog {
         outcome.changed = self.services != before;
     }
 
-    /// Gives each route to one service: to the one that has it, else to the one with the oldest container.
+    /// Gives each route to one service: to one that has instances before one that has none, then to the one that
+    /// has the route already, then to the one with the oldest container. Where a service gets only some of its hosts
+    /// it goes on with those; where it gets none of its routes it is left out.
     fn share_routes(&mut self, outcome: &mut Outcome) {
-        let mut claimants: Vec<(bool, Age, &ServiceName, &Arc<Service>)> = Vec::new();
+        let mut claims: BTreeMap<Route, Vec<(bool, bool, Age, &ServiceName)>> = BTreeMap::new();
         for (name, known) in &self.known {
             let Some(service) = &known.built else { continue };
-            let holds = routes(service).iter().all(|route| self.routes.get(route) == Some(name));
             let oldest = known.members.values().map(|member| member.age).min().unwrap_or_default();
-            claimants.push((!holds, oldest, name, service));
+            for route in routes(service) {
+                let is_held = self.routes.get(&route) == Some(name);
+                claims.entry(route).or_default().push((service.instances.is_empty(), !is_held, oldest, name));
+            }
         }
-        claimants.sort_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)));
         let mut held: BTreeMap<Route, ServiceName> = BTreeMap::new();
+        for (route, claims) in claims {
+            if let Some((_, _, _, name)) = claims.into_iter().min() {
+                held.insert(route, name.clone());
+            }
+        }
         let mut shut_out = BTreeMap::new();
         let mut services = Services::new();
-        for (_, _, name, service) in claimants {
-            let wanted = routes(service);
-            if let Some((route, holder)) = wanted.iter().find_map(|route| Some((route, held.get(route)?))) {
+        for (name, known) in &self.known {
+            let Some(service) = &known.built else { continue };
+            let (won, lost): (Vec<_>, Vec<_>) =
+                routes(service).into_iter().partition(|route| held.get(route) == Some(name));
+            if let Some(route) = lost.first() {
+                let holder = held.get(route).map_or("another", ServiceName::as_str);
                 let reason = format!("it wants {route}, which service {holder} has; the older claim wins");
                 if self.shut_out.get(name) != Some(&reason) {
                     outcome.refused.push(refusal(name.as_str(), &reason));
                 }
                 shut_out.insert(name.clone(), reason);
-                continue;
             }
-            held.extend(wanted.into_iter().map(|route| (route, name.clone())));
-            services.insert(name.clone(), Arc::clone(service));
+            if lost.is_empty() {
+                services.insert(name.clone(), Arc::clone(service));
+            } else if let Some(host) = HostNames::of(won.iter().filter_map(Route::host)) {
+                let instances = service.instances.clone();
+                let less = Service { host: Some(host), instances, ..service.settings() };
+                services.insert(name.clone(), Arc::new(less));
+            }
         }
         (self.routes, self.shut_out, self.services) = (held, shut_out, services);
+    }
+}
+
+impl Route {
+    fn host(&self) -> Option<&str> {
+        match self {
+            Self::Http { host, .. } => host.as_deref(),
+            Self::Port(_) => None,
+        }
     }
 }
 
@@ -478,6 +507,20 @@ fn emptied(last: &Service) -> Service {
     last.settings()
 }
 
+/// Changes the instances of a service that two places share. Nothing is copied unless a third one holds it.
+fn alter<T>(
+    built: &mut Arc<Service>,
+    published: &mut Arc<Service>,
+    change: impl FnOnce(&mut Vec<Arc<Instance>>) -> T,
+) -> T {
+    let mut service = std::mem::replace(built, Arc::new(published.settings()));
+    published.clone_from(built);
+    let result = change(&mut Arc::make_mut(&mut service).instances);
+    published.clone_from(&service);
+    *built = service;
+    result
+}
+
 /// Where in a service's instances an address is, or belongs.
 fn position(service: &Service, address: InstanceAddress) -> Result<usize, usize> {
     service
@@ -504,7 +547,7 @@ fn build(
         name: name.clone(),
         mode: settings.read("mode", str::parse).unwrap_or_default(),
         host: settings.read("host", str::parse::<HostNames>),
-        path: settings.read("path", str::parse::<UrlPath>).filter(|path| path.as_str() != "/"),
+        path: settings.read("path", str::parse::<UrlPath>).and_then(UrlPath::without_last_slash),
         listen: settings.read("listen", parse_port),
         balance: settings.read("balance", str::parse).unwrap_or_default(),
         check: settings.read("check_http", str::parse),
@@ -527,6 +570,15 @@ fn build(
     if let Some(port) = service.listen.filter(|port| !options.listen_ports.iter().any(|range| range.contains(port))) {
         refusals.push(format!("attribute listen: port {port} is outside --listen-ports"));
         service.listen = None;
+    }
+    match (service.mode, service.listen) {
+        (Mode::Http, Some(port)) => {
+            refusals
+                .push(format!("attribute listen: port {port} is not opened; only a service with mode=tcp has its own"));
+            service.listen = None;
+        }
+        (Mode::Tcp, None) => refusals.push("attribute mode: tcp without a listen port; nothing leads to it".to_owned()),
+        _ => {}
     }
     (service, refusals)
 }
@@ -771,10 +823,59 @@ pub(crate) mod tests {
         assert!(outcome.refused[0].reason.contains("b.example/, which service z has"), "{outcome:?}");
         assert_eq!(catalog.services().len(), 1);
         catalog.apply(removed("z/10.0.0.1:1"), Instant::now());
-        assert_eq!(catalog.services().len(), 1, "a service without instances keeps its route while it is known");
+        assert_eq!(addresses(&catalog, "a").len(), 1, "a service without instances gives its route away");
+        assert_eq!(hosts(&catalog, "z"), "a.example");
+        catalog.apply(put("z/10.0.0.1:1", host), Instant::now());
+        assert_eq!((hosts(&catalog, "z"), hosts(&catalog, "a")), ("a.example".to_owned(), "b.example".to_owned()));
+        catalog.apply(removed("a/10.0.0.2:1"), Instant::now());
         catalog.forget(Instant::now() + Duration::from_secs(61));
-        assert_eq!(addresses(&catalog, "a").len(), 1);
+        assert_eq!(hosts(&catalog, "z"), "a.example,b.example");
         assert_eq!(catalog.refusals(), []);
+    }
+
+    fn hosts(catalog: &Catalog, service: &str) -> String {
+        catalog.services()[&service.parse::<ServiceName>().unwrap()].host.as_ref().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_service_that_asks_for_one_host_more_keeps_what_it_had() {
+        let host = |hosts: &str| format!(r#"{{"attributes":{{"host":"{hosts}"}}}}"#);
+        let mut catalog = catalog(&[("z/10.0.0.1:1", &host("a.example")), ("y/10.0.0.2:1", &host("b.example"))]);
+        catalog.apply(put("z/10.0.0.1:1", &host("a.example,b.example")), Instant::now());
+        assert_eq!((hosts(&catalog, "z"), hosts(&catalog, "y")), ("a.example".to_owned(), "b.example".to_owned()));
+    }
+
+    #[test]
+    fn a_slash_at_the_end_of_a_path_makes_no_other_path() {
+        let path = |path: &str| format!(r#"{{"attributes":{{"path":"{path}"}}}}"#);
+        let mut catalog = catalog(&[("old/10.0.0.1:1", &path("/api"))]);
+        let outcome = catalog.apply(put("new/10.0.0.2:1", &path("/api/")), Instant::now());
+        assert!(outcome.refused[0].reason.contains("any host/api, which service old has"), "{outcome:?}");
+        assert!(catalog.services().len() == 1);
+    }
+
+    #[test]
+    fn settings_that_come_to_nothing_are_named() {
+        let catalog = catalog(&[
+            ("a/10.0.0.1:1", r#"{"attributes":{"listen":"5001"}}"#),
+            ("b/10.0.0.2:1", r#"{"attributes":{"mode":"tcp"}}"#),
+        ]);
+        let reasons: Vec<_> = catalog.refusals().into_iter().map(|refusal| refusal.reason).collect();
+        assert!(
+            reasons[0].contains("only a service with mode=tcp") && reasons[1].contains("without a listen port"),
+            "{reasons:?}"
+        );
+    }
+
+    #[test]
+    fn a_sidekicks_key_that_is_newer_wins_over_an_agents() {
+        let (old, new) = ("/service/agent/10.0.0.1:80", "/service/10.0.0.1:80");
+        let mut catalog = Catalog::new(options());
+        let started = started(5);
+        let entries = vec![Entry::created(old, &started, 7), Entry::created(new, "running", 9)];
+        catalog.list(Listing { entries, position: Position::new(None, 9) }, Instant::now());
+        assert_eq!(addresses(&catalog, "service"), ["10.0.0.1:80"]);
+        assert!(!catalog.services().contains_key(&"agent".parse().unwrap()));
     }
 
     #[test]

@@ -224,6 +224,12 @@ checked_text!(
 );
 
 impl HostNames {
+    /// The names in order; none where there are none. They must come from a value of this type.
+    pub(crate) fn of<'t>(names: impl Iterator<Item = &'t str>) -> Option<Self> {
+        let names: Vec<&str> = names.collect();
+        (!names.is_empty()).then(|| Self(names.join(",")))
+    }
+
     /// Each name.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.split(',')
@@ -255,6 +261,14 @@ checked_text!(
     /// The path of a URL: it begins with `/`, has no query, and only characters that need no escape.
     UrlPath
 );
+
+impl UrlPath {
+    /// The path without a slash at its end; none for `/` alone, which is every path.
+    pub(crate) fn without_last_slash(self) -> Option<Self> {
+        let text = self.0.trim_end_matches('/');
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+}
 
 impl FromStr for UrlPath {
     type Err = SettingError;

@@ -16,7 +16,6 @@ mod tests;
 mod text;
 mod words;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -25,10 +24,10 @@ pub use self::servers::ServerWeight;
 pub use self::text::Parsed;
 
 use self::context::Context;
-use self::difference::{Difference, defined_in};
+use self::difference::Difference;
 use self::server::Server;
 use self::text::Place;
-use self::words::{first_word, second_word};
+use self::words::first_word;
 
 /// One server of one backend, named as the runtime API names it: `backend/server`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,7 +150,8 @@ pub fn between(running: &Parsed, wanted: &Parsed, version: Option<Version>) -> P
 }
 
 /// The change that adds one server line to a backend of the running configuration: what [`plan`] says once the
-/// line stands behind the backend's other lines, at a cost that does not grow with the number of backends.
+/// line stands behind the backend's other lines, at a cost that does not grow with their number. Whether its name
+/// is taken is left to HAProxy, which refuses it then.
 pub fn addition(
     running: &Parsed,
     backend: &str,
@@ -171,7 +171,6 @@ pub fn addition(
     if first_word(line) != "server" || line.contains('\n') || !behind_defaults {
         return Err(Reason::NotALine { backend: backend.to_owned() });
     }
-    defined_in(running.at(&section.body), &HashSet::from([second_word(line)]), backend)?;
     Server::read(&context, section.body.end, line)?.addition(&context, version)
 }
 

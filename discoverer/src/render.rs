@@ -143,7 +143,8 @@ struct Route<'a> {
     path: Option<&'a str>,
 }
 
-/// The rules in the order in which they must be asked: the longer path first, then a host before none.
+/// The rules in the order in which they must be asked: those with a host before those with none, and of each the
+/// longer path first.
 fn routes(services: &Services) -> Vec<Route<'_>> {
     let routed =
         |service: &&Arc<Service>| service.mode == Mode::Http && (service.host.is_some() || service.path.is_some());
@@ -178,7 +179,7 @@ fn default_service<'a>(services: &'a Services, wanted: Option<&str>) -> Option<&
 
 fn context(services: &Services, surroundings: &Surroundings) -> Context {
     let mut context = surroundings_context(surroundings);
-    let wanted = surroundings.options.get("default_service").map(String::as_str);
+    let wanted = surroundings.options.get("default_service").map(String::as_str).filter(|name| !name.is_empty());
     context.insert("default_service", &default_service(services, wanted));
     context.insert("routes", &routes(services));
     context.insert("services", &services.values().collect::<Vec<_>>());

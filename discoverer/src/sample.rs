@@ -8,8 +8,9 @@ use crate::catalog::{Catalog, Options};
 use crate::model::Services;
 
 /// Keys below the prefix, and their values.
-const SAMPLE: [(&str, &str); 8] = [
+const SAMPLE: [(&str, &str); 9] = [
     ("192.0.2.1:8000", "running"),
+    ("plain/192.0.2.7:8000", r#"{"attributes":{"check_http":"/health"}}"#),
     ("192.0.2.2:8000", r#"{"status":"draining"}"#),
     (
         "shop/192.0.2.1:8001",

@@ -111,9 +111,14 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// A key that does not expire, as a test of a consumer needs it.
+    /// A key that does not expire, made up: for a trial of a template, or a test.
     pub fn new(path: impl Into<String>, value: impl Into<String>) -> Self {
-        let ownership = Ownership { created_index: 0, modified_index: 0 };
+        Self::created(path, value, 0)
+    }
+
+    /// As [`Entry::new`], created at an index of etcd.
+    pub fn created(path: impl Into<String>, value: impl Into<String>, index: u64) -> Self {
+        let ownership = Ownership { created_index: index, modified_index: index };
         Self { path: path.into(), value: value.into(), ttl: None, ownership }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::context::Context;
 use super::reason::Reason;
 use super::server::Server;
-use super::text::{Kind, Parsed, Section, lines};
+use super::text::{Kind, Parsed, Place, Section, lines};
 use super::words::{Word, first_word, same, second_word, short};
 use super::{Change, Plan, ServerId, Version, known};
 
@@ -98,11 +98,12 @@ impl<'t> Difference<'t> {
 
         let version = known(self.version)?;
         let (old_context, new_context) = (Context::new(self.running, index)?, Context::new(self.wanted, index)?);
-        if self.wanted.backend(&new_context.backend).is_none_or(|place| place != super::text::Place::At(index)) {
+        if self.wanted.backend(&new_context.backend).is_none_or(|place| place != Place::At(index)) {
             return Err(Reason::Backend { backend: new_context.backend });
         }
-        let new_names =
+        let mut new_names: Vec<Word<'_>> =
             differing.iter().filter(|(old, _)| old.is_none()).map(|(_, (_, line))| second_word(line)).collect();
+        new_names.sort_unstable();
         for rest in [&new.body[..before], &new.body[new.body.len() - behind..]] {
             defined_in(rest, &new_names, &new_context.backend)?;
         }
@@ -111,7 +112,7 @@ impl<'t> Difference<'t> {
             match old {
                 None => self.additions.push(wanted.addition(&new_context, version)?),
                 Some(&(place, line)) => {
-                    self.alterations.extend(Server::read(&old_context, place, line)?.changes(wanted)?);
+                    self.alterations.extend(Server::read(&old_context, place, line)?.changes(&wanted)?);
                 }
             }
         }
@@ -198,17 +199,14 @@ fn by_name<'t>(side: &Side<'t>, servers: &[ServerLine<'t>]) -> Result<HashMap<Wo
     Ok(found)
 }
 
-/// An error if one of the names is a server's in this part of a section.
-pub(super) fn defined_in(part: &str, names: &HashSet<Word<'_>>, backend: &str) -> Result<(), Reason> {
+/// An error if one of the names, which are sorted, is a server's in this part of a section.
+fn defined_in(part: &str, names: &[Word<'_>], backend: &str) -> Result<(), Reason> {
     if names.is_empty() {
         return Ok(());
     }
-    for (_, line, word) in lines(part, 0) {
-        if word == "server" && names.contains(&second_word(line)) {
-            return Err(twice(backend.to_owned(), &second_word(line)));
-        }
-    }
-    Ok(())
+    // Not by a hash: there are few names and many lines.
+    let mut servers = lines(part, 0).filter(|(_, _, word)| word == "server").map(|(_, line, _)| second_word(line));
+    servers.find(|name| names.binary_search(name).is_ok()).map_or(Ok(()), |name| Err(twice(backend.to_owned(), &name)))
 }
 
 fn twice(backend: String, name: &str) -> Reason {

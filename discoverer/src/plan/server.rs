@@ -96,12 +96,12 @@ impl<'t> Server<'t> {
     }
 
     /// What makes it another of the same name: nothing, its address, its weight.
-    pub(super) fn changes(self, wanted: Self) -> Result<Vec<Change>, Reason> {
+    pub(super) fn changes(self, wanted: &Self) -> Result<Vec<Change>, Reason> {
         let without_weight = |server: &Self| -> Vec<String> {
             let settings = server.settings.iter().filter(|setting| setting.keyword != "weight");
             settings.map(|setting| format!("{:?} {:?}", setting.keyword, setting.arguments)).collect()
         };
-        if without_weight(&self) != without_weight(&wanted) {
+        if without_weight(&self) != without_weight(wanted) {
             return Err(refused(&self.id, "more than its weight and its address differs"));
         }
         let mut changes = Vec::new();

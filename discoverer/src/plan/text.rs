@@ -173,6 +173,9 @@ impl Reader {
             "" => {}
             "backend" | "listen" => self.begin(Kind::Backend, range, line),
             "defaults" => self.begin(Kind::Defaults, range, line),
+            word if kind == Some(Kind::Backend) && PROXY_KEYWORDS.binary_search(&word).is_ok() => {
+                self.settings.push(range);
+            }
             word if SECTIONS.contains(&word) => self.begin(Kind::Other, range, line),
             word if word.starts_with('.') => {
                 match word {
@@ -186,9 +189,7 @@ impl Reader {
                 self.settings.push(range);
             }
             // It may begin a section that is unknown here; what follows it is not taken for the backend's.
-            word if kind == Some(Kind::Backend) && !PROXY_KEYWORDS.contains(&word) => {
-                self.begin(Kind::Other, range, line);
-            }
+            _ if kind == Some(Kind::Backend) => self.begin(Kind::Other, range, line),
             _ => self.settings.push(range),
         }
     }
@@ -272,7 +273,7 @@ const SECTIONS: &[&str] = &[
 ];
 
 /// The keywords that may begin a line of a `backend` or `listen` section, of HAProxy 2.6 to 3.4 (configuration
-/// manual, section 4.1, "Proxy keywords matrix").
+/// manual, section 4.1, "Proxy keywords matrix"), sorted.
 const PROXY_KEYWORDS: &[&str] = &[
     "acl",
     "backlog",
@@ -382,6 +383,11 @@ mod tests {
             ["backend a", "future b", "backend c"]
         );
         assert_eq!(titles(""), [""; 0]);
+    }
+
+    #[test]
+    fn the_keywords_are_sorted() {
+        assert!(PROXY_KEYWORDS.is_sorted());
     }
 
     #[test]

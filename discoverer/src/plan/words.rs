@@ -23,47 +23,92 @@ pub(super) enum Unclear {
 
 /// The words of a line, without its comment.
 pub(super) fn words(line: &str) -> Result<Vec<Word<'_>>, Unclear> {
-    // HAProxy stops reading at a carriage return, wherever it stands.
-    let line = line.find(['\r', '\n']).map_or(line, |end| &line[..end]);
-    if line.contains('\0') {
-        return Err(Unclear::Nul);
+    let (mut end, mut comment, mut special) = (line.len(), None, false);
+    for (place, byte) in line.bytes().enumerate() {
+        match byte {
+            // HAProxy stops reading at a carriage return, wherever it stands.
+            b'\r' | b'\n' => {
+                end = place;
+                break;
+            }
+            b'#' if comment.is_none() => comment = Some(place),
+            b'\\' | b'"' | b'\'' => special = true,
+            0 => return Err(Unclear::Nul),
+            _ => {}
+        }
     }
-    if line.contains(['\\', '"', '\'']) {
-        return quoted_words(line);
+    if special {
+        return quoted_words(&line[..end]);
     }
-    let line = line.find('#').map_or(line, |comment| &line[..comment]);
+    let line = &line[..comment.unwrap_or(end)];
     Ok(line.split(is_space).filter(|word| !word.is_empty()).map(Cow::Borrowed).collect())
 }
 
 /// The first word of a line, or the empty text for a line that says nothing.
 pub(super) fn first_word(line: &str) -> Word<'_> {
-    let line = line.trim_start_matches(is_space);
-    let end = line.bytes().position(|b| is_space(char::from(b)) || matches!(b, b'#' | b'\r' | b'\n'));
-    let word = &line[..end.unwrap_or(line.len())];
-    if word.contains(['\\', '"', '\''])
-        && let Ok(words) = words(line)
-    {
+    let start = skip_space(line.as_bytes(), 0);
+    let (end, special) = skip_word(line.as_bytes(), start);
+    if special && let Ok(words) = words(line) {
         return words.into_iter().next().unwrap_or_default();
     }
-    Cow::Borrowed(word)
+    Cow::Borrowed(&line[start..end])
 }
 
 /// The second word of a line, or the line itself where its words are unclear: still a text that no other line has.
 pub(super) fn second_word(line: &str) -> Word<'_> {
-    let is_end = |b: u8| is_space(char::from(b)) || matches!(b, b'#' | b'\r' | b'\n');
-    let rest = line.trim_start_matches(is_space);
-    let rest = &rest[rest.bytes().position(is_end).unwrap_or(rest.len())..];
-    let rest = rest.trim_start_matches(is_space);
-    let word = &rest[..rest.bytes().position(is_end).unwrap_or(rest.len())];
-    // What stands before the word ends somewhere in the line, so that a look at this much is enough.
-    let until = &line[..line.len() - rest.len() + word.len()];
-    if !until.contains(['\\', '"', '\'']) {
-        return Cow::Borrowed(word);
+    let bytes = line.as_bytes();
+    let (first_end, first_special) = skip_word(bytes, skip_space(bytes, 0));
+    let start = skip_space(bytes, first_end);
+    let (end, special) = skip_word(bytes, start);
+    if !first_special && !special {
+        return Cow::Borrowed(&line[start..end]);
     }
     match words(line) {
         Ok(words) => words.into_iter().nth(1).unwrap_or_default(),
         Err(_) => Cow::Borrowed(line.trim()),
     }
+}
+
+/// What a byte does to the word that it stands in: nothing, it ends the word, or it may hide such an end.
+const PLAIN: u8 = 0;
+const END: u8 = 1;
+const SPECIAL: u8 = 2;
+
+/// By a table, because each plan looks at each line's beginning.
+static EFFECTS: [u8; 256] = {
+    let mut effects = [PLAIN; 256];
+    let mut index = 0;
+    while index < 256 {
+        effects[index] = match index as u8 {
+            b' ' | b'\t' | 0x0b | 0x0c | b'#' | b'\r' | b'\n' => END,
+            b'\\' | b'"' | b'\'' => SPECIAL,
+            _ => PLAIN,
+        };
+        index += 1;
+    }
+    effects
+};
+
+/// Where the space that begins at a place ends.
+fn skip_space(line: &[u8], mut place: usize) -> usize {
+    while line.get(place).is_some_and(|&byte| is_space(char::from(byte))) {
+        place += 1;
+    }
+    place
+}
+
+/// Where the word that begins at a place ends, and whether it has a quote or an escape, so that it may go on there.
+fn skip_word(line: &[u8], mut place: usize) -> (usize, bool) {
+    let mut seen = PLAIN;
+    while let Some(&byte) = line.get(place) {
+        let effect = EFFECTS[usize::from(byte)];
+        if effect == END {
+            break;
+        }
+        seen |= effect;
+        place += 1;
+    }
+    (place, seen == SPECIAL)
 }
 
 /// A text for a message: no longer than a message should be.
