@@ -24,12 +24,16 @@ use crate::plan::{self, Change, Parsed, Plan, Reason, ServerId, Version};
 /// The file is written at once after a change, and then at most this often while changes pour in: each time costs
 /// `haproxy -c`, up to 0.6 s for 10,000 servers.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// The pause before the file is written while steps wait for their text.
+const AFTER_STEPS: Duration = Duration::from_millis(100);
 /// How often HAProxy is asked whether it is still the worker that we know.
 const ASK_WORKER_EVERY: Duration = Duration::from_secs(2);
 /// The first pause before a server that still has connections is tried again; it doubles up to the longest.
 const FIRST_REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause before a server that still has connections is tried again.
 const LONGEST_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+/// After this many contradictions in a row the short way is closed.
+const MOST_CONTRADICTIONS: u32 = 2;
 /// The pause where as many old workers live as may.
 const CROWDED_PAUSE: Duration = Duration::from_secs(1);
 /// A service that was left out because its port was taken is tried again after this.
@@ -58,6 +62,15 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// Whether HAProxy, or a port that is taken, said no to the file itself.
+    fn judges_the_file(&self) -> bool {
+        match self {
+            Self::Bind { .. } => true,
+            Self::Reload(error) => !error.says_nothing_of_the_file(),
+            Self::Compose(_) | Self::Output(_) => false,
+        }
+    }
+
     /// Whether the same input may do better later.
     pub fn may_pass(&self) -> bool {
         match self {
@@ -110,8 +123,8 @@ pub enum Due {
     Settled(Result<Settled, ComposeError>),
     /// HAProxy is to be asked who it is.
     Worker,
-    /// Services whose port was taken are to be tried again.
-    Bind,
+    /// Services and templates that could not be loaded are to be tried again.
+    Again,
 }
 
 /// What came of writing the file behind the runtime API.
@@ -141,8 +154,6 @@ enum Why {
     NoRuntime,
     #[error("{0}")]
     Distrust(String),
-    #[error("what server.tera says of a server is not what the whole template says")]
-    Partial,
     #[error("{0}")]
     Plan(Reason),
 }
@@ -154,12 +165,11 @@ pub struct Applier {
     composer: Composer,
     /// The text that HAProxy runs, as far as we know.
     running: Option<Parsed>,
-    /// What HAProxy was told of single servers before the text that holds it: the words a server was added with, or
-    /// nothing where it was removed.
+    /// What HAProxy was told of single servers since then: the line of one that was added, nothing for one removed.
     ahead: BTreeMap<ServerId, Option<String>>,
-    /// What one server's line said of itself was once not what the whole text said: the short way is closed for
-    /// these templates.
-    short_way_closed: bool,
+    /// How often in a row what `server.tera` said of a server was not what the whole text said: the short way is closed
+    /// to templates that do not keep to it.
+    contradictions: u32,
     /// Servers that are out of the text and finish their connections.
     leaving: BTreeMap<ServerId, Leaving>,
     /// Counts what was changed over the runtime API.
@@ -173,7 +183,7 @@ pub struct Applier {
     /// Why the runtime API cannot be used until the next reload.
     distrust: Option<String>,
     reloads: VecDeque<Instant>,
-    bind_again_at: Option<Instant>,
+    again_at: Option<Instant>,
     last_settled: Option<Instant>,
 }
 
@@ -194,7 +204,7 @@ impl Applier {
             composer,
             running: None,
             ahead: BTreeMap::new(),
-            short_way_closed: false,
+            contradictions: 0,
             leaving: BTreeMap::new(),
             changes: 0,
             filed: None,
@@ -204,7 +214,7 @@ impl Applier {
             ask_worker_at: Instant::now(),
             distrust: None,
             reloads: VecDeque::new(),
-            bind_again_at: None,
+            again_at: None,
             last_settled: None,
         }
     }
@@ -218,10 +228,11 @@ impl Applier {
     /// is lost, and [`Applier::apply`] has to do it at once.
     pub async fn step(&mut self, steps: &[Step]) -> bool {
         let (Some(runtime), Some(running)) = (&self.config.runtime, &self.running) else { return false };
-        if self.short_way_closed || self.distrust.is_some() || steps.is_empty() {
+        if self.contradictions >= MOST_CONTRADICTIONS || self.distrust.is_some() || steps.is_empty() {
             return false;
         }
         let mut changes = BTreeMap::new();
+        let mut told = BTreeMap::new();
         for step in steps {
             let id = ServerId { backend: step.service.name.to_string(), server: step.instance.server.clone() };
             if self.ahead.contains_key(&id) || self.leaving.contains_key(&id) || changes.contains_key(&id) {
@@ -229,11 +240,11 @@ impl Applier {
             }
             let change = if step.came {
                 let Some(line) = self.composer.server_line(&step.service, &step.instance) else { return false };
-                match plan::addition(running, &id.backend, &line, self.config.version) {
-                    Ok(change @ Change::Add { .. }) => change,
-                    _ => return false,
-                }
+                let Ok(change) = plan::addition(running, &id.backend, &line, self.config.version) else { return false };
+                told.insert(id.clone(), Some(line));
+                change
             } else {
+                told.insert(id.clone(), None);
                 Change::Remove { id: id.clone() }
             };
             changes.insert(id, change);
@@ -245,17 +256,11 @@ impl Applier {
             return false;
         }
         for change in changes {
-            match change {
-                Change::Add { id, arguments, .. } => {
-                    self.ahead.insert(id, Some(arguments));
-                }
-                Change::Remove { id } => {
-                    self.leave(id.clone());
-                    self.ahead.insert(id, None);
-                }
-                Change::Weight { .. } | Change::Address { .. } => {}
+            if let Change::Remove { id } = change {
+                self.leave(id);
             }
         }
+        self.ahead.extend(told);
         self.changes += 1;
         let came = steps.iter().filter(|step| step.came).count();
         info!(came, went = steps.len() - came, "servers changed");
@@ -278,10 +283,7 @@ impl Applier {
                     }
                     Err(error) => self.distrust(&error),
                 },
-                Way::Reload(why) => {
-                    debug!(%why, "a reload is needed");
-                    self.short_way_closed |= matches!(why, Why::Partial);
-                }
+                Way::Reload(why) => debug!(%why, "a reload is needed"),
             }
         }
         if let Some(at) = self.next_reload().await {
@@ -305,10 +307,27 @@ impl Applier {
                     self.load(text, wanted, &format!("by a reload: {error}")).await?
                 }
             },
-            Way::Reload(_) if !self.try_binds(&text, wanted)? => return Box::pin(self.apply(wanted)).await,
-            Way::Reload(why) => self.load(text, wanted, &format!("by a reload: {why}")).await?,
+            Way::Reload(why) => {
+                let loaded = match self.try_binds(&text, wanted) {
+                    Ok(true) => self.load(text, wanted, &format!("by a reload: {why}")).await,
+                    Ok(false) => return Box::pin(self.apply(wanted)).await,
+                    Err(error) => Err(error),
+                };
+                match loaded {
+                    Ok(applied) => applied,
+                    // New templates with which HAProxy does not start: the last good ones go on.
+                    Err(error) if error.judges_the_file() && self.composer.reject(&templates) => {
+                        error!(%error, again_in = ?BIND_AGAIN, "template not loaded; the last good one goes on");
+                        self.again_at = Some(Instant::now() + BIND_AGAIN);
+                        return Box::pin(self.apply(wanted)).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         };
-        self.short_way_closed &= self.composer.is_good(&templates);
+        if !self.composer.is_good(&templates) {
+            self.contradictions = 0;
+        }
         if applied != Applied::Nothing && self.composer.took(&templates, wanted) {
             return Box::pin(self.apply(wanted)).await;
         }
@@ -324,7 +343,7 @@ impl Applier {
             () = until(removal_at) => Due::Removals,
             () = until(settle_at) => Due::Settle,
             () = until(worker_at) => Due::Worker,
-            () = until(self.bind_again_at) => Due::Bind,
+            () = until(self.again_at) => Due::Again,
             settled = ended(self.settling.as_mut()) => {
                 self.settling = None;
                 Due::Settled(settled)
@@ -345,19 +364,25 @@ impl Applier {
             }
             Due::Settled(result) => self.settled(result),
             Due::Worker => self.ask_worker().await,
-            Due::Bind => {
-                self.bind_again_at = None;
+            Due::Again => {
+                self.again_at = None;
+                self.composer.try_rejected_again();
                 let names: Vec<_> = self.composer.left_out().map(|(name, _)| name.clone()).collect();
                 names.iter().for_each(|name| self.composer.take_back(name));
-                !names.is_empty()
+                true
             }
         }
     }
 
     /// The way from what HAProxy runs to a text.
-    fn way_to(&self, text: &str) -> Way {
-        let Some(running) = &self.running else { return Way::Reload(Why::Unknown) };
-        if running.text() == text && self.ahead.is_empty() {
+    fn way_to(&mut self, text: &str) -> Way {
+        let Some(running) = &mut self.running else { return Way::Reload(Why::Unknown) };
+        let told = std::mem::take(&mut self.ahead);
+        if !told.is_empty() {
+            *running = running.with_lines(&told);
+        }
+        if running.text() == text {
+            self.contradictions = 0;
             return Way::Nothing;
         }
         if let Some(error) = &self.distrust {
@@ -366,36 +391,16 @@ impl Applier {
         if self.config.runtime.is_none() {
             return Way::Reload(Why::NoRuntime);
         }
-        match plan::between(running, &Parsed::new(text), self.config.version) {
-            Plan::Nothing => self.without_ahead(running, Vec::new()),
-            Plan::Runtime(changes) => self.without_ahead(running, changes),
+        let plan = plan::between(running, &Parsed::new(text), self.config.version);
+        let contradicts = matches!(&plan, Plan::Reload(Reason::Server { id, .. }) if told.contains_key(id));
+        if !told.is_empty() {
+            self.contradictions = if contradicts { self.contradictions + 1 } else { 0 };
+        }
+        match plan {
+            Plan::Nothing => Way::Nothing,
+            Plan::Runtime(changes) => Way::Runtime(changes),
             Plan::Reload(reason) => Way::Reload(Why::Plan(reason)),
         }
-    }
-
-    /// What is left of a plan when that is taken out which HAProxy was told before.
-    fn without_ahead(&self, running: &Parsed, changes: Vec<Change>) -> Way {
-        let mut ahead: BTreeMap<&ServerId, &Option<String>> = self.ahead.iter().collect();
-        let mut left = Vec::new();
-        for change in changes {
-            let told = ahead.remove(change.id());
-            match (&change, told) {
-                (_, None) => left.push(change),
-                (Change::Add { arguments, .. }, Some(Some(told))) if arguments == told => {}
-                (Change::Remove { .. }, Some(None)) => {}
-                _ => return Way::Reload(Why::Partial),
-            }
-        }
-        for (id, told) in ahead {
-            match (told, self.words_of(running, id)) {
-                // It came, and went again before any text had it.
-                (Some(_), _) => left.push(Change::Remove { id: id.clone() }),
-                // It went, and is back before any text was without it.
-                (None, Some(add)) => left.push(add),
-                (None, None) => return Way::Reload(Why::Partial),
-            }
-        }
-        if left.is_empty() { Way::Nothing } else { Way::Runtime(left) }
     }
 
     /// Carries out changes over the runtime API.
@@ -413,8 +418,9 @@ impl Applier {
             };
             // It is back before its last connection was done.
             let name = id.to_string();
-            if leaving.arguments.as_ref() == Some(arguments) {
-                script.push(Command::ready(&name));
+            let (words, weight) = without_weight(arguments);
+            if leaving.arguments.as_deref().is_some_and(|before| without_weight(before).0 == words) {
+                script.extend([Command::weight(&name, weight), Command::ready(&name)]);
             } else {
                 script.extend([Command::shutdown_sessions(&name), Command::delete(&name)]);
                 script.extend(commands(change));
@@ -435,7 +441,7 @@ impl Applier {
         let now = Instant::now();
         let added_with = match self.running.as_ref().map(|running| self.words_of(running, &id)) {
             Some(Some(Change::Add { arguments, .. })) => Some(arguments),
-            _ => self.ahead.get(&id).cloned().flatten(),
+            _ => None,
         };
         let leaving = Leaving {
             arguments: added_with,
@@ -495,7 +501,14 @@ impl Applier {
         self.save_state(&wanted_text).await;
         self.reloads.push_back(Instant::now());
         if let Err(error) = self.config.reloader.reload().await {
-            // Whoever starts HAProxy next must find a file that it takes.
+            if error.says_nothing_of_the_file() {
+                // It passed the check, and whoever starts HAProxy next finds it right.
+                self.running = None;
+                return Err(error.into());
+            }
+            if !error.keeps_the_old_worker() {
+                self.running = None;
+            }
             if let Some(before) = before {
                 self.config.output.prepare(&before)?;
                 self.config.output.promote()?;
@@ -558,6 +571,17 @@ impl Applier {
     /// Tries the addresses that only the new text listens on. Where one is taken that a service asks for, that service
     /// is set aside and it says no: another text has to be made.
     fn try_binds(&mut self, text: &str, wanted: &Wanted) -> Result<bool, ApplyError> {
+        let mut ports = BTreeMap::new();
+        for (_, address) in binds(text) {
+            *ports.entry(address.port()).or_insert(0) += 1;
+        }
+        let is_shared = |port: &u16| ports.get(port).is_some_and(|&count| count > 1);
+        let sharing = wanted.services.values().find(|service| service.listen.as_ref().is_some_and(is_shared));
+        if let Some(service) = sharing {
+            let port = service.listen.unwrap_or_default();
+            self.composer.set_aside(service, format!("port {port} stands on another bind line too"));
+            return Ok(false);
+        }
         let known: Vec<u16> = self.running.iter().flat_map(|text| binds(text.text())).map(|(_, a)| a.port()).collect();
         for (shown, address) in binds(text).filter(|(_, address)| !known.contains(&address.port())) {
             let Err(error) = TcpListener::bind(address) else { continue };
@@ -567,7 +591,7 @@ impl Applier {
             let of_service = wanted.services.values().find(|service| service.listen == Some(address.port()));
             let Some(service) = of_service else { return Err(ApplyError::Bind { address: shown, error }) };
             self.composer.set_aside(service, format!("port {} is taken by another program", address.port()));
-            self.bind_again_at = Some(Instant::now() + BIND_AGAIN);
+            self.again_at = Some(Instant::now() + BIND_AGAIN);
             return Ok(false);
         }
         Ok(true)
@@ -608,6 +632,11 @@ impl Applier {
 
     /// Begins to bring the file to what HAProxy runs.
     fn settle(&mut self) {
+        if !self.ahead.is_empty() {
+            // The text that holds those is about to come.
+            self.settle_at = Some(Instant::now() + AFTER_STEPS);
+            return;
+        }
         self.settle_at = None;
         let Some(running) = &self.running else { return };
         let (program, output, runtime) =
@@ -679,11 +708,28 @@ impl Applier {
         warn!(worker = now, "HAProxy was restarted or reloaded by somebody else");
         self.stop_settling();
         self.running = self.config.output.read().map(Parsed::new);
+        // It may have read another file than lies there now: the file is written, and its servers are compared.
+        self.filed = None;
         self.ahead.clear();
         self.leaving.clear();
         self.take_over_worker().await;
         true
     }
+}
+
+/// What a server was added with, but for its weight; and the weight.
+fn without_weight(arguments: &str) -> (Vec<&str>, u16) {
+    let mut words = Vec::new();
+    let mut weight = 1;
+    let mut rest = arguments.split(' ');
+    while let Some(word) = rest.next() {
+        if word == "weight" {
+            weight = rest.next().and_then(|weight| weight.parse().ok()).unwrap_or(weight);
+        } else {
+            words.push(word);
+        }
+    }
+    (words, weight)
 }
 
 /// The commands that carry out a change.

@@ -8,18 +8,19 @@ use registry::ServiceName;
 use crate::model::Services;
 
 /// The most questions asked for one configuration: each may cost HAProxy half a second.
-const QUESTIONS_LIMIT: usize = 64;
+const QUESTIONS_LIMIT: usize = 200;
 
 /// The answer to a question about some services.
 pub type Verdict = Result<(), String>;
 
-/// The services that have to be left out, each with the reason that was given when it was there.
+/// The services that have to be left out, each with the reason that was given.
 ///
-/// `suspected` names services to try first. Gives `None` where no selection of services helps: the fault lies
-/// elsewhere, or it cannot be found with a bounded number of questions.
+/// `suspected` are services that were named with the fault, each with what was said of it: where leaving out just those
+/// helps, nothing more is asked. Gives `None` where no selection of services helps: the fault lies elsewhere, or it
+/// cannot be found with a bounded number of questions.
 pub async fn find<Ask>(
     services: &Services,
-    suspected: &[ServiceName],
+    suspected: &BTreeMap<ServiceName, String>,
     mut ask: Ask,
 ) -> Option<BTreeMap<ServiceName, String>>
 where
@@ -28,19 +29,22 @@ where
     if ask(&Services::new()).await.is_err() {
         return None;
     }
-    let mut good = services.clone();
-    let mut blamed = BTreeMap::new();
-    // A service that is bad by itself is known at once.
-    for name in suspected {
-        let Some(service) = services.get(name) else { continue };
-        let alone = Services::from([(name.clone(), service.clone())]);
-        if let Err(reason) = ask(&alone).await {
-            good.remove(name);
-            blamed.insert(name.clone(), reason);
-        }
+    let without = |left_out: &BTreeMap<ServiceName, String>| -> Services {
+        let kept = services.iter().filter(|(name, _)| !left_out.contains_key(*name));
+        kept.map(|(name, service)| (name.clone(), service.clone())).collect()
+    };
+    let suspected: BTreeMap<_, _> = suspected
+        .iter()
+        .filter(|(name, _)| services.contains_key(*name))
+        .map(|(n, r)| (n.clone(), r.clone()))
+        .collect();
+    if !suspected.is_empty() && ask(&without(&suspected)).await.is_ok() {
+        return Some(suspected);
     }
+    let mut blamed = BTreeMap::new();
     let mut questions = 0;
     loop {
+        let good = without(&blamed);
         let Err(mut reason) = ask(&good).await else { return Some(blamed) };
         // The shortest run of services, in order, that fails: its last one is to blame.
         let names: Vec<ServiceName> = good.keys().cloned().collect();
@@ -58,7 +62,6 @@ where
             }
         }
         let guilty = names.get(fails.checked_sub(1)?)?;
-        good.remove(guilty);
         blamed.insert(guilty.clone(), reason);
     }
 }
@@ -70,7 +73,7 @@ mod tests {
     use proptest::prelude::*;
 
     async fn blame(services: &Services, bad: &[&str], suspected: &[&str]) -> Option<Vec<String>> {
-        let suspected: Vec<ServiceName> = suspected.iter().map(|name| name.parse().unwrap()).collect();
+        let suspected = suspected.iter().map(|name| (name.parse().unwrap(), format!("{name} is bad"))).collect();
         let found = find(services, &suspected, async |part: &Services| {
             match part.keys().find(|name| bad.contains(&name.as_str())) {
                 Some(name) => Err(format!("{name} is bad")),
@@ -85,7 +88,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_blamed_where_the_fault_lies_elsewhere() {
         let services = services_named(&["a", "b"]);
-        let found = find(&services, &[], async |_: &Services| Err("the template".to_owned())).await;
+        let found = find(&services, &BTreeMap::new(), async |_: &Services| Err("the template".to_owned())).await;
         assert_eq!(found, None);
     }
 
@@ -93,6 +96,8 @@ mod tests {
     async fn a_suspect_that_is_good_is_let_go() {
         let services = services_named(&["a", "b", "c"]);
         assert_eq!(blame(&services, &["c"], &["a"]).await.unwrap(), ["c"]);
+        assert_eq!(blame(&services, &["a", "c"], &["a", "c"]).await.unwrap(), ["a", "c"]);
+        assert_eq!(blame(&services, &["a"], &["gone"]).await.unwrap(), ["a"]);
     }
 
     #[tokio::test]
@@ -102,7 +107,7 @@ mod tests {
             let has = |name: &str| part.keys().any(|key| key.as_str() == name);
             if has("b") && has("d") { Err("b and d".to_owned()) } else { Ok(()) }
         };
-        let found = find(&services, &[], together).await.unwrap();
+        let found = find(&services, &BTreeMap::new(), together).await.unwrap();
         assert_eq!(found.keys().map(ServiceName::as_str).collect::<Vec<_>>(), ["d"]);
     }
 

@@ -36,8 +36,8 @@ pub enum ComposeError {
     Refused {
         /// HAProxy's own words.
         words: String,
-        /// The sections they name that could be services.
-        sections: Vec<ServiceName>,
+        /// The sections they name that could be services, each with what was said of it.
+        sections: BTreeMap<ServiceName, String>,
     },
     /// HAProxy could not be asked.
     #[error(transparent)]
@@ -63,6 +63,8 @@ pub struct Composer {
     surroundings: Surroundings,
     /// The last templates whose text HAProxy took.
     good: Option<Reading>,
+    /// Templates whose text passed HAProxy's check and then could not be loaded.
+    rejected: Option<Reading>,
     /// Services that were left out, as they were then, with the reason.
     set_aside: BTreeMap<ServiceName, (Arc<Service>, String)>,
     /// What was last said about a refused template or file, to say it once.
@@ -72,7 +74,7 @@ pub struct Composer {
 impl Composer {
     /// A composer to whom no templates are known to be good yet.
     pub fn new(program: Option<Program>, output: Output, surroundings: Surroundings) -> Self {
-        Self { program, output, surroundings, good: None, set_aside: BTreeMap::new(), said: None }
+        Self { program, output, surroundings, good: None, rejected: None, set_aside: BTreeMap::new(), said: None }
     }
 
     /// What templates get besides the services.
@@ -94,6 +96,27 @@ impl Composer {
     /// Takes a service that was left out back in, to try it again.
     pub fn take_back(&mut self, name: &ServiceName) {
         self.set_aside.remove(name);
+    }
+
+    /// To be called when HAProxy could not load a text of these templates: where there are good ones, those are used until
+    /// the files change or [`Composer::try_rejected_again`]. Says whether there are.
+    pub fn reject(&mut self, templates: &Reading) -> bool {
+        let can = self.good.is_some() && !self.is_good(templates);
+        if can {
+            self.rejected = Some(Arc::clone(templates));
+        }
+        can
+    }
+
+    /// Gives templates that could not be loaded another chance.
+    pub fn try_rejected_again(&mut self) {
+        self.rejected = None;
+    }
+
+    /// The wanted templates, or the good ones where the wanted could not be loaded.
+    fn usable<'r>(&'r self, wanted: &'r Wanted) -> &'r Reading {
+        let is_rejected = self.rejected.as_ref().is_some_and(|rejected| Arc::ptr_eq(rejected, &wanted.templates));
+        self.good.as_ref().filter(|_| is_rejected).unwrap_or(&wanted.templates)
     }
 
     /// Whether these templates are the ones that HAProxy took last.
@@ -129,11 +152,12 @@ impl Composer {
     /// The text that the templates which HAProxy took last make of the services, unchecked; none where they are
     /// not the wanted ones, or do not give a text.
     pub fn quick_text(&mut self, wanted: &Wanted) -> Option<String> {
-        if !self.is_good(&wanted.templates) {
+        self.forget_changed(wanted);
+        let templates = self.usable(wanted);
+        if !self.is_good(templates) {
             return None;
         }
-        self.forget_changed(wanted);
-        let templates = wanted.templates.as_ref().as_ref().ok()?;
+        let templates = templates.as_ref().as_ref().ok()?;
         if self.set_aside.is_empty() {
             return templates.render(&wanted.services, &self.surroundings).ok();
         }
@@ -143,7 +167,7 @@ impl Composer {
     /// Finds a text that HAProxy takes, and leaves it prepared beside the file.
     pub async fn checked_text(&mut self, wanted: &Wanted) -> Result<(String, Reading), ComposeError> {
         self.forget_changed(wanted);
-        let mut templates = Arc::clone(&wanted.templates);
+        let mut templates = Arc::clone(self.usable(wanted));
         if let Some(good) = self.good.clone().filter(|good| !Arc::ptr_eq(good, &templates)) {
             // New templates have to take everything that the good ones do.
             match self.try_text(&self.included(wanted), &templates).await {
@@ -157,6 +181,12 @@ impl Composer {
             Ok(text) => return Ok((text, templates)),
             Err(error) if error.may_pass() => return Err(error),
             Err(error) => self.set_aside_guilty(wanted, &templates, error).await?,
+        }
+        // What the new templates were refused for may have been those services.
+        if !Arc::ptr_eq(&templates, self.usable(wanted))
+            && let Ok(text) = self.try_text(&self.included(wanted), &wanted.templates).await
+        {
+            return Ok((text, Arc::clone(&wanted.templates)));
         }
         Ok((self.try_text(&self.included(wanted), &templates).await?, templates))
     }
@@ -176,7 +206,7 @@ impl Composer {
         let included = self.included(wanted);
         let suspected = match &error {
             ComposeError::Refused { sections, .. } => sections.clone(),
-            _ => Vec::new(),
+            _ => BTreeMap::new(),
         };
         let ask = async |part: &Services| match self.try_text(part, templates).await {
             Ok(_) => Ok(()),
@@ -231,10 +261,13 @@ pub async fn check(program: Option<&Program>, output: &Output, text: &str) -> Re
     let Some(program) = program else { return Ok(()) };
     match program.check(candidate).await {
         Ok(()) => Ok(()),
-        Err(CheckError::Refused { words, lines }) => {
-            let mut sections: Vec<_> = lines.iter().filter_map(|&line| section_name(text, line)).collect();
-            sections.sort();
-            sections.dedup();
+        Err(CheckError::Refused { words, findings }) => {
+            let mut sections = BTreeMap::new();
+            for (line, said) in findings {
+                if let Some(name) = section_name(text, line) {
+                    sections.entry(name).or_insert(said);
+                }
+            }
             Err(ComposeError::Refused { words, sections })
         }
         Err(error) => Err(ComposeError::Check(error)),

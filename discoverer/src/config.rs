@@ -82,21 +82,15 @@ pub struct Flags {
 
     /// Run HAProxy as a child (haproxy -W): start it, start it again when it dies, stop it gently. For a container
     /// in which this is process 1
-    #[arg(long, global = true, env = "DISCOVERER_SUPERVISE", conflicts_with_all = ["reload_socket", "reload_pidfile", "reload_command"])]
+    #[arg(long, global = true, env = "DISCOVERER_SUPERVISE")]
     pub supervise: bool,
 
     /// Reload over the master CLI of a running HAProxy: the socket given to it with -S
-    #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_RELOAD_SOCKET", conflicts_with_all = ["reload_pidfile", "reload_command"])]
+    #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_RELOAD_SOCKET")]
     pub reload_socket: Option<PathBuf>,
 
     /// Reload by SIGUSR2 to the master of a running HAProxy, whose pid is in this file (haproxy -W -p)
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        env = "DISCOVERER_RELOAD_PIDFILE",
-        conflicts_with = "reload_command"
-    )]
+    #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_RELOAD_PIDFILE")]
     pub reload_pidfile: Option<PathBuf>,
 
     /// Reload by a command, run with sh -c; it must end with 0 when HAProxy runs the new file
@@ -133,38 +127,38 @@ pub struct Flags {
 
     /// The least time between two reloads. The first change is applied at once; those that come meanwhile go together.
     /// Each reload leaves an old worker until its requests are done. Changes over the runtime API do not wait
-    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_MIN_INTERVAL", default_value = "200ms", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_MIN_INTERVAL", default_value = "200ms", value_parser = parse_duration)]
     pub min_interval: Duration,
 
     /// How long changes of servers, which HAProxy is told of at once, may pour in before the whole file is rendered and
     /// compared; without a pause between them
-    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_MAX_DELAY", default_value = "1s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_MAX_DELAY", default_value = "1s", value_parser = parse_duration)]
     pub max_delay: Duration,
 
     /// How long a server that is removed may finish its connections before they are ended; also how long an old worker
     /// may after a reload, unless the template's option hard_stop_after says otherwise
-    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_DRAIN_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_DRAIN_TIMEOUT", default_value = "60s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
 
     /// How long a service with no instance stays known, with its last settings, so that HAProxy answers 503 and not 404
-    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_FORGET_AFTER", default_value = "24h", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_FORGET_AFTER", default_value = "24h", value_parser = parse_duration)]
     pub forget_after: Duration,
 
     /// How long one request to etcd may take before the next endpoint is asked
-    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_ETCD_TIMEOUT", default_value = "3s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_ETCD_TIMEOUT", default_value = "3s", value_parser = parse_positive)]
     pub etcd_timeout: Duration,
 
     /// How long one long poll waits before the next one; it bounds how long a frozen endpoint goes unnoticed
-    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_WATCH_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_WATCH_TIMEOUT", default_value = "20s", value_parser = parse_positive)]
     pub watch_timeout: Duration,
 
     /// With --supervise: how long HAProxy may finish its requests when we are told to stop. Two seconds less than the
     /// ten that `docker stop` gives
-    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_SHUTDOWN_GRACE", default_value = "8s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_SHUTDOWN_GRACE", default_value = "8s", value_parser = parse_duration)]
     pub shutdown_grace: Duration,
 
     /// Apply what the registry holds now, and end: 0 when HAProxy runs it
-    #[arg(long, global = true, env = "DISCOVERER_ONCE", conflicts_with = "supervise")]
+    #[arg(long, global = true, env = "DISCOVERER_ONCE")]
     pub once: bool,
 
     /// Say what would change in the file, change nothing, and end
@@ -199,14 +193,40 @@ impl Cli {
 }
 
 impl Flags {
+    /// Refuses flags that do not go together, wherever they were given.
+    pub fn check(&self) -> Result<(), UsageError> {
+        let ways = [
+            self.supervise,
+            self.reload_socket.is_some(),
+            self.reload_pidfile.is_some(),
+            self.reload_command.is_some(),
+        ];
+        if ways.into_iter().filter(|&given| given).count() > 1 {
+            return Err(UsageError(
+                "give only one of --supervise, --reload-socket, --reload-pidfile and --reload-command",
+            ));
+        }
+        if self.supervise && self.once && !self.dry_run {
+            return Err(UsageError(
+                "--once ends at once, and --supervise would take HAProxy with it; give one of them",
+            ));
+        }
+        Ok(())
+    }
+
     /// The options as a map; the last of a name counts.
     pub fn option_map(&self) -> BTreeMap<String, String> {
         self.options.iter().cloned().collect()
     }
 
+    /// The state directory as an absolute path, since HAProxy reads paths in its file in another way than we do.
+    pub fn state_directory(&self) -> PathBuf {
+        std::path::absolute(&self.state_dir).unwrap_or_else(|_| self.state_dir.clone())
+    }
+
     /// The stats socket: as given, or under --supervise in the state directory.
     pub fn runtime_socket(&self) -> Option<PathBuf> {
-        let own = || self.supervise.then(|| self.state_dir.join("runtime.sock"));
+        let own = || self.supervise.then(|| self.state_directory().join("runtime.sock"));
         self.runtime_socket.clone().or_else(own)
     }
 }
@@ -221,6 +241,17 @@ fn parse_option(text: &str) -> Result<(String, String), String> {
         return Err(format!("the value of {name} has a control character"));
     }
     Ok((name.to_owned(), value.to_owned()))
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 5s or 2m"))
+}
+
+/// A duration below which a request could never succeed, or would be repeated without a pause.
+fn parse_positive(text: &str) -> Result<Duration, String> {
+    let least = Duration::from_millis(100);
+    parse_duration(text)
+        .and_then(|duration| if duration < least { Err("less than 100ms".to_owned()) } else { Ok(duration) })
 }
 
 fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -269,6 +300,10 @@ mod tests {
             Cli::parse_from(["discoverer", "--set", "http_bind=:80 v4v6", "--set", "a=b=c", "--listen-ports", "1,5-7"]);
         assert_eq!(good.flags.option_map()["a"], "b=c");
         assert_eq!(good.flags.listen_ports, [1..=1, 5..=7]);
-        assert!(Cli::try_parse_from(["discoverer", "--supervise", "--reload-command", "true"]).is_err());
+        let both = Cli::parse_from(["discoverer", "--supervise", "--reload-command", "true"]);
+        assert!(both.flags.check().is_err());
+        assert!(Cli::parse_from(["discoverer", "--supervise", "--once"]).flags.check().is_err());
+        assert!(Cli::parse_from(["discoverer", "--supervise"]).flags.check().is_ok());
+        assert!(Cli::try_parse_from(["discoverer", "--watch-timeout", "0s"]).is_err());
     }
 }

@@ -19,8 +19,9 @@ use crate::compose::{Composer, Reading, Wanted};
 use crate::config::{Flags, UsageError};
 use crate::haproxy::{Layout, Program, Reloader, Runtime, Supervisor, SupervisorHandle};
 use crate::output::Output;
+use crate::plan::Version;
 use crate::render::{TemplateError, Templates};
-use crate::{catalog_options, reloader, store, surroundings, templates};
+use crate::{catalog_options, reloader, store, surroundings, templates, version};
 
 /// The pause after the first failure that another try may mend.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -35,12 +36,14 @@ const WAITING_UPDATES: usize = 1024;
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let store = store(&flags)?;
     let mut stop = Stop::new()?;
-    std::fs::create_dir_all(&flags.state_dir)
-        .with_context(|| format!("--state-dir {} cannot be made", flags.state_dir.display()))?;
+    if flags.runtime_socket().is_some() {
+        std::fs::create_dir_all(&flags.state_dir)
+            .with_context(|| format!("--state-dir {} cannot be made", flags.state_dir.display()))?;
+    }
     let program = Program::new(&flags.haproxy);
     let mut tasks = JoinSet::new();
-    let (reloader, supervisor) = way_to_haproxy(&flags, &program, &mut tasks)?;
-    let version = program.version().await.ok().and_then(|version| version.parse().ok());
+    let version = version(&program).await;
+    let (reloader, supervisor) = way_to_haproxy(&flags, &program, version, &mut tasks)?;
     let checker = checker(&program, &flags).await;
     let output = Output::new(&flags.output);
     let composer = Composer::new(checker.clone(), output.clone(), surroundings(&flags, &program).await);
@@ -53,8 +56,12 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         min_interval: flags.min_interval,
         drain_timeout: flags.drain_timeout,
     };
+    let mut told_to_stop = None;
     if let Some(supervisor) = &supervisor {
-        start_with_last_file(&config, supervisor).await;
+        tokio::select! {
+            () = start_with_last_file(&config, supervisor) => {}
+            signal = stop.next() => told_to_stop = Some(signal),
+        }
     }
     let (updates, updated) = mpsc::channel(WAITING_UPDATES);
     tasks.spawn(follow_registry(store, flags.key.clone(), updates));
@@ -71,6 +78,10 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         first_unproven: None,
         max_delay: flags.max_delay,
     };
+    if let Some(signal) = told_to_stop {
+        info!(signal, "told to stop");
+        return stopped(supervisor, &flags, stop).await;
+    }
     tokio::select! {
         () = daemon.run(updated, loads) => bail!("the discoverer ended before it was told to"),
         Some(ended) = tasks.join_next() => {
@@ -79,11 +90,16 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         }
         signal = stop.next() => info!(signal, "told to stop"),
     }
+    stopped(supervisor, &flags, stop).await
+}
+
+/// Lets HAProxy finish, where it is ours.
+async fn stopped(supervisor: Option<SupervisorHandle>, flags: &Flags, mut stop: Stop) -> anyhow::Result<ExitCode> {
     if let Some(supervisor) = supervisor {
         tokio::select! {
             () = supervisor.stop(flags.shutdown_grace) => {}
             // Whoever asks twice does not want to wait.
-            _ = stop.next() => supervisor.stop(std::time::Duration::ZERO).await,
+            _ = stop.next() => supervisor.stop(Duration::ZERO).await,
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -93,19 +109,20 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
 fn way_to_haproxy(
     flags: &Flags,
     program: &Program,
+    version: Option<Version>,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<(Reloader, Option<SupervisorHandle>)> {
     if flags.supervise {
         let layout = Layout {
             file: flags.output.clone(),
-            master_socket: flags.state_dir.join("master.sock"),
-            pid_file: flags.state_dir.join("haproxy.pid"),
+            master_socket: flags.state_directory().join("master.sock"),
+            pid_file: flags.state_directory().join("haproxy.pid"),
         };
-        let (supervisor, handle) = Supervisor::new(program.clone(), layout);
-        tasks.spawn(supervisor.run());
+        let (supervisor, handle, orders) = Supervisor::new(program.clone(), layout);
+        tasks.spawn(supervisor.run(orders));
         return Ok((Reloader::Supervised(handle.clone()), Some(handle)));
     }
-    match reloader(flags) {
+    match reloader(flags, version) {
         Some(reloader) => Ok((reloader, None)),
         None => bail!(UsageError(
             "nothing says how HAProxy is reached; give --supervise, --reload-socket PATH, --reload-pidfile PATH or \
@@ -118,8 +135,11 @@ fn way_to_haproxy(
 /// takes the other may refuse.
 async fn checker(program: &Program, flags: &Flags) -> Option<Program> {
     let own = program.version().await;
-    if let Err(error) = &own {
-        warn!(%error, "files cannot be checked before they are applied");
+    if let Err(error) = &own
+        && !flags.supervise
+    {
+        warn!(%error, "files are not checked before they are applied");
+        return None;
     }
     if let (Ok(own), Some(socket)) = (&own, &flags.reload_socket)
         && let Some(running) = crate::haproxy::running_version(socket).await
@@ -199,7 +219,13 @@ impl Daemon {
     async fn changed(&mut self, change: Change) {
         match change {
             Change::Nothing => {}
-            Change::Steps(steps) if self.apply_at.is_none() || self.first_unproven.is_some() => {
+            // After a failure, or a reload that was too short ago, it is known when to try again. Servers need not wait:
+            // what HAProxy is not told now, that will bring.
+            Change::Steps(steps) if self.is_waiting() => {
+                self.applier.step(&steps).await;
+            }
+            Change::More if self.is_waiting() => {}
+            Change::Steps(steps) => {
                 if !self.applier.step(&steps).await {
                     return self.apply().await;
                 }
@@ -207,9 +233,7 @@ impl Daemon {
                 let first = *self.first_unproven.get_or_insert(now);
                 self.apply_at = Some((now + QUIET).min(first + self.max_delay));
             }
-            // After a failure, or a reload that was too short ago, it is known when to try again.
-            Change::Steps(_) | Change::More if self.is_waiting() => {}
-            Change::Steps(_) | Change::More => self.apply().await,
+            Change::More => self.apply().await,
         }
     }
 
@@ -236,9 +260,8 @@ impl Daemon {
                 error!(%error, again_in = ?again, "{message}");
                 let at = Instant::now() + again;
                 self.apply_at = Some(at);
-                if !error.may_pass() {
-                    self.first_unproven = Some(at);
-                }
+                // An input that is wrong is tried again as soon as it changes.
+                self.first_unproven = (!error.may_pass()).then_some(at);
             }
         }
     }
@@ -310,21 +333,36 @@ impl Registry {
 
 /// The signals that end the process.
 struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
+    signals: [(Signal, &'static str); 4],
 }
 
 impl Stop {
+    /// Listens from now on. SIGHUP and SIGUSR2 are taken and do nothing: their default would end HAProxy's parent.
     fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("signals cannot be received");
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        for kind in [SignalKind::hangup(), SignalKind::user_defined2()] {
+            let mut ignored = listen(kind)?;
+            tokio::spawn(async move { while ignored.recv().await.is_some() {} });
+        }
+        let signals = [
+            (listen(SignalKind::terminate())?, "SIGTERM"),
+            (listen(SignalKind::interrupt())?, "SIGINT"),
+            (listen(SignalKind::quit())?, "SIGQUIT"),
+            // The signal by which images of HAProxy are stopped.
+            (listen(SignalKind::user_defined1())?, "SIGUSR1"),
+        ];
+        Ok(Self { signals })
     }
 
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
+        std::future::poll_fn(|context| {
+            let received = self
+                .signals
+                .iter_mut()
+                .find_map(|(signal, name)| signal.poll_recv(context).is_ready().then_some(*name));
+            received.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+        })
+        .await
     }
 }
 

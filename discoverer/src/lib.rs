@@ -28,11 +28,13 @@ use registry::{Store, StoreOptions};
 
 use crate::config::{Cli, Command, Flags, UsageError};
 use crate::haproxy::{Program, Reloader};
+use crate::plan::Version;
 use crate::render::{HaproxyContext, Surroundings};
 
 /// Runs what the command line asks for, until it is done or a signal ends it.
 pub async fn main(cli: Cli) -> anyhow::Result<ExitCode> {
     let flags = cli.flags;
+    flags.check()?;
     match cli.command {
         Some(Command::Render) => once::render(&flags).await,
         Some(Command::Check) => once::check(&flags).await,
@@ -59,20 +61,27 @@ fn catalog_options(flags: &Flags) -> catalog::Options {
 }
 
 /// The way to a HAProxy that somebody else runs; none where no flag names one.
-fn reloader(flags: &Flags) -> Option<Reloader> {
+fn reloader(flags: &Flags, version: Option<Version>) -> Option<Reloader> {
+    const FORKS_FIRST: Version = Version { major: 3, minor: 1 };
+    let forks_first = version.is_none_or(|version| version >= FORKS_FIRST);
     let socket = flags.reload_socket.clone().map(Reloader::Socket);
-    let pidfile = || flags.reload_pidfile.clone().map(Reloader::Pidfile);
+    let pidfile = || flags.reload_pidfile.clone().map(|path| Reloader::Pidfile { path, forks_first });
     let command = || flags.reload_command.clone().map(Reloader::Command);
     socket.or_else(pidfile).or_else(command)
+}
+
+/// The program's version; none where it does not say.
+async fn version(program: &Program) -> Option<Version> {
+    program.version().await.ok()?.parse().ok()
 }
 
 async fn surroundings(flags: &Flags, program: &Program) -> Surroundings {
     let runtime_socket = flags.runtime_socket();
     let haproxy = HaproxyContext {
         version: program.version().await.ok(),
-        state_file: runtime_socket.as_ref().map(|_| flags.state_dir.join("servers.state")),
+        state_file: runtime_socket.as_ref().map(|_| flags.state_directory().join("servers.state")),
         runtime_socket,
-        pid_file: flags.supervise.then(|| flags.state_dir.join("haproxy.pid")),
+        pid_file: flags.supervise.then(|| flags.state_directory().join("haproxy.pid")),
     };
     let mut options = flags.option_map();
     let drain = format!("{}ms", flags.drain_timeout.as_millis());

@@ -15,7 +15,7 @@ use crate::config::Flags;
 use crate::haproxy::{Program, Reloader, Runtime};
 use crate::model::Services;
 use crate::output::Output;
-use crate::{catalog_options, reloader, sample, store, surroundings, templates};
+use crate::{catalog_options, reloader, sample, store, surroundings, templates, version};
 
 /// Prints the configuration for what the registry holds now.
 pub(crate) async fn render(flags: &Flags) -> anyhow::Result<ExitCode> {
@@ -68,14 +68,15 @@ pub(crate) async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
 
 /// Applies what the registry holds now.
 pub(crate) async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
-    let reloader = reloader(flags).unwrap_or(Reloader::Nobody);
+    let program = Program::new(&flags.haproxy);
+    let reloader = reloader(flags, version(&program).await).unwrap_or(Reloader::Nobody);
     if matches!(reloader, Reloader::Nobody) {
         warn!("no --reload flag is given: the file is written, and HAProxy is not told");
     }
     let output = Output::new(&flags.output);
     let (composer, wanted) = prepare(flags, output.clone()).await?;
     let config = ApplyConfig {
-        program: Some(Program::new(&flags.haproxy)),
+        program: Some(program),
         version: None,
         output,
         reloader,

@@ -25,8 +25,8 @@ pub enum CheckError {
     Refused {
         /// HAProxy's own words, on one line.
         words: String,
-        /// The lines of the file that it named.
-        lines: Vec<usize>,
+        /// The lines of the file that it named, each with what it said of it.
+        findings: Vec<(usize, String)>,
     },
     /// HAProxy could not be asked.
     #[error("{program} -c could not be run: {error}; see --haproxy")]
@@ -66,7 +66,7 @@ impl Program {
         said.push_str(&String::from_utf8_lossy(&output.stdout));
         let words = alerts(&said);
         let words = if words.is_empty() { format!("it ended with {}", output.status) } else { words };
-        Err(CheckError::Refused { words, lines: named_lines(&said, file) })
+        Err(CheckError::Refused { words, findings: findings(&said, file) })
     }
 
     async fn run(&self, arguments: &[&Path]) -> Result<Output, CheckError> {
@@ -104,20 +104,15 @@ pub(super) fn alerts(said: &str) -> String {
     words.join("; ").chars().filter(|c| !c.is_control()).take(WORDS_LIMIT).collect()
 }
 
-/// The lines in `parsing [file:LINE]` and `[file:LINE]`.
-fn named_lines(said: &str, file: &Path) -> Vec<usize> {
+/// What it says of single lines: `parsing [file:LINE] : ...` and `[file:LINE] : ...`.
+fn findings(said: &str, file: &Path) -> Vec<(usize, String)> {
     let start = format!("{}:", file.display());
-    let mut lines: Vec<usize> = said
-        .match_indices(&start)
-        .filter_map(|(at, _)| {
-            let rest = &said[at + start.len()..];
-            let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-            rest[..digits].parse().ok()
-        })
-        .collect();
-    lines.sort_unstable();
-    lines.dedup();
-    lines
+    let read = |line: &str| {
+        let rest = &line[line.find(&start)? + start.len()..];
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        Some((rest[..digits].parse().ok()?, alerts(line)))
+    };
+    said.lines().filter(|line| line.starts_with("[ALERT]")).filter_map(read).collect()
 }
 
 #[cfg(test)]
@@ -133,7 +128,9 @@ mod tests {
     #[test]
     fn the_words_of_a_refusal_are_kept_without_what_says_nothing() {
         assert_eq!(alerts(SAID), "config : parsing [/tmp/a.cfg:3] : unknown keyword 'bogus' in 'backend' section");
-        assert_eq!(named_lines(SAID, Path::new("/tmp/a.cfg")), [3]);
+        let found = findings(SAID, Path::new("/tmp/a.cfg"));
+        assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3]);
+        assert!(found[0].1.ends_with("unknown keyword 'bogus' in 'backend' section"), "{found:?}");
     }
 
     #[test]

@@ -12,4 +12,4 @@ pub use reload::{ReloadError, Reloader, running_version};
 pub use runtime::{Command, Runtime, RuntimeError, is_deleted};
 pub use servers::{AdminState, ServerState, parse_servers, with_wanted_states};
 pub use socket::{SocketError, ask};
-pub use supervise::{Layout, Supervisor, SupervisorHandle};
+pub use supervise::{Layout, Order, Supervisor, SupervisorHandle};

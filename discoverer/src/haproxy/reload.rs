@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::time::Instant;
 
@@ -21,8 +22,10 @@ const VERSION_LIMIT: Duration = Duration::from_secs(3);
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// How often HAProxy's master is asked how an asynchronous reload goes.
 const ASK_EVERY: Duration = Duration::from_millis(10);
-/// A worker that read a bad file is gone by then (HAProxy 3.1 and later fork before they read).
-const WORKER_STAYS: Duration = Duration::from_millis(200);
+/// A worker that is forked after the file was read stays, but for a fault of its own.
+const WORKER_STAYS: Duration = Duration::from_millis(50);
+/// A worker that is forked before the file is read tries to bind for 2.4 s.
+const WORKER_TRIES: Duration = Duration::from_secs(4);
 /// How much of what a command or HAProxy says is kept, in characters.
 const WORDS_LIMIT: usize = 2000;
 
@@ -62,13 +65,30 @@ pub enum ReloadError {
     Start(String),
 }
 
+impl ReloadError {
+    /// HAProxy was not reached: nothing is known of what it makes of the file.
+    pub fn says_nothing_of_the_file(&self) -> bool {
+        matches!(self, Self::Socket(_) | Self::Pidfile { .. } | Self::Reply(_))
+    }
+
+    /// HAProxy itself says that the old worker goes on.
+    pub fn keeps_the_old_worker(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+}
+
 /// How HAProxy is made to read its file.
 #[derive(Debug, Clone)]
 pub enum Reloader {
     /// `reload` on the master CLI.
     Socket(PathBuf),
     /// SIGUSR2 to the master named in a pid file.
-    Pidfile(PathBuf),
+    Pidfile {
+        /// The file.
+        path: PathBuf,
+        /// HAProxy forks its worker before it reads the file (3.1 and later): a new worker alone says nothing.
+        forks_first: bool,
+    },
     /// A command of the operator's, run by `sh -c`.
     Command(String),
     /// HAProxy is our own child.
@@ -83,7 +103,7 @@ impl Reloader {
     pub async fn reload(&self) -> Result<(), ReloadError> {
         match self {
             Self::Socket(path) => through_socket(path).await,
-            Self::Pidfile(path) => through_pidfile(path).await,
+            Self::Pidfile { path, forks_first } => through_pidfile(path, *forks_first).await,
             Self::Command(command) => through_command(command).await,
             Self::Supervised(supervisor) => supervisor.reload().await,
             Self::Nobody => Ok(()),
@@ -97,7 +117,7 @@ impl Reloader {
         let socket = match self {
             Self::Socket(path) => path,
             Self::Supervised(supervisor) => supervisor.master_socket(),
-            Self::Pidfile(_) | Self::Command(_) | Self::Nobody => return None,
+            Self::Pidfile { .. } | Self::Command(_) | Self::Nobody => return None,
         };
         let reply = ask(socket, "show proc", VERSION_LIMIT).await.ok()?;
         parse_processes(&reply).map(|processes| processes.old_workers)
@@ -180,8 +200,8 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(120).collect()
 }
 
-/// Signals the master and waits for a worker that was not there before.
-async fn through_pidfile(path: &Path) -> Result<(), ReloadError> {
+/// Signals the master and waits for a worker that was not there before, and that stays.
+async fn through_pidfile(path: &Path, forks_first: bool) -> Result<(), ReloadError> {
     let wrong = |error: String| ReloadError::Pidfile { path: path.display().to_string(), error };
     let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
     let first = text.split_whitespace().next().unwrap_or_default();
@@ -194,15 +214,23 @@ async fn through_pidfile(path: &Path) -> Result<(), ReloadError> {
     kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|error| wrong(format!("process {pid}: {error}")))?;
     let Some(before) = before else { return Ok(()) };
     let deadline = Instant::now() + RELOAD_LIMIT;
+    let mut new_since: Option<(i32, Instant)> = None;
     while Instant::now() < deadline {
         tokio::time::sleep(ASK_EVERY).await;
         let now = children(pid).ok_or_else(|| wrong(format!("HAProxy's master {pid} is gone")))?;
-        let Some(&new) = now.difference(&before).next() else { continue };
-        tokio::time::sleep(WORKER_STAYS).await;
-        return match children(pid).is_some_and(|children| children.contains(&new)) {
-            true => Ok(()),
-            false => Err(ReloadError::Failed("its log says why".to_owned())),
+        let Some((new, since)) = new_since else {
+            new_since = now.difference(&before).next().map(|&new| (new, Instant::now()));
+            continue;
         };
+        if !now.contains(&new) {
+            return Err(ReloadError::Failed("its log says why".to_owned()));
+        }
+        // Before the file is read, the old workers do not go.
+        let old_goes = !before.is_subset(&now);
+        let stays = if forks_first { WORKER_TRIES } else { WORKER_STAYS };
+        if since.elapsed() >= stays || forks_first && old_goes {
+            return Ok(());
+        }
     }
     Err(ReloadError::Failed(format!("no new worker within {} s; its log says why", RELOAD_LIMIT.as_secs())))
 }
@@ -217,17 +245,31 @@ async fn through_command(command: &str) -> Result<(), ReloadError> {
     let failed = |error: String| ReloadError::Command { command: command.to_owned(), error };
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", command]).stdin(Stdio::null()).kill_on_drop(true);
-    let output = match tokio::time::timeout(RELOAD_LIMIT, shell.output()).await {
-        Ok(output) => output.map_err(|error| failed(error.to_string()))?,
-        Err(_) => return Err(failed(format!("did not end within {} s", RELOAD_LIMIT.as_secs()))),
+    shell.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = shell.spawn().map_err(|error| failed(error.to_string()))?;
+    let stderr = child.stderr.take();
+    let mut said = Vec::new();
+    let read = async {
+        if let Some(stderr) = stderr {
+            let _ = stderr.take(WORDS_LIMIT as u64).read_to_end(&mut said).await;
+        }
+        std::future::pending::<()>().await;
     };
-    if output.status.success() {
+    // What the command leaves running may hold its standard error open: its own end counts.
+    let status = tokio::select! {
+        status = child.wait() => status.map_err(|error| failed(error.to_string()))?,
+        () = read => return Err(failed("has no end".to_owned())),
+        () = tokio::time::sleep(RELOAD_LIMIT) => {
+            return Err(failed(format!("did not end within {} s", RELOAD_LIMIT.as_secs())));
+        }
+    };
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&said);
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let said: String = said.chars().filter(|c| !c.is_control()).take(WORDS_LIMIT).collect();
-    Err(failed(format!("ended with {}: {said}", output.status)))
+    let said: String = said.chars().filter(|c| !c.is_control()).collect();
+    Err(failed(format!("ended with {status}: {said}")))
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// HAProxy that lived this long did not die of its start.
 const GROWN_UP: Duration = Duration::from_secs(10);
+/// How long HAProxy may take to end after SIGTERM.
+const TERMINATION_LIMIT: Duration = Duration::from_secs(2);
 /// How long to wait for what HAProxy says of its failure.
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(200);
 /// How many of HAProxy's last lines are kept, to say why it died.
@@ -52,8 +54,12 @@ pub struct SupervisorHandle {
     master_socket: PathBuf,
 }
 
+/// What a supervisor is told; only a [`SupervisorHandle`] makes any.
 #[derive(Debug)]
-enum Order {
+pub struct Order(Kind);
+
+#[derive(Debug)]
+enum Kind {
     /// Start, or read the file anew.
     Reload(oneshot::Sender<Result<(), ReloadError>>),
     /// End within the grace, then end.
@@ -65,7 +71,7 @@ impl SupervisorHandle {
     pub async fn reload(&self) -> Result<(), ReloadError> {
         let gone = || ReloadError::Start("its supervisor is gone".to_owned());
         let (reply, result) = oneshot::channel();
-        self.orders.send(Order::Reload(reply)).await.map_err(|_| gone())?;
+        self.orders.send(Order(Kind::Reload(reply))).await.map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
     }
 
@@ -77,7 +83,7 @@ impl SupervisorHandle {
     /// Lets HAProxy finish its requests, at most for the grace; then ends it.
     pub async fn stop(&self, grace: Duration) {
         let (done, stopped) = oneshot::channel();
-        if self.orders.send(Order::Stop { grace, done }).await.is_ok() {
+        if self.orders.send(Order(Kind::Stop { grace, done })).await.is_ok() {
             let _ = stopped.await;
         }
     }
@@ -88,7 +94,6 @@ impl SupervisorHandle {
 pub struct Supervisor {
     program: Program,
     layout: Layout,
-    orders: mpsc::Receiver<Order>,
     running: Option<Running>,
     /// When to start it again, after it died.
     start_at: Option<Instant>,
@@ -104,48 +109,67 @@ struct Running {
 }
 
 impl Supervisor {
-    /// A supervisor that has started nothing yet, and the way to give it orders.
-    pub fn new(program: Program, layout: Layout) -> (Self, SupervisorHandle) {
+    /// A supervisor that has started nothing yet, the way to give it orders, and the orders for it to run on.
+    pub fn new(program: Program, layout: Layout) -> (Self, SupervisorHandle, mpsc::Receiver<Order>) {
         let (sender, orders) = mpsc::channel(4);
         let master_socket = layout.master_socket.clone();
         let supervisor = Self {
             program,
             layout,
-            orders,
             running: None,
             start_at: None,
             pause: FIRST_PAUSE,
             said: VecDeque::new(),
             lines: mpsc::channel(256),
         };
-        (supervisor, SupervisorHandle { orders: sender, master_socket })
+        (supervisor, SupervisorHandle { orders: sender, master_socket }, orders)
     }
 
-    /// Runs until it is told to stop, or nobody can give it orders any more.
-    pub async fn run(mut self) {
+    /// Runs until it is told to stop, or nobody can give it orders any more. An order to stop is heard at any time.
+    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         loop {
             let start_at = self.start_at;
-            tokio::select! {
-                order = self.orders.recv() => match order {
-                    Some(Order::Reload(reply)) => {
-                        let result = self.reload().await;
-                        let _ = reply.send(result);
+            let stop = tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Order(Kind::Reload(reply))) => {
+                        let (result, stop) = until_stop(&mut orders, self.reload()).await;
+                        if let Some(result) = result {
+                            let _ = reply.send(result);
+                        }
+                        stop
                     }
-                    Some(Order::Stop { grace, done }) => {
-                        self.stop(grace).await;
-                        let _ = done.send(());
-                        return;
-                    }
-                    None => return self.stop(Duration::ZERO).await,
+                    Some(Order(Kind::Stop { grace, done })) => Some((grace, Some(done))),
+                    None => Some((Duration::ZERO, None)),
                 },
-                status = exit(self.running.as_mut()) => self.died(status),
-                Some(line) = self.lines.1.recv() => self.keep(line),
+                status = exit(self.running.as_mut()) => {
+                    self.died(status);
+                    None
+                }
+                Some(line) = self.lines.1.recv() => {
+                    self.keep(line);
+                    None
+                }
                 () = until(start_at) => {
-                    if let Err(error) = self.start().await {
+                    let (result, stop) = until_stop(&mut orders, self.start()).await;
+                    if let Some(Err(error)) = result {
                         error!(%error, "HAProxy did not start");
                     }
+                    stop
                 }
+            };
+            let Some((mut grace, mut done)) = stop else { continue };
+            // A second order to stop replaces the first: whoever asks twice does not want to wait.
+            loop {
+                let (stopped, again) = until_stop(&mut orders, self.stop(grace)).await;
+                if stopped.is_some() {
+                    break;
+                }
+                (grace, done) = again.unwrap_or((Duration::ZERO, done));
             }
+            if let Some(done) = done {
+                let _ = done.send(());
+            }
+            return;
         }
     }
 
@@ -198,7 +222,8 @@ impl Supervisor {
         master.push(",mode,600");
         command.arg("-W").arg("-S").arg(master);
         command.arg("-p").arg(&self.layout.pid_file).arg("-f").arg(&self.layout.file);
-        command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        // A group of its own: Ctrl-C at a terminal is meant for us, and we let HAProxy finish.
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
         die_with_parent(&mut command);
         let mut child = command.spawn()?;
         if let Some(stderr) = child.stderr.take() {
@@ -251,10 +276,10 @@ impl Supervisor {
         if words.is_empty() { "it did not say why".to_owned() } else { words }
     }
 
-    /// SIGUSR1 lets HAProxy finish; SIGTERM ends it (management guide, section 4).
+    /// SIGUSR1 lets HAProxy finish; SIGTERM ends it (management guide, section 4). Can be called again when it was dropped.
     async fn stop(&mut self, grace: Duration) {
-        let Some(mut running) = self.running.take() else { return };
-        for (signal, limit) in [(Signal::SIGUSR1, grace), (Signal::SIGTERM, Duration::from_secs(2))] {
+        let Some(running) = &mut self.running else { return };
+        for (signal, limit) in [(Signal::SIGUSR1, grace), (Signal::SIGTERM, TERMINATION_LIMIT)] {
             if let Some(pid) = running.child.id().and_then(|pid| i32::try_from(pid).ok()) {
                 let _ = kill(Pid::from_raw(pid), signal);
             }
@@ -266,6 +291,28 @@ impl Supervisor {
         }
         let _ = running.child.kill().await;
         warn!("HAProxy had to be killed");
+    }
+}
+
+/// How long HAProxy is asked to stop for, and whom to tell.
+type StopOrder = (Duration, Option<oneshot::Sender<()>>);
+
+/// Does something until it is done, or there is an order to stop: then it is dropped half way.
+async fn until_stop<T>(
+    orders: &mut mpsc::Receiver<Order>,
+    work: impl Future<Output = T>,
+) -> (Option<T>, Option<StopOrder>) {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return (Some(result), None),
+            order = orders.recv() => match order {
+                Some(Order(Kind::Stop { grace, done })) => return (None, Some((grace, Some(done)))),
+                // Whoever asked sees the reply's channel closed.
+                Some(Order(Kind::Reload(_))) => {}
+                None => return (None, Some((Duration::ZERO, None))),
+            }
+        }
     }
 }
 
@@ -298,8 +345,9 @@ async fn is_up(master_socket: &Path) {
 
 /// Passes HAProxy's words on to our log, and to the supervisor.
 async fn pass_on(stderr: ChildStderr, lines: mpsc::Sender<String>) {
-    let mut reader = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = reader.next_line().await {
+    let mut reader = BufReader::new(stderr).split(b'\n');
+    while let Ok(Some(line)) = reader.next_segment().await {
+        let line = String::from_utf8_lossy(&line);
         let shown: String = line.chars().filter(|c| !c.is_control()).take(1000).collect();
         if shown.starts_with("[ALERT]") || shown.starts_with("[WARNING]") && !is_daily(&shown) {
             warn!(line = shown, "HAProxy says");

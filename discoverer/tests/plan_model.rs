@@ -1,0 +1,148 @@
+//! Carrying out a plan on a model of HAProxy reaches the servers of the wanted text, for random pairs of texts.
+
+#![allow(clippy::unwrap_used)]
+
+mod plan_texts;
+
+use std::net::SocketAddr;
+
+use discoverer::plan::{Change, Parsed, Plan, ServerId, Version, addition, between, plan};
+use plan_texts::{Model, known, stories};
+use proptest::prelude::*;
+
+const VERSION: Option<Version> = Some(Version { major: 2, minor: 6 });
+
+fn carry_out(model: &mut Model, change: Change) {
+    let key = |id: ServerId| (id.backend, id.server);
+    match change {
+        Change::Add { id, arguments, checked, dynamic_cookie } => {
+            let server = known(&arguments);
+            assert_eq!(checked, server.settings.contains_key("check"));
+            assert!(!dynamic_cookie);
+            assert_eq!(model.insert(key(id), server), None, "it is there already");
+        }
+        Change::Remove { id } => assert!(model.remove(&key(id)).is_some(), "it is not there"),
+        Change::Weight { id, weight } => model.get_mut(&key(id)).unwrap().weight = weight,
+        Change::Address { id, address, port } => {
+            model.get_mut(&key(id)).unwrap().address = SocketAddr::new(address.parse().unwrap(), port);
+        }
+    }
+}
+
+fn changes(plan: Plan) -> Vec<Change> {
+    match plan {
+        Plan::Nothing => Vec::new(),
+        Plan::Runtime(changes) => {
+            assert!(!changes.is_empty());
+            changes
+        }
+        Plan::Reload(reason) => panic!("only servers differ, but: {reason}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn carrying_out_a_plan_reaches_the_wanted_servers(story in stories(2), a in any::<u64>(), b in any::<u64>()) {
+        let (running, wanted) = (story.text(0, a), story.text(1, b));
+        let mut model = story.model(0);
+        for change in changes(plan(&running, &wanted, VERSION)) {
+            carry_out(&mut model, change);
+        }
+        prop_assert_eq!(model, story.model(1), "\n{}\n{}", running, wanted);
+    }
+
+    #[test]
+    fn layout_is_no_difference(story in stories(1), a in any::<u64>(), b in any::<u64>()) {
+        let (running, wanted) = (story.text(0, a), story.text(0, b));
+        prop_assert_eq!(plan(&running, &running, None), Plan::Nothing);
+        prop_assert_eq!(plan(&running, &wanted, None), Plan::Nothing, "\n{}\n{}", running, wanted);
+    }
+
+    #[test]
+    fn one_line_on_its_own_gives_the_change_of_the_whole_plan(story in stories(2), a in any::<u64>()) {
+        let (running, wanted) = (Parsed::new(story.text(0, a)), Parsed::new(story.text(1, a)));
+        for change in changes(between(&running, &wanted, VERSION)) {
+            let Change::Add { id, .. } = &change else { continue };
+            let backend = story.backends.iter().position(|backend| backend.name == id.backend).unwrap();
+            let server = story.states[1][backend].iter().find(|server| server.name == id.server).unwrap();
+            prop_assert_eq!(addition(&running, &id.backend, &server.line(), VERSION), Ok(change));
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_no_servers_needs_a_reload(story in stories(2), a in any::<u64>(), at in any::<prop::sample::Index>()) {
+        let (running, wanted) = (story.text(0, a), story.text(1, a));
+        let heads: Vec<usize> = wanted.match_indices("timeout").map(|(place, _)| place).collect();
+        for insert in ["option httplog\n", "backend new\n", "default-server weight 3\n", "server-template x 2 a:80\n"] {
+            // Somewhere before the first section with servers, and at the end.
+            for place in [wanted.len(), heads[..heads.len().min(1)].first().map_or(0, |&place| line_start(&wanted, place))] {
+                let (before, behind) = wanted.split_at(place);
+                let changed = format!("{before}{insert}{behind}");
+                prop_assert!(matches!(plan(&running, &changed, VERSION), Plan::Reload(_)), "\n{}\n{}", running, changed);
+                prop_assert!(matches!(plan(&changed, &running, VERSION), Plan::Reload(_)), "\n{}\n{}", changed, running);
+            }
+        }
+        // And whatever line is taken away: a reload, or the servers only.
+        let lines: Vec<&str> = running.split_inclusive('\n').collect();
+        let gone = at.index(lines.len());
+        let cut: String = lines.iter().enumerate().filter(|(index, _)| *index != gone).map(|(_, line)| *line).collect();
+        let found = plan(&running, &cut, VERSION);
+        let removes_one = matches!(&found, Plan::Runtime(changes) if matches!(changes[..], [Change::Remove { .. }]));
+        prop_assert!(matches!(found, Plan::Nothing | Plan::Reload(_)) || removes_one, "{:?}", found);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_has_a_plan(
+        story in stories(2), a in any::<u64>(), cut in any::<prop::sample::Index>(), junk in ".*", control in "[\\x00-\\x7f]{0,9}",
+    ) {
+        let (running, wanted) = (story.text(0, a), story.text(1, a));
+        let place = (0..=cut.index(wanted.len())).rev().find(|&place| wanted.is_char_boundary(place)).unwrap();
+        let (before, behind) = wanted.split_at(place);
+        let texts = [
+            running.clone(), before.to_owned(), behind.to_owned(), junk.clone(), format!("{before}{junk}{behind}"),
+            format!("{before}{control}{behind}"), format!("{before}\nserver {control}{behind}"),
+            format!("{running}{}", "x".repeat(20_000)), format!("{running}server {} 1.1.1.1:1", "x ".repeat(3_000)),
+        ];
+        for old in &texts {
+            prop_assert_eq!(plan(old, old, VERSION), Plan::Nothing);
+            for new in [&running, &wanted, &texts[5]] {
+                let Plan::Runtime(changes) = plan(old, new, VERSION) else { continue };
+                for change in changes {
+                    prop_assert!(is_safe(&change), "{:?}", change);
+                }
+            }
+            let _ = addition(&Parsed::new(old.as_str()), "b0.x", &junk, VERSION);
+            if let Ok(change) = addition(&Parsed::new(old.as_str()), "b0.x", &format!("server n 1.1.1.1:1 sni {control}"), VERSION) {
+                prop_assert!(is_safe(&change), "{:?}", change);
+            }
+        }
+    }
+}
+
+/// Nothing in a change parts words or commands of the runtime API.
+fn is_safe(change: &Change) -> bool {
+    let name = |id: &ServerId| {
+        let good =
+            |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c));
+        good(&id.backend) && good(&id.server)
+    };
+    match change {
+        Change::Add { id, arguments, .. } => {
+            name(id)
+                && arguments.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+                && !arguments.contains([';', '\\', '<', '>', '"', '\'', '#', '$', '`'])
+        }
+        Change::Remove { id } | Change::Weight { id, .. } => name(id),
+        Change::Address { id, address, .. } => name(id) && address.parse::<std::net::IpAddr>().is_ok(),
+    }
+}
+
+fn line_start(text: &str, place: usize) -> usize {
+    text[..place].rfind('\n').map_or(0, |end| end + 1)
+}
