@@ -246,6 +246,9 @@ pub enum Deleted {
     NotOurs,
 }
 
+/// A key that nobody writes, for a read by quorum that carries nothing.
+const NO_KEY: &str = "/_quorum";
+
 /// A client of one etcd cluster. Clones share their connections and the memory of which endpoint answers.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -412,6 +415,18 @@ impl Store {
             Ok(event) => Poll::Events(event.into_iter().collect(), Position { cluster_id, index: modified_index }),
             Err(reason) => Poll::ListAgain(reason),
         })
+    }
+
+    /// Makes sure that whoever answers belongs to a cluster that has a quorum: a member that is cut off from the others
+    /// lets polls wait for ever.
+    pub async fn confirm(&self) -> Result<(), StoreError> {
+        let answer = self.ask(v2::get(NO_KEY)).await?;
+        match answer.content {
+            Content::Change(_) => Ok(()),
+            Content::Refused(refusal) if refusal.code == v2::KEY_NOT_FOUND => Ok(()),
+            Content::Refused(refusal) => Err(refusal.into_error(answer.endpoint, NO_KEY.to_owned())),
+            Content::Waiting(_) => Err(not_asked_to_wait(&answer.endpoint)),
+        }
     }
 
     async fn ask(&self, request: Request) -> Result<Answer, StoreError> {

@@ -133,10 +133,13 @@ impl Watcher {
                     self.go_on(position);
                     events.into_iter().map(|event| Update::Event { event, index }).collect()
                 }
-                Ok(Poll::Quiet(position)) => {
-                    self.go_on(position);
-                    Vec::new()
-                }
+                Ok(Poll::Quiet(position)) => match self.store.confirm().await {
+                    Ok(()) => {
+                        self.go_on(position);
+                        Vec::new()
+                    }
+                    Err(error) => self.failed(&error),
+                },
                 Ok(Poll::ListAgain(reason)) => {
                     info!(%reason, prefix = %self.prefix, "listing the directory again");
                     self.state = State::Failed(self.pause.pause());

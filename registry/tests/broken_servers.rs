@@ -121,6 +121,23 @@ async fn a_quiet_poll_goes_on_from_the_index_at_its_beginning() {
 }
 
 #[tokio::test]
+async fn a_member_that_lets_polls_wait_and_has_no_quorum_is_noticed() {
+    let raft = r#"{"errorCode":300,"message":"Raft Internal Error","cause":"timeout","index":0}"#;
+    let server = Server::start(vec![
+        Step::Send(reply("c1", 7, LISTED)),
+        Step::SendAndHang(waiting("c1", 7)),
+        Step::Send(reply_with("500 Internal Server Error", "c1", 7, raft)),
+    ])
+    .await;
+    let (sender, mut updates) = mpsc::channel(16);
+    let watching = tokio::spawn(registry::watch(store(&[&server.url()]), prefix(), sender));
+    assert!(matches!(next(&mut updates).await, Update::Listing(_)));
+    let Update::Unreachable { error } = next(&mut updates).await else { panic!("not told") };
+    assert!(error.contains("Raft Internal Error"), "{error}");
+    watching.abort();
+}
+
+#[tokio::test]
 async fn a_poll_that_breaks_is_an_error() {
     let head = waiting("c1", 7);
     let old =

@@ -116,6 +116,17 @@ impl Follower {
 }
 
 #[tokio::test]
+async fn a_key_that_lies_very_deep_hides_nothing() {
+    let etcd = Etcd::start();
+    let store = store(&[&etcd.url()]);
+    store.put(&key("web/10.0.0.1:80"), "running", TTL).await.unwrap();
+    by_hand("PUT", &etcd, (&format!("/service{}", "/a".repeat(300)), "value=x")).await;
+    let listing = store.list(&prefix()).await.unwrap();
+    let paths: Vec<&str> = listing.entries.iter().map(|entry| entry.path.as_str()).collect();
+    assert_eq!(paths, ["/service/a/a/a", "/service/web/10.0.0.1:80"]);
+}
+
+#[tokio::test]
 async fn what_is_put_is_listed_and_read_and_an_absent_directory_is_empty() {
     let etcd = Etcd::start();
     let store = store(&[&etcd.url()]);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use url::Url;
 
 use super::endpoints::Request;
@@ -30,24 +31,30 @@ pub(super) const EVENT_INDEX_CLEARED: u32 = 401;
 /// How many characters of a foreign text go into a message.
 const SHOWN_LIMIT: usize = 200;
 
-/// One node of etcd's tree.
+/// One node of etcd's tree, as deep as anything has a meaning here: a directory of services, a service, an instance,
+/// and what somebody put below an instance.
+pub(super) type Node = Tree<Tree<Tree<Tree<IgnoredAny>>>>;
+
+/// A node with the nodes below it. What lies below the last kind is passed over, however deep it goes: the JSON parser
+/// bounds the depth of what it reads, and one deep key must not make the listing unreadable.
 #[derive(Debug, Deserialize)]
-pub(super) struct Node {
+#[serde(bound(deserialize = "Below: Deserialize<'de>"))]
+pub(super) struct Tree<Below> {
     pub(super) key: String,
     #[serde(default)]
     value: String,
     #[serde(default)]
     pub(super) dir: bool,
     ttl: Option<i64>,
-    #[serde(default)]
-    nodes: Vec<Node>,
+    #[serde(default = "Vec::new")]
+    nodes: Vec<Below>,
     #[serde(rename = "modifiedIndex")]
     pub(super) modified_index: u64,
     #[serde(rename = "createdIndex")]
     created_index: u64,
 }
 
-impl Node {
+impl<Below> Tree<Below> {
     pub(super) fn ownership(&self) -> Ownership {
         Ownership { created_index: self.created_index, modified_index: self.modified_index }
     }
@@ -133,19 +140,30 @@ pub(super) fn decode(status: StatusCode, body: &[u8]) -> Result<Reply, String> {
 /// All keys below a directory, sorted by path.
 pub(super) fn entries(root: Node) -> Vec<Entry> {
     let mut entries = Vec::new();
-    collect(root, &mut entries);
+    root.collect(&mut entries);
     entries.sort_by(|a, b| a.path.cmp(&b.path));
     entries
 }
 
-/// The depth is bounded: the JSON parser takes no more than 128 levels.
-fn collect(node: Node, entries: &mut Vec<Entry>) {
-    if node.dir {
-        for child in node.nodes {
-            collect(child, entries);
+/// What can stand below a directory.
+trait Collect {
+    /// Adds the keys with values, and the directories that lie too deep to be anything.
+    fn collect(self, entries: &mut Vec<Entry>);
+}
+
+impl<Below: Collect> Collect for Tree<Below> {
+    fn collect(self, entries: &mut Vec<Entry>) {
+        if self.dir {
+            self.nodes.into_iter().for_each(|child| child.collect(entries));
+        } else {
+            entries.push(self.into_entry());
         }
-    } else {
-        entries.push(node.into_entry());
+    }
+}
+
+impl Collect for Tree<IgnoredAny> {
+    fn collect(self, entries: &mut Vec<Entry>) {
+        entries.push(self.into_entry());
     }
 }
 
