@@ -582,10 +582,17 @@ impl Applier {
             self.composer.set_aside(service, format!("port {port} stands on another bind line too"));
             return Ok(false);
         }
-        let known: Vec<u16> = self.running.iter().flat_map(|text| binds(text.text())).map(|(_, a)| a.port()).collect();
+        // What the HAProxy that runs has bound is its own: by its text, or where that is not known by the file.
+        let file = || self.filed.clone().or_else(|| self.config.output.read()).unwrap_or_default();
+        let own = match &self.running {
+            _ if self.config.reloader.is_down() => String::new(),
+            Some(running) => running.text().to_owned(),
+            None => file(),
+        };
+        let known: Vec<u16> = binds(&own).map(|(_, address)| address.port()).collect();
         for (shown, address) in binds(text).filter(|(_, address)| !known.contains(&address.port())) {
             let Err(error) = TcpListener::bind(address) else { continue };
-            if error.kind() != std::io::ErrorKind::AddrInUse || self.running.is_none() {
+            if error.kind() != std::io::ErrorKind::AddrInUse {
                 continue;
             }
             let of_service = wanted.services.values().find(|service| service.listen == Some(address.port()));

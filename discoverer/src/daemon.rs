@@ -160,7 +160,7 @@ async fn start_with_last_file(config: &ApplyConfig, supervisor: &SupervisorHandl
     if let Err(error) = program.check(config.output.path()).await {
         return warn!(%error, output = %config.output.path().display(), "the last file is not used");
     }
-    if let Err(error) = supervisor.reload().await {
+    if let Err(error) = supervisor.start().await {
         warn!(%error, "HAProxy did not start with the last file");
     }
 }

@@ -112,6 +112,11 @@ impl Reloader {
 }
 
 impl Reloader {
+    /// HAProxy is known not to run.
+    pub fn is_down(&self) -> bool {
+        matches!(self, Self::Supervised(supervisor) if supervisor.is_down())
+    }
+
     /// How many old workers still finish their requests; none where HAProxy's master cannot be asked.
     pub async fn old_workers(&self) -> Option<usize> {
         let socket = match self {

@@ -42,15 +42,14 @@ const INITIAL_WEIGHT: usize = 8;
 /// Reads the reply to `show servers state`. A line that is not understood is left out.
 pub fn parse_servers(reply: &str) -> Vec<ServerState<'_>> {
     fn read(line: &str) -> Option<ServerState<'_>> {
-        let fields: Vec<&str> = line.split(' ').collect();
-        Some(ServerState {
-            backend: fields.get(BACKEND)?,
-            server: fields.get(SERVER)?,
-            admin: AdminState(fields.get(ADMIN)?.parse().ok()?),
-            up: *fields.get(OPERATIONAL)? == "2",
-            weight: fields.get(WEIGHT)?.parse().ok()?,
-            initial_weight: fields.get(INITIAL_WEIGHT)?.parse().ok()?,
-        })
+        let mut fields = line.split(' ').skip(BACKEND);
+        let backend = fields.next()?;
+        let server = fields.nth(SERVER - BACKEND - 1)?;
+        let up = fields.nth(OPERATIONAL - SERVER - 1)? == "2";
+        let admin = AdminState(fields.nth(ADMIN - OPERATIONAL - 1)?.parse().ok()?);
+        let weight = fields.nth(WEIGHT - ADMIN - 1)?.parse().ok()?;
+        let initial_weight = fields.nth(INITIAL_WEIGHT - WEIGHT - 1)?.parse().ok()?;
+        Some(ServerState { backend, server, admin, up, weight, initial_weight })
     }
     reply.lines().filter(|line| !line.starts_with('#')).filter_map(read).collect()
 }

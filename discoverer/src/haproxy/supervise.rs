@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -52,6 +52,7 @@ pub struct Layout {
 pub struct SupervisorHandle {
     orders: mpsc::Sender<Order>,
     master_socket: PathBuf,
+    is_up: watch::Receiver<bool>,
 }
 
 /// What a supervisor is told; only a [`SupervisorHandle`] makes any.
@@ -61,23 +62,42 @@ pub struct Order(Kind);
 #[derive(Debug)]
 enum Kind {
     /// Start, or read the file anew.
-    Reload(oneshot::Sender<Result<(), ReloadError>>),
+    Reload {
+        /// Where it does not start: go on trying.
+        persist: bool,
+        reply: oneshot::Sender<Result<(), ReloadError>>,
+    },
     /// End within the grace, then end.
     Stop { grace: Duration, done: oneshot::Sender<()> },
 }
 
 impl SupervisorHandle {
-    /// Starts HAProxy, or makes the running one read its file anew; says how that ended.
+    /// Starts HAProxy, or makes the running one read its file anew; says how that ended. An HAProxy that does not start
+    /// is not started again until the next call.
     pub async fn reload(&self) -> Result<(), ReloadError> {
+        self.order(false).await
+    }
+
+    /// Starts HAProxy, and goes on trying where it does not start.
+    pub async fn start(&self) -> Result<(), ReloadError> {
+        self.order(true).await
+    }
+
+    async fn order(&self, persist: bool) -> Result<(), ReloadError> {
         let gone = || ReloadError::Start("its supervisor is gone".to_owned());
         let (reply, result) = oneshot::channel();
-        self.orders.send(Order(Kind::Reload(reply))).await.map_err(|_| gone())?;
+        self.orders.send(Order(Kind::Reload { persist, reply })).await.map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
     }
 
     /// The master CLI of the HAProxy that is supervised.
     pub fn master_socket(&self) -> &Path {
         &self.master_socket
+    }
+
+    /// Whether no HAProxy of ours runs.
+    pub fn is_down(&self) -> bool {
+        !*self.is_up.borrow()
     }
 
     /// Lets HAProxy finish its requests, at most for the grace; then ends it.
@@ -95,6 +115,7 @@ pub struct Supervisor {
     program: Program,
     layout: Layout,
     running: Option<Running>,
+    is_up: watch::Sender<bool>,
     /// When to start it again, after it died.
     start_at: Option<Instant>,
     pause: Duration,
@@ -113,16 +134,18 @@ impl Supervisor {
     pub fn new(program: Program, layout: Layout) -> (Self, SupervisorHandle, mpsc::Receiver<Order>) {
         let (sender, orders) = mpsc::channel(4);
         let master_socket = layout.master_socket.clone();
+        let (is_up, seen) = watch::channel(false);
         let supervisor = Self {
             program,
             layout,
             running: None,
+            is_up,
             start_at: None,
             pause: FIRST_PAUSE,
             said: VecDeque::new(),
             lines: mpsc::channel(256),
         };
-        (supervisor, SupervisorHandle { orders: sender, master_socket }, orders)
+        (supervisor, SupervisorHandle { orders: sender, master_socket, is_up: seen }, orders)
     }
 
     /// Runs until it is told to stop, or nobody can give it orders any more. An order to stop is heard at any time.
@@ -131,8 +154,11 @@ impl Supervisor {
             let start_at = self.start_at;
             let stop = tokio::select! {
                 order = orders.recv() => match order {
-                    Some(Order(Kind::Reload(reply))) => {
+                    Some(Order(Kind::Reload { persist, reply })) => {
                         let (result, stop) = until_stop(&mut orders, self.reload()).await;
+                        if !persist && self.running.is_none() {
+                            self.start_at = None;
+                        }
                         if let Some(result) = result {
                             let _ = reply.send(result);
                         }
@@ -205,6 +231,7 @@ impl Supervisor {
         let status = tokio::select! {
             result = tokio::time::timeout(START_LIMIT, is_up(&self.layout.master_socket)) => match result {
                 Ok(()) => {
+                    self.is_up.send_replace(true);
                     info!(pid = running.child.id(), "HAProxy started");
                     return Ok(());
                 }
@@ -233,6 +260,7 @@ impl Supervisor {
     }
 
     fn died(&mut self, status: std::io::Result<ExitStatus>) {
+        self.is_up.send_replace(false);
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         if self.running.take().is_some_and(|running| running.since.elapsed() >= GROWN_UP) {
             self.pause = FIRST_PAUSE;
@@ -309,7 +337,7 @@ async fn until_stop<T>(
             order = orders.recv() => match order {
                 Some(Order(Kind::Stop { grace, done })) => return (None, Some((grace, Some(done)))),
                 // Whoever asked sees the reply's channel closed.
-                Some(Order(Kind::Reload(_))) => {}
+                Some(Order(Kind::Reload { .. })) => {}
                 None => return (None, Some((Duration::ZERO, None))),
             }
         }
