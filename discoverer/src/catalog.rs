@@ -658,11 +658,9 @@ pub(crate) mod tests {
 
     /// Services of the given names, with one instance each.
     pub(crate) fn services_named(names: &[&str]) -> Services {
-        let keys: Vec<String> = names.iter().map(|name| format!("{name}/10.0.0.1:{}", 1000 + name.len())).collect();
         let mut catalog = Catalog::new(options());
-        for (number, key) in keys.iter().enumerate() {
-            let key = key.replace(":100", &format!(":{}", 2000 + number));
-            catalog.apply(put(&key, "running"), Instant::now());
+        for (number, name) in names.iter().enumerate() {
+            catalog.apply(put(&format!("{name}/10.0.0.1:{}", 2000 + number), "running"), Instant::now());
         }
         catalog.services().clone()
     }

@@ -1,11 +1,14 @@
 //! From services to the text of haproxy.cfg, through the user's Tera templates. Pure: the templates come in as
 //! text, and the same input gives the same bytes.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use registry::ServiceName;
 use serde::Serialize;
 use tera::{Context, ErrorKind, Tera, Value};
 
@@ -74,6 +77,22 @@ pub struct Templates {
     tera: Tera,
     main: String,
     sources: BTreeMap<String, String>,
+    /// The templates go through instances themselves, so that these have to be in the context.
+    loops: bool,
+    lines: RefCell<Lines>,
+}
+
+/// The servers' lines of the last rendering. A change of one instance costs the rendering of one line.
+#[derive(Debug, Default)]
+struct Lines {
+    surroundings: Surroundings,
+    services: HashMap<ServiceName, ServiceLines>,
+}
+
+#[derive(Debug)]
+struct ServiceLines {
+    settings: Service,
+    of: HashMap<(IpAddr, u16), (Arc<Instance>, Box<str>)>,
 }
 
 impl Templates {
@@ -83,7 +102,8 @@ impl Templates {
         tera.autoescape_on([""]);
         tera.set_escape_fn(escape);
         tera.add_raw_templates(sources.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
-        Ok(Self { tera, main: main.to_owned(), sources })
+        let loops = sources.values().any(|text| without_comments(text).contains("instances"));
+        Ok(Self { tera, main: main.to_owned(), sources, loops, lines: RefCell::default() })
     }
 
     /// The texts they were parsed from.
@@ -99,18 +119,108 @@ impl Templates {
         }
         let mut context = surroundings_context(surroundings);
         context.insert("service", &service.settings());
-        context.insert("instance", instance);
-        self.tera.render(SERVER_PARTIAL, &context).ok()
+        self.server_line(&mut context, instance).ok()
     }
 
     /// The whole configuration, with a line feed at its end, which HAProxy requires.
     pub fn render(&self, services: &Services, surroundings: &Surroundings) -> Result<String, TemplateError> {
-        let mut text = self.tera.render(&self.main, &context(services, surroundings))?;
+        let mut context = surroundings_context(surroundings);
+        let wanted = surroundings.options.get("default_service").map(String::as_str).filter(|name| !name.is_empty());
+        context.insert("default_service", &default_service(services, wanted));
+        context.insert("routes", &routes(services));
+        let mut lines = self.lines.borrow_mut();
+        if lines.surroundings != *surroundings {
+            *lines = Lines { surroundings: surroundings.clone(), services: HashMap::new() };
+        }
+        lines.services.retain(|name, _| services.contains_key(name));
+        let values = services.values().map(|service| self.service_value(service, &mut lines, surroundings));
+        context.insert_value("services", Value::from(values.collect::<Result<Vec<_>, _>>()?));
+        let mut text = self.tera.render(&self.main, &context)?;
         if !text.ends_with('\n') {
             text.push('\n');
         }
         Ok(text)
     }
+
+    /// A service as templates see it: its settings, `servers`, and its instances where a template goes through them.
+    fn service_value(
+        &self,
+        service: &Service,
+        lines: &mut Lines,
+        surroundings: &Surroundings,
+    ) -> Result<Value, TemplateError> {
+        let value =
+            if self.loops { Value::from_serializable(service) } else { Value::from_serializable(&service.settings()) };
+        let mut fields: BTreeMap<_, _> = value.into_map().unwrap_or_default().into_iter().collect();
+        if self.sources.contains_key(SERVER_PARTIAL) {
+            let text = self.server_lines(service, lines, surroundings)?;
+            fields.insert("servers".into(), Value::safe_string(&text));
+        }
+        Ok(Value::from(fields))
+    }
+
+    /// The lines of all instances of a service.
+    fn server_lines(
+        &self,
+        service: &Service,
+        lines: &mut Lines,
+        surroundings: &Surroundings,
+    ) -> Result<String, TemplateError> {
+        let settings = service.settings();
+        let known = lines
+            .services
+            .entry(service.name.clone())
+            .or_insert_with(|| ServiceLines { settings: settings.clone(), of: HashMap::new() });
+        if known.settings != settings {
+            *known = ServiceLines { settings: settings.clone(), of: HashMap::new() };
+        }
+        let mut context = None;
+        let mut text = String::new();
+        for instance in &service.instances {
+            let address = (instance.address, instance.port);
+            let is_known =
+                known.of.get(&address).is_some_and(|(then, _)| Arc::ptr_eq(then, instance) || then == instance);
+            if !is_known {
+                let context = context.get_or_insert_with(|| {
+                    let mut context = surroundings_context(surroundings);
+                    context.insert("service", &settings);
+                    context
+                });
+                let line = self.server_line(context, instance)?;
+                known.of.insert(address, (Arc::clone(instance), line.into()));
+            }
+            if let Some((_, line)) = known.of.get(&address) {
+                text.push_str("    ");
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        if known.of.len() > service.instances.len() {
+            let there: HashSet<_> =
+                service.instances.iter().map(|instance| (instance.address, instance.port)).collect();
+            known.of.retain(|address, _| there.contains(address));
+        }
+        Ok(text)
+    }
+
+    /// One line, in a context that holds everything else.
+    fn server_line(&self, context: &mut Context, instance: &Instance) -> Result<String, TemplateError> {
+        context.insert("instance", instance);
+        let line = self.tera.render(SERVER_PARTIAL, context)?;
+        Ok(line.trim().to_owned())
+    }
+}
+
+/// A template's text without `{# comments #}`.
+fn without_comments(text: &str) -> String {
+    let mut kept = String::new();
+    let mut rest = text;
+    while let Some((before, comment)) = rest.split_once("{#") {
+        kept.push_str(before);
+        rest = comment.split_once("#}").map_or("", |(_, behind)| behind);
+    }
+    kept.push_str(rest);
+    kept
 }
 
 /// Writes a value so that HAProxy reads it as a part of one word, whatever it holds.
@@ -177,15 +287,6 @@ fn default_service<'a>(services: &'a Services, wanted: Option<&str>) -> Option<&
     flat.or(sole).map(|service| service.name.as_str())
 }
 
-fn context(services: &Services, surroundings: &Surroundings) -> Context {
-    let mut context = surroundings_context(surroundings);
-    let wanted = surroundings.options.get("default_service").map(String::as_str).filter(|name| !name.is_empty());
-    context.insert("default_service", &default_service(services, wanted));
-    context.insert("routes", &routes(services));
-    context.insert("services", &services.values().collect::<Vec<_>>());
-    context
-}
-
 fn surroundings_context(surroundings: &Surroundings) -> Context {
     let mut context = Context::new();
     context.insert("haproxy", &surroundings.haproxy);
@@ -239,6 +340,43 @@ mod tests {
     fn a_text_always_ends_with_a_line_feed() {
         assert_eq!(render("a", "").unwrap(), "a\n");
         assert_eq!(render("a\n", "").unwrap(), "a\n");
+    }
+
+    fn of_service(name: &str) -> Templates {
+        let sources = [
+            ("main.tera", format!("{{% for service in services %}}{{{{ service.{name} }}}}{{% endfor %}}")),
+            ("server.tera", "server {{ instance.server }} {{ service.name }} # w{{ instance.weight }}".to_owned()),
+        ];
+        Templates::parse("main.tera", sources.into_iter().map(|(name, text)| (name.to_owned(), text)).collect())
+            .unwrap()
+    }
+
+    #[test]
+    fn lines_are_made_by_their_partial_and_follow_every_change() {
+        let templates = of_service("servers");
+        let surroundings = Surroundings::default();
+        let mut services = crate::catalog::tests::services_named(&["a", "b"]);
+        let first = templates.render(&services, &surroundings).unwrap();
+        assert_eq!(first, "    server 10.0.0.1_2000 a # w100\n    server 10.0.0.1_2001 b # w100\n");
+        let mut a = services.values().next().unwrap().as_ref().clone();
+        let other = Instance { weight: 5, ..a.instances[0].as_ref().clone() };
+        a.instances = vec![Arc::new(other)];
+        services.insert(a.name.clone(), Arc::new(a.clone()));
+        let second = templates.render(&services, &surroundings).unwrap();
+        assert_eq!(second, first.replacen("w100", "w5", 1));
+        a.instances.clear();
+        services.insert(a.name.clone(), Arc::new(a));
+        let third = templates.render(&services, &surroundings).unwrap();
+        assert_eq!(third, "    server 10.0.0.1_2001 b # w100\n");
+        assert_eq!(templates.render(&services, &surroundings).unwrap(), third);
+    }
+
+    #[test]
+    fn instances_are_there_for_templates_that_go_through_them() {
+        let services = crate::catalog::tests::services_named(&["a"]);
+        let text = of_service("instances | length").render(&services, &Surroundings::default()).unwrap();
+        assert_eq!(text, "1\n");
+        assert_eq!(without_comments("a{# instances #}b{#- x -#}c{# open"), "abc");
     }
 
     proptest! {

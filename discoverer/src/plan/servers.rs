@@ -76,7 +76,7 @@ impl Parsed {
             for (place, line, word) in lines(body, start) {
                 if word == "server" && of_backend.contains_key(second_word(line).as_ref()) {
                     text.push_str(&body[copied..place - start]);
-                    copied = (place - start + line.len() + 1).min(body.len());
+                    copied = place - start + line.len();
                 }
             }
             text.push_str(&body[copied..]);
@@ -137,5 +137,10 @@ mod tests {
         assert_eq!(servers(&text), expected(&[("a/s2", 1), ("b/s1", 7), ("b/s2", 1)]));
         assert!(text.text().ends_with("frontend f\n  bind :80\n"), "{}", text.text());
         assert_eq!(Parsed::new(TEXT).with_lines(&BTreeMap::new()).text(), TEXT);
+        let neighbours = BTreeMap::from([(id("a", "s1"), None), (id("a", "s2"), None)]);
+        let left = "backend a\n  balance roundrobin\n\nbackend b\n  server s1 10.0.1.1:80 check weight 256\nfrontend f\n  bind :80\n";
+        assert_eq!(Parsed::new(TEXT).with_lines(&neighbours).text(), left);
+        let unended = Parsed::new("backend a\nserver s1 10.0.0.1:80\nserver s2 10.0.0.2:80");
+        assert_eq!(unended.with_lines(&neighbours).text(), "backend a\n");
     }
 }
