@@ -293,11 +293,13 @@ impl Applier {
         let (text, templates) = self.composer.checked_text(wanted).await?;
         let applied = match self.way_to(&text) {
             Way::Nothing => {
+                self.config.output.discard();
                 self.now_runs(text);
                 Applied::Nothing
             }
             Way::Runtime(changes) => match self.change(changes).await {
                 Ok(()) => {
+                    self.config.output.discard();
                     self.now_runs(text);
                     self.say_applied(wanted, "over the runtime API");
                     Applied::Runtime
@@ -381,12 +383,13 @@ impl Applier {
         if !told.is_empty() {
             *running = running.with_lines(&told);
         }
+        // What HAProxy was told last may have been done or not: the same text alone says nothing.
+        if let Some(error) = &self.distrust {
+            return Way::Reload(Why::Distrust(error.clone()));
+        }
         if running.text() == text {
             self.contradictions = 0;
             return Way::Nothing;
-        }
-        if let Some(error) = &self.distrust {
-            return Way::Reload(Why::Distrust(error.clone()));
         }
         if self.config.runtime.is_none() {
             return Way::Reload(Why::NoRuntime);

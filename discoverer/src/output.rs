@@ -57,6 +57,12 @@ impl Output {
         self.put_in_place().map_err(|error| OutputError { path: self.path.display().to_string(), error })
     }
 
+    /// Takes away what was prepared.
+    pub fn discard(&self) {
+        // Nobody reads it, so that one that stays does no harm.
+        let _ = std::fs::remove_file(&self.candidate);
+    }
+
     fn write_candidate(&self, text: &str) -> std::io::Result<()> {
         let mode = std::fs::metadata(&self.path).map_or(MODE, |metadata| metadata.permissions().mode() & 0o777);
         let mut options = OpenOptions::new();

@@ -1,5 +1,6 @@
 //! The discoverer under test: the built program, run as a user runs it, with its files in a directory of its own.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::haproxy::{Haproxy, find_haproxy};
+use crate::haproxy::{Haproxy, Version, reloads, servers, servers_of};
 use crate::http;
 use crate::load::requests;
 use crate::ports::free_address;
@@ -27,8 +28,12 @@ pub struct Builder {
     etcd: String,
     key: String,
     template: Option<PathBuf>,
+    edits: Vec<(String, String)>,
     output: Option<PathBuf>,
+    haproxy: Version,
     reach: Vec<String>,
+    /// The sockets of an HAProxy that is somebody else's: of its master, and of its statistics.
+    sockets: Option<(PathBuf, PathBuf)>,
     http: SocketAddr,
     args: Vec<String>,
 }
@@ -45,6 +50,39 @@ impl Builder {
     #[must_use]
     pub fn template(mut self, template: &Path) -> Builder {
         self.template = Some(template.to_path_buf());
+        self
+    }
+
+    /// Another text in place of one in the copy of the project's templates.
+    #[must_use]
+    pub fn edit(mut self, from: &str, to: &str) -> Builder {
+        self.edits.push((from.to_owned(), to.to_owned()));
+        self
+    }
+
+    /// `--haproxy`, where the default is the installed one.
+    #[must_use]
+    pub fn haproxy(mut self, version: Version) -> Builder {
+        self.haproxy = version;
+        self
+    }
+
+    /// `--runtime-socket` at the place where `haproxy` is to have its stats socket.
+    #[must_use]
+    pub fn runtime(self, haproxy: &Haproxy) -> Builder {
+        let socket = haproxy.runtime_socket();
+        self.runtime_through(haproxy, &socket)
+    }
+
+    /// `--runtime-socket` at a place of a test's own, with somebody between it and the stats socket of `haproxy`. The copy
+    /// of the project's templates still names the latter.
+    #[must_use]
+    pub fn runtime_through(mut self, haproxy: &Haproxy, between: &Path) -> Builder {
+        let real = haproxy.runtime_socket();
+        self.args.extend(["--runtime-socket".to_owned(), between.display().to_string()]);
+        if between != real {
+            self = self.edit("{{ haproxy.runtime_socket }}", &real.display().to_string());
+        }
         self
     }
 
@@ -66,7 +104,8 @@ impl Builder {
     pub fn start(self) -> Discoverer {
         let dir = tempfile::Builder::new().prefix("e2e-discoverer-").tempdir().unwrap();
         let output = self.output.clone().unwrap_or_else(|| dir.path().join("haproxy.cfg"));
-        let template = self.template.clone().unwrap_or_else(|| copy_templates(&dir.path().join("templates")));
+        let template =
+            self.template.clone().unwrap_or_else(|| copy_templates(&dir.path().join("templates"), &self.edits));
         let stats = free_address();
         let mut args = [
             "--etcd",
@@ -80,7 +119,7 @@ impl Builder {
             "--state-dir",
             &dir.path().join("state").display().to_string(),
             "--haproxy",
-            &find_haproxy().display().to_string(),
+            &self.haproxy.program().display().to_string(),
             "--set",
             &format!("http_bind={}", self.http),
             "--set",
@@ -96,7 +135,9 @@ impl Builder {
         args.extend(self.reach);
         args.extend(self.args);
         fs::create_dir_all(dir.path().join("state")).unwrap();
-        let mut discoverer = Discoverer { process: None, args, http: self.http, stats, output, dir };
+        let state = dir.path().join("state");
+        let sockets = self.sockets.unwrap_or_else(|| (state.join("master.sock"), state.join("runtime.sock")));
+        let mut discoverer = Discoverer { process: None, args, http: self.http, stats, output, sockets, dir };
         discoverer.start_again();
         discoverer
     }
@@ -109,42 +150,50 @@ pub struct Discoverer {
     http: SocketAddr,
     stats: SocketAddr,
     output: PathBuf,
+    sockets: (PathBuf, PathBuf),
     dir: TempDir,
 }
 
 impl Discoverer {
     /// One that runs HAProxy itself.
     pub fn supervise(etcd: &str) -> Builder {
-        Discoverer::reaching(etcd, free_address(), vec!["--supervise".to_owned()])
-    }
-
-    /// One that reloads `haproxy` over its master socket.
-    pub fn reload_socket(etcd: &str, haproxy: &Haproxy) -> Builder {
-        let reach = vec!["--reload-socket".to_owned(), haproxy.master_socket().display().to_string()];
-        Discoverer::reaching(etcd, haproxy.http(), reach).output(&haproxy.config())
-    }
-
-    /// One that reloads `haproxy` with a signal to the process in its pid file.
-    pub fn reload_pidfile(etcd: &str, haproxy: &Haproxy) -> Builder {
-        let reach = vec!["--reload-pidfile".to_owned(), haproxy.pid_file().display().to_string()];
-        Discoverer::reaching(etcd, haproxy.http(), reach).output(&haproxy.config())
-    }
-
-    /// One that reloads `haproxy` with a command.
-    pub fn reload_command(etcd: &str, haproxy: &Haproxy, command: &str) -> Builder {
-        let reach = vec!["--reload-command".to_owned(), command.to_owned()];
-        Discoverer::reaching(etcd, haproxy.http(), reach).output(&haproxy.config())
-    }
-
-    fn reaching(etcd: &str, http: SocketAddr, reach: Vec<String>) -> Builder {
         Builder {
             etcd: etcd.to_owned(),
             key: "service".to_owned(),
             template: None,
+            edits: Vec::new(),
             output: None,
-            reach,
-            http,
+            haproxy: Version::Installed,
+            reach: vec!["--supervise".to_owned()],
+            sockets: None,
+            http: free_address(),
             args: Vec::new(),
+        }
+    }
+
+    /// One that reloads `haproxy` over its master socket.
+    pub fn reload_socket(etcd: &str, haproxy: &Haproxy) -> Builder {
+        Discoverer::reaching(etcd, haproxy, "--reload-socket", &haproxy.master_socket().display().to_string())
+    }
+
+    /// One that reloads `haproxy` with a signal to the process in its pid file.
+    pub fn reload_pidfile(etcd: &str, haproxy: &Haproxy) -> Builder {
+        Discoverer::reaching(etcd, haproxy, "--reload-pidfile", &haproxy.pid_file().display().to_string())
+    }
+
+    /// One that reloads `haproxy` with a command.
+    pub fn reload_command(etcd: &str, haproxy: &Haproxy, command: &str) -> Builder {
+        Discoverer::reaching(etcd, haproxy, "--reload-command", command)
+    }
+
+    fn reaching(etcd: &str, haproxy: &Haproxy, flag: &str, value: &str) -> Builder {
+        Builder {
+            output: Some(haproxy.config()),
+            haproxy: haproxy.version(),
+            reach: vec![flag.to_owned(), value.to_owned()],
+            sockets: Some((haproxy.master_socket(), haproxy.runtime_socket())),
+            http: haproxy.http(),
+            ..Discoverer::supervise(etcd)
         }
     }
 
@@ -181,6 +230,11 @@ impl Discoverer {
         &self.output
     }
 
+    /// The directory of its copy of the project's templates.
+    pub fn templates(&self) -> PathBuf {
+        self.dir.path().join("templates")
+    }
+
     /// The text of the file it writes; empty when there is none.
     pub fn config(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
@@ -191,9 +245,20 @@ impl Discoverer {
         self.dir.path().join("state")
     }
 
-    /// The master socket of the HAProxy that it supervises.
+    /// The master socket of its HAProxy.
     pub fn master_socket(&self) -> PathBuf {
-        self.state_dir().join("master.sock")
+        self.sockets.0.clone()
+    }
+
+    /// The stats socket of its HAProxy.
+    pub fn runtime_socket(&self) -> PathBuf {
+        self.sockets.1.clone()
+    }
+
+    /// How often its HAProxy was reloaded, as the master tells.
+    pub async fn reloads(&self) -> u64 {
+        let socket = self.master_socket();
+        wait_until(SOON, "HAProxy's master tells its reloads", async || reloads(&socket).await).await
     }
 
     /// The `haproxy` processes that it started: the master is the one that is its own child.
@@ -260,6 +325,50 @@ impl Discoverer {
         }
     }
 
+    /// Waits until these servers, given as (service, address, weight), and no others take traffic as far as administration
+    /// goes. Those that leave may still be there in maintenance, and the file may be behind.
+    pub async fn wait_servers(&self, limit: Duration, wanted: &[(&str, SocketAddr, u16)]) {
+        let socket = self.runtime_socket();
+        let wanted: BTreeSet<_> = wanted.iter().map(|(name, at, weight)| (name.to_string(), *at, *weight)).collect();
+        wait_until(limit, "HAProxy has the wanted servers, all ready", async || {
+            let ready = ready_servers(&socket).await?;
+            let seen: BTreeSet<_> =
+                ready.iter().map(|(id, (at, weight))| (backend(id).to_owned(), *at, *weight)).collect();
+            let (missing, too_many): (Vec<_>, Vec<_>) =
+                (wanted.difference(&seen).collect(), seen.difference(&wanted).collect());
+            if seen == wanted { Ok(()) } else { Err(format!("missing {missing:?}, not wanted {too_many:?}")) }
+        })
+        .await;
+    }
+
+    /// [`Discoverer::wait_servers`], and the file has the same, under the same names.
+    pub async fn wait_in_step(&self, wanted: &[(&str, SocketAddr, u16)]) {
+        self.wait_servers(SOON, wanted).await;
+        self.wait_same_in_file().await;
+        self.wait_servers(SOON, wanted).await;
+    }
+
+    /// Waits until the file has the servers that take traffic in HAProxy, under the same names.
+    pub async fn wait_same_in_file(&self) {
+        let socket = self.runtime_socket();
+        wait_until(SOON, "the file is what HAProxy runs", async || {
+            let (ready, file) = (ready_servers(&socket).await?, servers_of(&self.config()));
+            if ready == file { Ok(()) } else { Err(format!("HAProxy has {ready:#?}\nthe file has {file:#?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until HAProxy has no server at an address any more, not even in maintenance.
+    pub async fn wait_gone(&self, address: SocketAddr) {
+        let socket = self.runtime_socket();
+        wait_until(SOON, &format!("the server at {address} is gone"), async || {
+            let servers = servers(&socket).await?;
+            let left: Vec<_> = servers.into_iter().filter(|(_, server)| server.address == address).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+    }
+
     /// Waits until the file contains a text.
     pub async fn wait_config(&self, text: &str) {
         wait_until(SOON, &format!("{} contains {text:?}", self.output.display()), async || {
@@ -270,6 +379,15 @@ impl Discoverer {
     }
 }
 
+async fn ready_servers(socket: &Path) -> Result<BTreeMap<String, (SocketAddr, u16)>, String> {
+    let ready = servers(socket).await?.into_iter().filter(|(_, server)| server.ready);
+    Ok(ready.map(|(id, server)| (id, (server.address, server.weight))).collect())
+}
+
+fn backend(id: &str) -> &str {
+    id.split('/').next().unwrap_or_default()
+}
+
 fn sorted<'a>(names: &[&'a str]) -> Vec<&'a str> {
     let mut names = names.to_vec();
     names.sort_unstable();
@@ -277,14 +395,21 @@ fn sorted<'a>(names: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// Copies the templates that the project ships into a new directory, so that nobody's edit meanwhile is followed by a running
-/// test; gives the main one.
-fn copy_templates(into: &Path) -> PathBuf {
+/// test, with a test's own edits; gives the main one.
+fn copy_templates(into: &Path, edits: &[(String, String)]) -> PathBuf {
     fs::create_dir(into).unwrap();
     let main = default_template();
+    let mut unused: Vec<&str> = edits.iter().map(|(from, _)| from.as_str()).collect();
     for file in fs::read_dir(main.parent().unwrap()).unwrap() {
         let file = file.unwrap();
-        fs::copy(file.path(), into.join(file.file_name())).unwrap();
+        let mut text = fs::read_to_string(file.path()).unwrap();
+        unused.retain(|from| !text.contains(from));
+        for (from, to) in edits {
+            text = text.replace(from, to);
+        }
+        fs::write(into.join(file.file_name()), text).unwrap();
     }
+    assert!(unused.is_empty(), "the templates have no such text: {unused:?}");
     into.join(main.file_name().unwrap())
 }
 

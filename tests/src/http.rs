@@ -68,6 +68,40 @@ impl Connection {
     }
 }
 
+/// A connection that was upgraded, as a websocket is: what is sent comes back, through whatever lies between.
+pub struct Tunnel {
+    stream: BufReader<TcpStream>,
+}
+
+impl Tunnel {
+    /// Connects and asks for the upgrade.
+    pub async fn open(address: SocketAddr) -> io::Result<Tunnel> {
+        let mut stream = Connection::open(address).await?.stream;
+        let request = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+        stream.get_mut().write_all(request.as_bytes()).await?;
+        let (first, _) = read_head(&mut stream).await?;
+        if first.contains(" 101 ") { Ok(Tunnel { stream }) } else { Err(bad(&first)) }
+    }
+
+    /// Sends a line and waits until it has come back.
+    pub async fn echo(&mut self) -> io::Result<()> {
+        let exchange = async {
+            self.stream.get_mut().write_all(b"still there?\n").await?;
+            read_line(&mut self.stream).await
+        };
+        let line = tokio::time::timeout(LIMIT, exchange)
+            .await
+            .map_err(|_| io::Error::new(ErrorKind::TimedOut, "no echo in time"))??;
+        if line == "still there?" { Ok(()) } else { Err(io::Error::new(ErrorKind::InvalidData, line)) }
+    }
+
+    /// Waits until the other side ends it.
+    pub async fn ended(&mut self) {
+        // Reset or closed is the same here.
+        let _end = self.stream.fill_buf().await;
+    }
+}
+
 /// One request over a connection of its own, which both sides close after it.
 pub async fn request(
     address: SocketAddr,

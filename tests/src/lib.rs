@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 pub mod backend;
+pub mod between;
 pub mod discoverer;
 pub mod docker;
 pub mod etcd;

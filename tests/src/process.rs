@@ -186,6 +186,12 @@ pub fn find_workspace_binary(name: &str) -> PathBuf {
     path
 }
 
+/// Cargo's target directory, which the test's own executable lies in.
+pub fn target_dir() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    exe.ancestors().nth(3).unwrap().to_path_buf()
+}
+
 /// The environment for every child: the test's own, less what steers the programs under test, and less what cargo sets for a
 /// test process, which would make a cargo run below it build everything anew.
 fn environment() -> impl Iterator<Item = (String, String)> {

@@ -4,10 +4,15 @@
 mod commands;
 mod demo;
 mod etcd_trouble;
+mod faults;
 mod harness;
 mod hostile;
+mod listen;
 mod output;
+mod own_templates;
 mod reload;
+mod reloads;
+mod runtime;
 mod serving;
 mod sidekick;
 mod supervise;

@@ -12,18 +12,18 @@ use e2e::{secs, wait_until, within};
 use tempfile::TempDir;
 
 /// A small file system in memory. Dropping it unmounts it.
-struct Tmpfs {
+pub(crate) struct Tmpfs {
     dir: TempDir,
 }
 
 impl Tmpfs {
-    async fn mount() -> Tmpfs {
+    pub(crate) async fn mount() -> Tmpfs {
         let tmpfs = Tmpfs { dir: tempfile::Builder::new().prefix("e2e-tmpfs-").tempdir().unwrap() };
         mount(&["-t", "tmpfs", "-o", "size=256k", "none", tmpfs.path_text()]).await;
         tmpfs
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
@@ -31,12 +31,12 @@ impl Tmpfs {
         self.dir.path().to_str().unwrap()
     }
 
-    async fn remount(&self, how: &str) {
+    pub(crate) async fn remount(&self, how: &str) {
         mount(&["-o", &format!("remount,{how}"), self.path_text()]).await;
     }
 
     /// Fills what is left of it, and gives the file that does.
-    fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let filler = self.path().join("filler");
         let all = vec![0; 1024 * 1024];
         let error = fs::write(&filler, &all).unwrap_err();
@@ -115,8 +115,13 @@ async fn needs_root_a_full_disk_is_named_and_written_when_there_is_room() {
         fs::remove_file(filler).unwrap();
         discoverer.wait_serves(&["one", "two"]).await;
         load.stop().await.assert_no_failure(50);
-        let left: Vec<_> = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(left, ["haproxy.cfg"], "no temporary file is left behind");
+        wait_until(secs(20), "the file is whole and alone", async || {
+            let left: Vec<_> = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            let text = discoverer.config();
+            let is_whole = [&one, &two].iter().all(|backend| text.contains(&backend.address().to_string()));
+            if left == ["haproxy.cfg"] && is_whole { Ok(()) } else { Err(format!("{left:?}: {text}")) }
+        })
+        .await;
     })
     .await;
 }

@@ -84,7 +84,11 @@ async fn a_reload_that_fails_over_the_master_socket_is_known_and_made_good_when_
 
         let (holder, taken) = port_in_use().await;
         template.overwrite(&with_second_bind(taken));
-        discoverer.wait_logged("reload failed", &[("error", "")]).await;
+        discoverer.wait_logged("template not loaded", &[("error", &taken.to_string())]).await;
+        discoverer.wait_host("web.test", "one").await;
+        // A fault that only HAProxy's own start finds.
+        template.overwrite(&TEMPLATE.replacen("bind ", "bind /nonexistent/haproxy.sock\n    bind ", 1));
+        discoverer.wait_logged("template not loaded", &[("error", "HAProxy could not start with the new file")]).await;
         discoverer.wait_host("web.test", "one").await;
 
         drop(holder);
@@ -108,7 +112,11 @@ async fn a_reload_that_fails_under_supervision_is_known_with_haproxys_words() {
         discoverer.wait_host("web.test", "one").await;
         let (holder, taken) = port_in_use().await;
         template.overwrite(&with_second_bind(taken));
-        discoverer.wait_logged("reload failed", &[("error", &taken.to_string())]).await;
+        discoverer.wait_logged("template not loaded", &[("error", &taken.to_string())]).await;
+        discoverer.wait_host("web.test", "one").await;
+        // A fault that only HAProxy's own start finds, and says on its standard error.
+        template.overwrite(&TEMPLATE.replacen("bind ", "bind /nonexistent/haproxy.sock\n    bind ", 1));
+        discoverer.wait_logged("template not loaded", &[("error", "/nonexistent/haproxy.sock")]).await;
         discoverer.wait_host("web.test", "one").await;
         drop(holder);
         template.overwrite(TEMPLATE);

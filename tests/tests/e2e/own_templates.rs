@@ -1,0 +1,168 @@
+//! Templates that users write: whatever they do, HAProxy ends as etcd has it; what the runtime API cannot do is a reload that says
+//! why.
+
+use std::net::SocketAddr;
+
+use e2e::backend::Backend;
+use e2e::discoverer::{Discoverer, TemplateFile, field};
+use e2e::etcd::Etcd;
+use e2e::haproxy::Version;
+use e2e::load::Load;
+use e2e::ports::free_address;
+use e2e::within;
+
+use crate::runtime::{FLAT, Site, WEIGHT, flat};
+
+/// One backend for the flat layout's service, with `settings` in it and each server as `server` says. There is no
+/// `server.tera` beside it.
+fn template(settings: &str, server: &str) -> TemplateFile {
+    TemplateFile::new(&format!(
+        "global\n  hard-stop-after 5s\n  stats socket {{{{ haproxy.runtime_socket }}}} level admin\n\
+         defaults\n  mode http\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n  retries 3\n  \
+         option redispatch 1\n  option idle-close-on-response\n\
+         frontend _in\n  bind {{{{ options.http_bind }}}}\n  default_backend service\n\
+         backend service\n  {settings}\n\
+         {{%- for service in services %}}{{%- for instance in service.instances %}}\n  {server}\n\
+         {{%- endfor %}}{{%- endfor %}}\n"
+    ))
+}
+
+const PLAIN: &str =
+    "server {{ instance.server }} {{ instance.address }}:{{ instance.port }} weight {{ instance.weight }}";
+
+/// A site with that template; whether servers are ready and where they go is all that is looked at.
+async fn site(template: &TemplateFile, version: Version) -> Site {
+    let etcd = Etcd::start().await;
+    let discoverer = Discoverer::supervise(&etcd.url()).haproxy(version).template(template.path()).start();
+    Site::with(etcd, discoverer).await
+}
+
+#[tokio::test]
+async fn without_a_partial_for_a_server_servers_come_and_go_with_no_reload() {
+    within(60, without_a_partial(Version::Installed)).await;
+}
+
+#[tokio::test]
+async fn without_a_partial_for_a_server_servers_come_and_go_with_no_reload_on_haproxy_3_0() {
+    within(60, without_a_partial(Version::V3_0)).await;
+}
+
+async fn without_a_partial(version: Version) {
+    let template = template("balance roundrobin\n  default-server check inter 1s weight 100", PLAIN);
+    let mut site = site(&template, version).await;
+    follows(&mut site).await;
+    site.assert_no_reload().await;
+}
+
+#[tokio::test]
+async fn server_lines_that_are_not_indented_come_and_go_with_their_neighbours() {
+    within(60, async {
+        let template = template("balance roundrobin", PLAIN);
+        template.overwrite(&std::fs::read_to_string(template.path()).unwrap().replace("\n  server ", "\nserver "));
+        let mut site = site(&template, Version::Installed).await;
+        let many: Vec<SocketAddr> = (0..6).map(|_| free_address()).collect();
+        for _ in 0..3 {
+            for address in &many {
+                site.etcd.put(&format!("/service/{address}"), "running").await;
+            }
+            let all = many.iter().map(|address| (FLAT, *address, WEIGHT));
+            site.discoverer.wait_in_step(&all.chain([flat(&site.one)]).collect::<Vec<_>>()).await;
+            for address in &many {
+                site.etcd.delete(&format!("/service/{address}")).await;
+            }
+            site.discoverer.wait_in_step(&[flat(&site.one)]).await;
+        }
+        site.assert_no_reload().await;
+        assert!(site.discoverer.process().ended().is_none());
+    })
+    .await;
+}
+
+/// Instances come, change and go under load, and no request fails.
+async fn follows(site: &mut Site) {
+    let load = Load::start(site.discoverer.http());
+    let backends = [Backend::start("two").await, Backend::start("three").await, Backend::start("four").await];
+    let [two, three, _] = &backends;
+    for backend in &backends {
+        site.etcd.put(&backend.flat_key(), "running").await;
+    }
+    site.discoverer.wait_serves(&["one", "two", "three", "four"]).await;
+    site.etcd.delete(&three.flat_key()).await;
+    site.discoverer.wait_serves(&["one", "two", "four"]).await;
+    site.etcd.delete(&site.one.flat_key()).await;
+    site.etcd.put(&two.flat_key(), r#"{"weight":50}"#).await;
+    site.discoverer.wait_serves(&["two", "four"]).await;
+    site.etcd.put(&three.flat_key(), "running").await;
+    site.etcd.delete(&two.flat_key()).await;
+    site.discoverer.wait_serves(&["three", "four"]).await;
+    load.wait_served(20).await;
+    load.stop().await.assert_no_failure(40);
+    site.discoverer.wait_same_in_file().await;
+}
+
+#[tokio::test]
+async fn servers_that_are_named_by_their_place_in_the_list_go_where_the_file_says() {
+    within(60, named_by_place(Version::Installed)).await;
+}
+
+#[tokio::test]
+async fn servers_that_are_named_by_their_place_in_the_list_go_where_the_file_says_on_haproxy_3_0() {
+    within(60, named_by_place(Version::V3_0)).await;
+}
+
+async fn named_by_place(version: Version) {
+    let line = "server s{{ loop.index }} {{ instance.address }}:{{ instance.port }} check weight {{ instance.weight }}";
+    let template = template("balance roundrobin", line);
+    let mut site = site(&template, version).await;
+    follows(&mut site).await;
+}
+
+#[tokio::test]
+async fn a_balance_that_takes_no_servers_at_run_time_is_reloaded_each_time_and_named() {
+    within(60, async {
+        let template = template("balance static-rr", PLAIN);
+        let mut site = site(&template, Version::Installed).await;
+        follows(&mut site).await;
+        let reloads = site.discoverer.reloads().await - site.reloads;
+        assert!(reloads >= 2, "only {reloads} reloads");
+        let applied = site.discoverer.logged("configuration applied");
+        let reasons: Vec<_> = applied.iter().map(|event| field(event, "how")).skip(1).collect();
+        assert!(reasons.iter().all(|why| why.contains("balance static-rr")), "{reasons:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_line_that_the_runtime_api_does_not_take_is_reloaded_and_its_keyword_named() {
+    within(60, async {
+        let template = template("balance roundrobin", &format!("{PLAIN} non-stick"));
+        let mut site = site(&template, Version::Installed).await;
+        follows(&mut site).await;
+        let applied = site.discoverer.logged("configuration applied");
+        let reasons: Vec<_> = applied.iter().map(|event| field(event, "how")).skip(1).collect();
+        assert!(reasons.iter().any(|why| why.starts_with("by a reload") && why.contains("non-stick")), "{reasons:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_partial_that_says_other_than_the_whole_template_is_found_out_and_the_whole_counts() {
+    within(60, async {
+        // Told alone, a server gets another weight than in the file.
+        let etcd = Etcd::start().await;
+        let discoverer = Discoverer::supervise(&etcd.url())
+            .edit(
+                "weight {{ instance.weight }}",
+                "weight {% if services is defined %}{{ instance.weight }}{% else %}9{% endif %}",
+            )
+            .start();
+        let site = Site::with(etcd, discoverer).await;
+        let load = Load::start(site.discoverer.http());
+        let two = site.second().await;
+        site.etcd.delete(&two.flat_key()).await;
+        site.discoverer.wait_in_step(&[flat(&site.one)]).await;
+        let _two_again = site.second().await;
+        load.stop().await.assert_no_failure(20);
+    })
+    .await;
+}
