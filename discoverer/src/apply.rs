@@ -4,11 +4,12 @@
 //! the file follows right behind (`settle`): validated, written whole, and compared with what HAProxy says. Whatever
 //! fails, HAProxy goes on with the last good file, and the failure is named.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::net::TcpListener;
 use std::time::Duration;
 
+use ahash::AHashMap;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
@@ -269,7 +270,7 @@ impl Applier {
 
     /// Brings HAProxy to one state.
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<Applied, ApplyError> {
-        if let Some(text) = self.composer.quick_text(wanted) {
+        if let Some(text) = self.composer.quick_text(wanted).map(Parsed::new) {
             match self.way_to(&text) {
                 Way::Nothing => {
                     self.now_runs(text);
@@ -291,6 +292,7 @@ impl Applier {
         }
         self.stop_settling();
         let (text, templates) = self.composer.checked_text(wanted).await?;
+        let text = Parsed::new(text);
         let applied = match self.way_to(&text) {
             Way::Nothing => {
                 self.config.output.discard();
@@ -310,7 +312,7 @@ impl Applier {
                 }
             },
             Way::Reload(why) => {
-                let loaded = match self.try_binds(&text, wanted) {
+                let loaded = match self.try_binds(text.text(), wanted) {
                     Ok(true) => self.load(text, wanted, &format!("by a reload: {why}")).await,
                     Ok(false) => return Box::pin(self.apply(wanted)).await,
                     Err(error) => Err(error),
@@ -377,7 +379,7 @@ impl Applier {
     }
 
     /// The way from what HAProxy runs to a text.
-    fn way_to(&mut self, text: &str) -> Way {
+    fn way_to(&mut self, wanted: &Parsed) -> Way {
         let Some(running) = &mut self.running else { return Way::Reload(Why::Unknown) };
         let told = std::mem::take(&mut self.ahead);
         if !told.is_empty() {
@@ -387,14 +389,14 @@ impl Applier {
         if let Some(error) = &self.distrust {
             return Way::Reload(Why::Distrust(error.clone()));
         }
-        if running.text() == text {
+        if running.text() == wanted.text() {
             self.contradictions = 0;
             return Way::Nothing;
         }
         if self.config.runtime.is_none() {
             return Way::Reload(Why::NoRuntime);
         }
-        let plan = plan::between(running, &Parsed::new(text), self.config.version);
+        let plan = plan::between(running, wanted, self.config.version);
         let contradicts = matches!(&plan, Plan::Reload(Reason::Server { id, .. }) if told.contains_key(id));
         if !told.is_empty() {
             self.contradictions = if contradicts { self.contradictions + 1 } else { 0 };
@@ -461,13 +463,13 @@ impl Applier {
     }
 
     /// What HAProxy was told is what this text says.
-    fn now_runs(&mut self, text: String) {
+    fn now_runs(&mut self, text: Parsed) {
         self.ahead.clear();
-        if self.filed.as_ref() != Some(&text) && self.settle_at.is_none() {
+        if self.filed.as_deref() != Some(text.text()) && self.settle_at.is_none() {
             let now = Instant::now();
             self.settle_at = Some(self.last_settled.map_or(now, |last| now.max(last + SETTLE_EVERY)));
         }
-        self.running = Some(Parsed::new(text));
+        self.running = Some(text);
     }
 
     /// The runtime API did something that we do not understand: only a reload makes HAProxy's state known again.
@@ -496,12 +498,11 @@ impl Applier {
     }
 
     /// Puts the prepared text in place and makes HAProxy read it.
-    async fn load(&mut self, text: String, wanted: &Wanted, how: &str) -> Result<Applied, ApplyError> {
-        let wanted_text = Parsed::new(text.clone());
+    async fn load(&mut self, text: Parsed, wanted: &Wanted, how: &str) -> Result<Applied, ApplyError> {
         let before = self.filed.clone().or_else(|| self.config.output.read());
         self.config.output.promote()?;
-        self.filed = Some(text);
-        self.save_state(&wanted_text).await;
+        self.filed = Some(text.text().to_owned());
+        self.save_state(&text).await;
         self.reloads.push_back(Instant::now());
         if let Err(error) = self.config.reloader.reload().await {
             if error.says_nothing_of_the_file() {
@@ -520,7 +521,7 @@ impl Applier {
             return Err(error.into());
         }
         self.say_applied(wanted, how);
-        self.running = Some(wanted_text);
+        self.running = Some(text);
         self.ahead.clear();
         self.leaving.clear();
         self.distrust = None;
@@ -764,7 +765,7 @@ fn commands(change: &Change) -> Vec<Command> {
 }
 
 /// The weight of each server of a text.
-fn weights(text: &Parsed) -> HashMap<(&str, &str), u16> {
+fn weights(text: &Parsed) -> AHashMap<(&str, &str), u16> {
     text.servers().map(|server| ((server.backend, server.name), server.weight)).collect()
 }
 

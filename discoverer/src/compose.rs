@@ -2,6 +2,7 @@
 //! make it unusable. It writes only the candidate beside the file, for HAProxy to check.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use registry::ServiceName;
@@ -14,7 +15,7 @@ use crate::output::{Output, OutputError};
 use crate::render::{Surroundings, TemplateError, Templates};
 
 /// Templates as they were read, or why they could not be; two are the same where they are one reading.
-pub type Reading = Arc<Result<Templates, TemplateError>>;
+pub type Reading = Rc<Result<Templates, TemplateError>>;
 
 /// What HAProxy should run: the newest state of the registry and of the template files.
 #[derive(Debug, Clone)]
@@ -103,7 +104,7 @@ impl Composer {
     pub fn reject(&mut self, templates: &Reading) -> bool {
         let can = self.good.is_some() && !self.is_good(templates);
         if can {
-            self.rejected = Some(Arc::clone(templates));
+            self.rejected = Some(Rc::clone(templates));
         }
         can
     }
@@ -115,23 +116,23 @@ impl Composer {
 
     /// The wanted templates, or the good ones where the wanted could not be loaded.
     fn usable<'r>(&'r self, wanted: &'r Wanted) -> &'r Reading {
-        let is_rejected = self.rejected.as_ref().is_some_and(|rejected| Arc::ptr_eq(rejected, &wanted.templates));
+        let is_rejected = self.rejected.as_ref().is_some_and(|rejected| Rc::ptr_eq(rejected, &wanted.templates));
         self.good.as_ref().filter(|_| is_rejected).unwrap_or(&wanted.templates)
     }
 
     /// Whether these templates are the ones that HAProxy took last.
     pub fn is_good(&self, templates: &Reading) -> bool {
-        self.good.as_ref().is_some_and(|good| Arc::ptr_eq(good, templates))
+        self.good.as_ref().is_some_and(|good| Rc::ptr_eq(good, templates))
     }
 
     /// To be called when HAProxy runs a text of these templates. Says whether services that were left out because
     /// of other templates are to be tried again.
     pub fn took(&mut self, templates: &Reading, wanted: &Wanted) -> bool {
-        if Arc::ptr_eq(templates, &wanted.templates) {
+        if Rc::ptr_eq(templates, &wanted.templates) {
             self.said = None;
         }
-        let before = self.good.replace(Arc::clone(templates));
-        let is_other = before.is_some_and(|before| !Arc::ptr_eq(&before, templates));
+        let before = self.good.replace(Rc::clone(templates));
+        let is_other = before.is_some_and(|before| !Rc::ptr_eq(&before, templates));
         let try_again = is_other && !self.set_aside.is_empty();
         if try_again {
             // What the old templates made of these services says nothing about the new ones.
@@ -167,8 +168,8 @@ impl Composer {
     /// Finds a text that HAProxy takes, and leaves it prepared beside the file.
     pub async fn checked_text(&mut self, wanted: &Wanted) -> Result<(String, Reading), ComposeError> {
         self.forget_changed(wanted);
-        let mut templates = Arc::clone(self.usable(wanted));
-        if let Some(good) = self.good.clone().filter(|good| !Arc::ptr_eq(good, &templates)) {
+        let mut templates = Rc::clone(self.usable(wanted));
+        if let Some(good) = self.good.clone().filter(|good| !Rc::ptr_eq(good, &templates)) {
             // New templates have to take everything that the good ones do.
             match self.try_text(&self.included(wanted), &templates).await {
                 Ok(text) => return Ok((text, templates)),
@@ -183,10 +184,10 @@ impl Composer {
             Err(error) => self.set_aside_guilty(wanted, &templates, error).await?,
         }
         // What the new templates were refused for may have been those services.
-        if !Arc::ptr_eq(&templates, self.usable(wanted))
+        if !Rc::ptr_eq(&templates, self.usable(wanted))
             && let Ok(text) = self.try_text(&self.included(wanted), &wanted.templates).await
         {
-            return Ok((text, Arc::clone(&wanted.templates)));
+            return Ok((text, Rc::clone(&wanted.templates)));
         }
         Ok((self.try_text(&self.included(wanted), &templates).await?, templates))
     }

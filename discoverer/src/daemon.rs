@@ -1,7 +1,7 @@
 //! The loop that owns the catalog: updates of the registry and of the templates in, the newest state out.
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -198,7 +198,7 @@ impl Daemon {
                 }
                 load = loads.recv() => {
                     let Some(load) = load else { return };
-                    self.templates = Some(Arc::new(load));
+                    self.templates = Some(Rc::new(load));
                     self.apply().await;
                 }
                 () = until(forget_at) => {

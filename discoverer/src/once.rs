@@ -1,7 +1,7 @@
 //! What is done once and ends: `render`, `check`, `--once`, `--dry-run`.
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -97,7 +97,7 @@ fn left_out(composer: &Composer) -> ExitCode {
 
 async fn prepare(flags: &Flags, output: Output) -> anyhow::Result<(Composer, Wanted)> {
     let templates = templates::load(&flags.template)?;
-    let wanted = Wanted { services: services(flags).await?, templates: Arc::new(Ok(templates)) };
+    let wanted = Wanted { services: services(flags).await?, templates: Rc::new(Ok(templates)) };
     let program = Program::new(&flags.haproxy);
     let surroundings = surroundings(flags, &program).await;
     Ok((Composer::new(Some(program), output, surroundings), wanted))

@@ -2,9 +2,8 @@
 //! text, and the same input gives the same bytes.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -92,7 +91,8 @@ struct Lines {
 #[derive(Debug)]
 struct ServiceLines {
     settings: Service,
-    of: HashMap<(IpAddr, u16), (Arc<Instance>, Box<str>)>,
+    /// Each with the instance it was made of, sorted by address as the instances of a service are.
+    lines: Vec<(Arc<Instance>, Box<str>)>,
 }
 
 impl Templates {
@@ -167,39 +167,33 @@ impl Templates {
         surroundings: &Surroundings,
     ) -> Result<String, TemplateError> {
         let settings = service.settings();
-        let known = lines
-            .services
-            .entry(service.name.clone())
-            .or_insert_with(|| ServiceLines { settings: settings.clone(), of: HashMap::new() });
-        if known.settings != settings {
-            *known = ServiceLines { settings: settings.clone(), of: HashMap::new() };
-        }
+        let known = lines.services.remove(&service.name).filter(|known| known.settings == settings);
+        let mut known = known.map(|known| known.lines).unwrap_or_default().into_iter().peekable();
+        let mut now = Vec::with_capacity(service.instances.len());
         let mut context = None;
         let mut text = String::new();
         for instance in &service.instances {
-            let address = (instance.address, instance.port);
-            let is_known =
-                known.of.get(&address).is_some_and(|(then, _)| Arc::ptr_eq(then, instance) || then == instance);
-            if !is_known {
-                let context = context.get_or_insert_with(|| {
-                    let mut context = surroundings_context(surroundings);
-                    context.insert("service", &settings);
-                    context
-                });
-                let line = self.server_line(context, instance)?;
-                known.of.insert(address, (Arc::clone(instance), line.into()));
-            }
-            if let Some((_, line)) = known.of.get(&address) {
-                text.push_str("    ");
-                text.push_str(line);
-                text.push('\n');
-            }
+            let is_before =
+                |(then, _): &(Arc<Instance>, _)| (then.address, then.port) < (instance.address, instance.port);
+            while known.next_if(is_before).is_some() {}
+            let is_same = |(then, _): &(Arc<Instance>, _)| Arc::ptr_eq(then, instance) || then == instance;
+            let line = match known.next_if(is_same) {
+                Some((_, line)) => line,
+                None => {
+                    let context = context.get_or_insert_with(|| {
+                        let mut context = surroundings_context(surroundings);
+                        context.insert("service", &settings);
+                        context
+                    });
+                    self.server_line(context, instance)?.into()
+                }
+            };
+            text.push_str("    ");
+            text.push_str(&line);
+            text.push('\n');
+            now.push((Arc::clone(instance), line));
         }
-        if known.of.len() > service.instances.len() {
-            let there: HashSet<_> =
-                service.instances.iter().map(|instance| (instance.address, instance.port)).collect();
-            known.of.retain(|address, _| there.contains(address));
-        }
+        lines.services.insert(service.name.clone(), ServiceLines { settings, lines: now });
         Ok(text)
     }
 

@@ -1,6 +1,6 @@
 //! What `show servers state` says, read into types, and what of it a new worker is to take over. Pure.
 
-use std::collections::HashMap;
+use ahash::AHashMap;
 
 /// One line of `show servers state`, as far as we use it (management guide, section 9.3).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub fn parse_servers(reply: &str) -> Vec<ServerState<'_>> {
 
 /// The state to hand to a new worker: of the old worker's state only health is carried over. Administration is
 /// "ready", and the weight that of the new file, given by (backend, server); servers that it does not name go.
-pub fn with_wanted_states(reply: &str, weights: &HashMap<(&str, &str), u16>) -> String {
+pub fn with_wanted_states(reply: &str, weights: &AHashMap<(&str, &str), u16>) -> String {
     let mut text = String::with_capacity(reply.len());
     for line in reply.lines() {
         let mut fields: Vec<&str> = line.split(' ').collect();
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_new_worker_gets_health_and_nothing_else_of_the_old_one() {
-        let weights = HashMap::from([(("b", "s2"), 7), (("b", "s3"), 100)]);
+        let weights = AHashMap::from([(("b", "s2"), 7), (("b", "s3"), 100)]);
         let text = with_wanted_states(STATE, &weights);
         assert!(text.starts_with("1\n# be_id"), "{text}");
         let servers = parse_servers(&text);

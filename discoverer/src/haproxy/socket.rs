@@ -34,7 +34,7 @@ pub async fn ask(path: &Path, command: &str, limit: Duration) -> Result<String, 
         stream.shutdown().await?;
         let mut reply = Vec::new();
         stream.take(REPLY_LIMIT).read_to_end(&mut reply).await?;
-        Ok(String::from_utf8_lossy(&reply).into_owned())
+        Ok(String::from_utf8(reply).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     };
     let timed_out = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no reply within {limit:?}"));
     let reply = tokio::time::timeout(limit, talk).await.unwrap_or_else(|_| Err(timed_out()));
