@@ -1,0 +1,153 @@
+//! The benchmark: how long a change takes, what it costs, and whether a request fails for it. Everything is real (etcd,
+//! HAProxy, the release build of the discoverer) and on loopback; every child ends with this process.
+//!
+//! It judges nothing: it prints what it measured, as rows of a table.
+
+mod burst;
+mod churn;
+mod cost;
+mod floor;
+mod machine;
+mod propagation;
+mod rolling;
+mod servers;
+mod stats;
+mod traffic;
+mod wire;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+
+use crate::stats::Row;
+
+/// Measures the discoverer with the real etcd and HAProxy.
+#[derive(Debug, Parser)]
+struct Flags {
+    /// Fewer rounds: a first look in a few minutes
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// More rounds: 20 churn runs, 200 changes for each size
+    #[arg(long)]
+    full: bool,
+    /// Only this one; may be given more than once
+    #[arg(long, value_enum)]
+    only: Vec<Name>,
+    /// Only these numbers of servers, where a measurement knows several
+    #[arg(long, value_delimiter = ',')]
+    sizes: Vec<usize>,
+    /// A discoverer that is built already; without it the release build is made first
+    #[arg(long, value_name = "PATH")]
+    discoverer: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// From a change in etcd to traffic, beside the floor.
+    Propagation,
+    /// Changes at 20/s under load.
+    Churn,
+    /// Forced reloads under load.
+    Reloads,
+    /// Rolling replacement under load.
+    Rolling,
+    /// Many writers at once.
+    Burst,
+    /// Memory, and CPU time for each change.
+    Cost,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone)]
+struct Amount {
+    rounds: usize,
+    churn_runs: usize,
+    reloads: usize,
+    replacements: usize,
+    burst_runs: usize,
+    cost_changes: u32,
+    sizes: Vec<usize>,
+}
+
+impl Amount {
+    fn of(flags: &Flags) -> Self {
+        let sizes = flags.sizes.clone();
+        match (flags.quick, flags.full) {
+            (true, _) => {
+                Self { rounds: 20, churn_runs: 1, reloads: 10, replacements: 4, burst_runs: 1, cost_changes: 30, sizes }
+            }
+            (_, true) => Self {
+                rounds: 200,
+                churn_runs: 20,
+                reloads: 50,
+                replacements: 20,
+                burst_runs: 5,
+                cost_changes: 100,
+                sizes,
+            },
+            _ => Self {
+                rounds: 100,
+                churn_runs: 3,
+                reloads: 50,
+                replacements: 20,
+                burst_runs: 3,
+                cost_changes: 100,
+                sizes,
+            },
+        }
+    }
+
+    fn sizes(&self, known: &[usize]) -> Vec<usize> {
+        known.iter().copied().filter(|size| self.sizes.is_empty() || self.sizes.contains(size)).collect()
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let flags = Flags::parse();
+    let discoverer = match &flags.discoverer {
+        Some(path) => path.canonicalize().with_context(|| format!("--discoverer {}", path.display()))?,
+        None => world::build_discoverer()?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            result = run(&flags, discoverer) => result.map(|()| ExitCode::SUCCESS),
+            _ = tokio::signal::ctrl_c() => {
+                eprintln!("stopped");
+                Ok(ExitCode::from(130))
+            }
+        }
+    })
+}
+
+async fn run(flags: &Flags, discoverer: PathBuf) -> anyhow::Result<()> {
+    let amount = Amount::of(flags);
+    let tools = world::Tools::new(discoverer).await?;
+    println!("{}\n", machine::describe(&tools).await);
+    let all = [Name::Cost, Name::Propagation, Name::Churn, Name::Reloads, Name::Rolling, Name::Burst];
+    let mut rows: Vec<Row> = Vec::new();
+    for name in all.into_iter().filter(|name| flags.only.is_empty() || flags.only.contains(name)) {
+        let start = Instant::now();
+        let measured = match name {
+            Name::Propagation => propagation::measure(&tools, &amount).await,
+            Name::Churn => churn::changes(&tools, &amount).await,
+            Name::Reloads => churn::reloads(&tools, &amount).await,
+            Name::Rolling => rolling::measure(&tools, &amount).await,
+            Name::Burst => burst::measure(&tools, &amount).await,
+            Name::Cost => cost::measure(&tools, &amount).await,
+        };
+        match measured {
+            Ok(measured) => rows.extend(measured),
+            // What is not measured says so in its place, and the others go on.
+            Err(error) => rows.push(Row::new(&format!("{name:?}"), "", format!("not measured: {error:#}"))),
+        }
+        eprintln!("{name:?}: {:.0} s, load average {}", start.elapsed().as_secs_f64(), machine::load_average());
+    }
+    println!("\n{}", stats::table(&rows));
+    Ok(())
+}
