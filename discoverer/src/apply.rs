@@ -790,12 +790,13 @@ fn repairs<'t>(state: &'t str, running: &'t Parsed) -> Vec<Command> {
 fn differences<'t>(state: &'t str, running: &'t Parsed, leaving: &BTreeMap<ServerId, Leaving>) -> Option<String> {
     let mut wanted = weights(running);
     for server in parse_servers(state) {
+        let weight = wanted.remove(&(server.backend, server.server));
+        if weight == Some(server.weight) {
+            continue;
+        }
         let id = ServerId { backend: server.backend.to_owned(), server: server.server.to_owned() };
-        match wanted.remove(&(server.backend, server.server)) {
-            Some(weight) if weight != server.weight => {
-                return Some(format!("server {id} has weight {} instead of {weight}", server.weight));
-            }
-            Some(_) => {}
+        match weight {
+            Some(weight) => return Some(format!("server {id} has weight {} instead of {weight}", server.weight)),
             None if leaving.contains_key(&id) => {}
             None => return Some(format!("server {id} should not be there")),
         }

@@ -145,23 +145,59 @@ async fn a_server_line_that_the_runtime_api_does_not_take_is_reloaded_and_its_ke
     .await;
 }
 
+/// What the project's `backend.tera` was, and users' copies may be: it goes through the instances itself.
+const LOOP: &str = "{%- for instance in service.instances %}\n    {% include \"server.tera\" -%}\n{%- endfor %}";
+
 #[tokio::test]
-async fn a_partial_that_says_other_than_the_whole_template_is_found_out_and_the_whole_counts() {
+async fn a_template_that_goes_through_the_instances_and_includes_the_partial_needs_no_reload() {
     within(60, async {
-        // Told alone, a server gets another weight than in the file.
+        let etcd = Etcd::start().await;
+        let discoverer = Discoverer::supervise(&etcd.url()).edit("{{ service.servers }}", LOOP).start();
+        let mut site = Site::with(etcd, discoverer).await;
+        follows(&mut site).await;
+        site.assert_no_reload().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_partial_that_needs_what_only_the_loop_around_it_knows_works_as_it_is_written() {
+    within(60, async {
         let etcd = Etcd::start().await;
         let discoverer = Discoverer::supervise(&etcd.url())
-            .edit(
-                "weight {{ instance.weight }}",
-                "weight {% if services is defined %}{{ instance.weight }}{% else %}9{% endif %}",
-            )
+            .edit("{{ service.servers }}", LOOP)
+            .edit("server {{ instance.server }} ", "server s{{ loop.index }} ")
+            .start();
+        let mut site = Site::with(etcd, discoverer).await;
+        follows(&mut site).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_a_template_has_other_lines_than_the_partial_makes_the_template_counts() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        // Told alone, a server would get another weight than it has in the file.
+        let line = LOOP.replace("{% include \"server.tera\" -%}", &format!("{PLAIN} check fall 2"));
+        let discoverer = Discoverer::supervise(&etcd.url())
+            .edit("{{ service.servers }}", &line)
+            .edit("weight {{ instance.weight }} check inter", "weight 9 check inter")
             .start();
         let site = Site::with(etcd, discoverer).await;
         let load = Load::start(site.discoverer.http());
-        let two = site.second().await;
-        site.etcd.delete(&two.flat_key()).await;
-        site.discoverer.wait_in_step(&[flat(&site.one)]).await;
-        let _two_again = site.second().await;
+        let mut backends = Vec::new();
+        let mut wanted = vec![flat(&site.one)];
+        for number in 0..6 {
+            let backend = Backend::start(&format!("number{number}")).await;
+            site.etcd.put(&backend.flat_key(), "running").await;
+            wanted.push(flat(&backend));
+            site.discoverer.wait_in_step(&wanted).await;
+            backends.push(backend);
+        }
+        site.etcd.delete(&backends[0].flat_key()).await;
+        wanted.remove(1);
+        site.discoverer.wait_in_step(&wanted).await;
         load.stop().await.assert_no_failure(20);
     })
     .await;
