@@ -78,6 +78,8 @@ pub struct Templates {
     sources: BTreeMap<String, String>,
     /// The templates go through instances themselves, so that these have to be in the context.
     loops: bool,
+    /// The templates print `service.servers`, so that the partial has to make each line by itself.
+    prints_lines: bool,
     lines: RefCell<Lines>,
 }
 
@@ -102,8 +104,9 @@ impl Templates {
         tera.autoescape_on([""]);
         tera.set_escape_fn(escape);
         tera.add_raw_templates(sources.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
-        let loops = sources.values().any(|text| without_comments(text).contains("instances"));
-        Ok(Self { tera, main: main.to_owned(), sources, loops, lines: RefCell::default() })
+        let mentions = |word: &str| sources.values().any(|text| without_comments(text).contains(word));
+        let (loops, prints_lines) = (mentions("instances"), mentions("servers"));
+        Ok(Self { tera, main: main.to_owned(), sources, loops, prints_lines, lines: RefCell::default() })
     }
 
     /// The texts they were parsed from.
@@ -152,7 +155,7 @@ impl Templates {
         let value =
             if self.loops { Value::from_serializable(service) } else { Value::from_serializable(&service.settings()) };
         let mut fields: BTreeMap<_, _> = value.into_map().unwrap_or_default().into_iter().collect();
-        if self.sources.contains_key(SERVER_PARTIAL) {
+        if self.prints_lines && self.sources.contains_key(SERVER_PARTIAL) {
             let text = self.server_lines(service, lines, surroundings)?;
             fields.insert("servers".into(), Value::safe_string(&text));
         }
@@ -363,6 +366,23 @@ mod tests {
         let third = templates.render(&services, &surroundings).unwrap();
         assert_eq!(third, "    server 10.0.0.1_2001 b # w100\n");
         assert_eq!(templates.render(&services, &surroundings).unwrap(), third);
+    }
+
+    #[test]
+    fn a_partial_that_needs_its_loop_is_left_to_it() {
+        let sources = [
+            (
+                "main.tera",
+                "{% for s in services %}{% for instance in s.instances %}{% set n = loop.index %}{% include \"server.tera\" %}{% endfor %}{% endfor %}",
+            ),
+            ("server.tera", "server s{{ n }}"),
+        ];
+        let sources = sources.map(|(name, text)| (name.to_owned(), text.to_owned())).into_iter().collect();
+        let templates = Templates::parse("main.tera", sources).unwrap();
+        let services = crate::catalog::tests::services_named(&["a"]);
+        assert_eq!(templates.render(&services, &Surroundings::default()).unwrap(), "server s1\n");
+        let service = services.values().next().unwrap();
+        assert_eq!(templates.render_server(service, &service.instances[0], &Surroundings::default()), None);
     }
 
     #[test]
