@@ -586,12 +586,16 @@ impl Applier {
             self.composer.set_aside(service, format!("port {port} stands on another bind line too"));
             return Ok(false);
         }
-        // What the HAProxy that runs has bound is its own: by its text, or where that is not known by the file.
-        let file = || self.filed.clone().or_else(|| self.config.output.read()).unwrap_or_default();
+        // What the HAProxy that runs has bound is its own: by its text, or where that is not known by the file. Where
+        // that is not known either, or HAProxy may run on another host, nothing can be said.
         let own = match &self.running {
             _ if self.config.reloader.is_down() => String::new(),
+            _ if !self.config.reloader.is_here() => return Ok(true),
             Some(running) => running.text().to_owned(),
-            None => file(),
+            None => match self.filed.clone().or_else(|| self.config.output.read()) {
+                Some(text) => text,
+                None => return Ok(true),
+            },
         };
         let known: Vec<u16> = binds(&own).map(|(_, address)| address.port()).collect();
         for (shown, address) in binds(text).filter(|(_, address)| !known.contains(&address.port())) {

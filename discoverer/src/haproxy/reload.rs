@@ -112,6 +112,11 @@ impl Reloader {
 }
 
 impl Reloader {
+    /// HAProxy is reached on this machine; a command may reach it anywhere.
+    pub fn is_here(&self) -> bool {
+        matches!(self, Self::Socket(_) | Self::Pidfile { .. } | Self::Supervised(_))
+    }
+
     /// HAProxy is known not to run.
     pub fn is_down(&self) -> bool {
         matches!(self, Self::Supervised(supervisor) if supervisor.is_down())
