@@ -91,7 +91,7 @@ async fn at(tools: &Tools, size: usize, rounds: usize) -> anyhow::Result<Vec<Row
                     if is_in { &mut side.added } else { &mut side.removed }.push(returned.elapsed());
                 }
             }
-            wait("both are settled", || {
+            let settled = wait("both are settled", || {
                 let text = |error: anyhow::Error| error.to_string();
                 let [floor, _] = &sides;
                 if has_server(&floor.socket, &server).map_err(text)? != is_in {
@@ -99,9 +99,9 @@ async fn at(tools: &Tools, size: usize, rounds: usize) -> anyhow::Result<Vec<Row
                 }
                 subject.is_settled(&server, is_in).map_err(text)
             })
-            .await
-            .with_context(|| subject.last_words())?;
+            .await;
             floor = floor.ensure_runs()?;
+            settled.with_context(|| subject.last_words())?;
         }
         let [floor, ours] = &sides;
         eprint!(

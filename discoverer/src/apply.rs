@@ -380,7 +380,9 @@ impl Applier {
 
     /// The way from what HAProxy runs to a text.
     fn way_to(&mut self, wanted: &Parsed) -> Way {
-        let Some(running) = &mut self.running else { return Way::Reload(Why::Unknown) };
+        let Some(running) = &mut self.running else {
+            return Way::Reload(self.distrust.clone().map_or(Why::Unknown, Why::Distrust));
+        };
         let told = std::mem::take(&mut self.ahead);
         if !told.is_empty() {
             *running = running.with_lines(&told);
@@ -500,7 +502,7 @@ impl Applier {
     /// Puts the prepared text in place and makes HAProxy read it.
     async fn load(&mut self, text: Parsed, wanted: &Wanted, how: &str) -> Result<Applied, ApplyError> {
         let before = self.filed.clone().or_else(|| self.config.output.read());
-        self.config.output.promote()?;
+        self.config.output.promote().await?;
         self.filed = Some(text.text().to_owned());
         self.save_state(&text).await;
         self.reloads.push_back(Instant::now());
@@ -514,8 +516,8 @@ impl Applier {
                 self.running = None;
             }
             if let Some(before) = before {
-                self.config.output.prepare(&before)?;
-                self.config.output.promote()?;
+                self.config.output.prepare(&before).await?;
+                self.config.output.promote().await?;
                 self.filed = Some(before);
             }
             return Err(error.into());
@@ -567,7 +569,11 @@ impl Applier {
             Err(_) if file.read().is_none() => "1\n".to_owned(),
             Err(_) => return,
         };
-        if let Err(error) = file.prepare(&state).and_then(|_| file.promote()) {
+        let kept = match file.prepare(&state).await {
+            Ok(_) => file.promote().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
             warn!(%error, "servers' state not kept over the reload");
         }
     }
@@ -659,7 +665,7 @@ impl Applier {
         let (text, changes) = (running.text().to_owned(), self.changes);
         self.settling = Some(tokio::task::spawn_local(async move {
             check(program.as_ref(), &output, &text).await?;
-            output.promote()?;
+            output.promote().await?;
             let state = match runtime {
                 Some(runtime) => runtime.servers_state(None).await.ok(),
                 None => None,
@@ -696,6 +702,9 @@ impl Applier {
         self.filed = Some(settled.text);
         if is_behind || settled.changes != self.changes {
             self.settle_at = Some(Instant::now() + SETTLE_EVERY);
+            return false;
+        }
+        if self.distrust.is_some() {
             return false;
         }
         // What was read while nothing changed must be what is wanted.

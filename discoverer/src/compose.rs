@@ -258,7 +258,7 @@ impl Composer {
 
 /// Prepares a text beside the file and lets HAProxy check it.
 pub async fn check(program: Option<&Program>, output: &Output, text: &str) -> Result<(), ComposeError> {
-    let candidate = output.prepare(text)?;
+    let candidate = output.prepare(text).await?;
     let Some(program) = program else { return Ok(()) };
     match program.check(candidate).await {
         Ok(()) => Ok(()),

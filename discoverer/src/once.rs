@@ -40,7 +40,7 @@ pub(crate) async fn check(flags: &Flags) -> anyhow::Result<ExitCode> {
     let file = Output::new(directory.path().join("haproxy.cfg"));
     for (name, services) in cases {
         let text = templates.render(&services, &surroundings).with_context(|| format!("with {name}"))?;
-        program.check(file.prepare(&text)?).await.with_context(|| format!("with {name}"))?;
+        program.check(file.prepare(&text).await?).await.with_context(|| format!("with {name}"))?;
         println!("{}: good with {name}", flags.template.display());
     }
     Ok(ExitCode::SUCCESS)

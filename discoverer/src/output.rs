@@ -45,16 +45,22 @@ impl Output {
     }
 
     /// Writes a text beside the file and gives where.
-    pub fn prepare(&self, text: &str) -> Result<&Path, OutputError> {
-        self.write_candidate(text)
-            .map_err(|error| OutputError { path: self.candidate.display().to_string(), error })?;
+    pub async fn prepare(&self, text: &str) -> Result<&Path, OutputError> {
+        let (output, text) = (self.clone(), text.to_owned());
+        let written = off_the_loop(move || output.write_candidate(&text)).await;
+        written.map_err(|error| {
+            self.discard();
+            OutputError { path: self.candidate.display().to_string(), error }
+        })?;
         Ok(&self.candidate)
     }
 
     /// Puts what was prepared in the file's place: whoever opens the file finds the old text or the new one, whole,
     /// also after the power failed. What was prepared is gone from its place then.
-    pub fn promote(&self) -> Result<(), OutputError> {
-        self.put_in_place().map_err(|error| OutputError { path: self.path.display().to_string(), error })
+    pub async fn promote(&self) -> Result<(), OutputError> {
+        let output = self.clone();
+        let done = off_the_loop(move || output.put_in_place()).await;
+        done.map_err(|error| OutputError { path: self.path.display().to_string(), error })
     }
 
     /// Takes away what was prepared.
@@ -79,40 +85,45 @@ impl Output {
     }
 }
 
+/// Does something that may wait for the disk on a thread of its own.
+async fn off_the_loop(work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> std::io::Result<()> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_file_is_replaced_whole_and_keeps_its_permissions() {
+    #[tokio::test]
+    async fn a_file_is_replaced_whole_and_keeps_its_permissions() {
         let directory = tempfile::tempdir().unwrap();
         let output = Output::new(directory.path().join("haproxy.cfg"));
         assert_eq!(output.read(), None);
-        output.prepare("one\n").unwrap();
-        output.promote().unwrap();
+        output.prepare("one\n").await.unwrap();
+        output.promote().await.unwrap();
         std::fs::set_permissions(output.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
-        output.prepare("two\n").unwrap();
+        output.prepare("two\n").await.unwrap();
         assert_eq!(output.read().as_deref(), Some("one\n"));
-        output.promote().unwrap();
+        output.promote().await.unwrap();
         assert_eq!(output.read().as_deref(), Some("two\n"));
         let mode = std::fs::metadata(output.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
-    #[test]
-    fn a_link_in_the_candidates_place_is_not_followed() {
+    #[tokio::test]
+    async fn a_link_in_the_candidates_place_is_not_followed() {
         let directory = tempfile::tempdir().unwrap();
         let victim = directory.path().join("victim");
         std::fs::write(&victim, "precious").unwrap();
         std::os::unix::fs::symlink(&victim, directory.path().join("haproxy.cfg.candidate")).unwrap();
-        let error = Output::new(directory.path().join("haproxy.cfg")).prepare("x").unwrap_err().to_string();
+        let error = Output::new(directory.path().join("haproxy.cfg")).prepare("x").await.unwrap_err().to_string();
         assert!(error.contains("haproxy.cfg.candidate cannot be written"), "{error}");
         assert_eq!(std::fs::read_to_string(victim).unwrap(), "precious");
     }
 
-    #[test]
-    fn an_absent_directory_is_named() {
-        let error = Output::new("/nonexistent/haproxy.cfg").prepare("x").unwrap_err().to_string();
+    #[tokio::test]
+    async fn an_absent_directory_is_named() {
+        let error = Output::new("/nonexistent/haproxy.cfg").prepare("x").await.unwrap_err().to_string();
         assert!(error.contains("/nonexistent/haproxy.cfg.candidate"), "{error}");
     }
 }

@@ -18,8 +18,9 @@ use super::supervise::SupervisorHandle;
 const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 /// A master that is idle answers in a millisecond.
 const VERSION_LIMIT: Duration = Duration::from_secs(3);
-/// A master with 10,000 servers is silent for 1 s while it reads its file; one that is silent this long is dead.
-const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+/// A master with 10,000 servers is silent for 1 s while it reads its file, on a busy machine for some more; one that is
+/// silent this long is dead.
+const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 /// How often HAProxy's master is asked how an asynchronous reload goes.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// A worker that is forked after the file was read stays, but for a fault of its own.

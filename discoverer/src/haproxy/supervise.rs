@@ -150,10 +150,17 @@ impl Supervisor {
 
     /// Runs until it is told to stop, or nobody can give it orders any more. An order to stop is heard at any time.
     pub async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        let mut waiting = None;
         loop {
             let start_at = self.start_at;
+            let next = async {
+                match waiting.take() {
+                    Some(order) => Some(order),
+                    None => orders.recv().await,
+                }
+            };
             let stop = tokio::select! {
-                order = orders.recv() => match order {
+                order = next => match order {
                     Some(Order(Kind::Reload { persist, reply })) => {
                         let (result, stop) = until_stop(&mut orders, self.reload()).await;
                         if !persist && self.running.is_none() {
@@ -176,11 +183,20 @@ impl Supervisor {
                     None
                 }
                 () = until(start_at) => {
-                    let (result, stop) = until_stop(&mut orders, self.start()).await;
-                    if let Some(Err(error)) = result {
-                        error!(%error, "HAProxy did not start");
+                    tokio::select! {
+                        result = self.start() => if let Err(error) = result {
+                            error!(%error, "HAProxy did not start");
+                        },
+                        // Whoever gives an order knows better: it may be another file by now.
+                        order = orders.recv() => {
+                            waiting = order;
+                            self.give_up_start().await;
+                            if waiting.is_none() {
+                                return;
+                            }
+                        }
                     }
-                    stop
+                    None
                 }
             };
             let Some((mut grace, mut done)) = stop else { continue };
@@ -302,6 +318,14 @@ impl Supervisor {
         let said = self.said.drain(..).collect::<Vec<_>>().join("\n");
         let words = alerts(&said);
         if words.is_empty() { "it did not say why".to_owned() } else { words }
+    }
+
+    /// Ends an HAProxy that is not up yet.
+    async fn give_up_start(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            let _ = running.child.kill().await;
+        }
+        self.start_at = None;
     }
 
     /// SIGUSR1 lets HAProxy finish; SIGTERM ends it (management guide, section 4). Can be called again when it was dropped.

@@ -165,8 +165,8 @@ async fn a_partial_that_needs_what_only_the_loop_around_it_knows_works_as_it_is_
     within(60, async {
         let etcd = Etcd::start().await;
         let discoverer = Discoverer::supervise(&etcd.url())
-            .edit("{{ service.servers }}", LOOP)
-            .edit("server {{ instance.server }} ", "server s{{ loop.index }} ")
+            .edit("{{ service.servers }}", &LOOP.replace("{% include", "{% set place = loop.index %}{% include"))
+            .edit("server {{ instance.server }} ", "server s{{ place }} ")
             .start();
         let mut site = Site::with(etcd, discoverer).await;
         follows(&mut site).await;

@@ -175,6 +175,35 @@ async fn a_tunnel_lives_through_a_reload_until_the_drain_timeout() {
 }
 
 #[tokio::test]
+async fn however_many_reloads_follow_no_tunnel_is_cut_before_the_drain_timeout() {
+    within(90, async {
+        // HAProxy ends the oldest worker where there would be more than this many: reloads have to wait for that.
+        let args = ["--drain-timeout", "3s", "--set", "mworker_max_reloads=2"];
+        let site = Site::start(Version::Installed, &args).await;
+        let mut wanted = vec![flat(&site.one)];
+        let mut tunnels = Vec::new();
+        for service in ["s0", "s1", "s2", "s3", "s4"] {
+            let mut tunnel = site.tunnel_to(&site.one).await;
+            let before = site.discoverer.reloads().await;
+            let (address, asked) = (free_address(), Instant::now());
+            site.etcd.put(&format!("/service/{service}/{address}"), "running").await;
+            wait_reloaded(&site, before).await;
+            wanted.push((service, address, WEIGHT));
+            tunnels.push(tokio::spawn(async move {
+                tunnel.ended().await;
+                asked.elapsed()
+            }));
+        }
+        site.discoverer.wait_in_step(&wanted).await;
+        for tunnel in tunnels {
+            let lasted = tunnel.await.unwrap();
+            assert!(lasted > Duration::from_millis(2900), "a tunnel was cut {lasted:?} after the change that cost it");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_removal_that_waits_is_not_forgotten_over_a_reload_and_its_request_ends_well() {
     within(60, async {
         let site = Site::start(Version::Installed, &[]).await;
