@@ -105,7 +105,7 @@ impl Templates {
         tera.set_escape_fn(escape);
         tera.add_raw_templates(sources.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
         let mentions = |word: &str| sources.values().any(|text| without_comments(text).contains(word));
-        let (loops, prints_lines) = (mentions("instances"), mentions("servers"));
+        let (loops, prints_lines) = (mentions("instances"), mentions(".servers"));
         Ok(Self { tera, main: main.to_owned(), sources, loops, prints_lines, lines: RefCell::default() })
     }
 
