@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::wire::{Kept, cli};
 
 /// How often a server that does not go at once is tried again, and how long after.
-const TRIES: usize = 200;
+const TRIES: usize = 1000;
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// The loop, on a thread of its own.

@@ -50,7 +50,7 @@ pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Ve
 }
 
 async fn at(tools: &Tools, size: usize, rounds: usize) -> anyhow::Result<Vec<Row>> {
-    let (old, new) = (App::start("old")?, App::start("new")?);
+    let (old, new) = (App::closing("old")?, App::closing("new")?);
     let (prefix, floor_prefix) = (tools.prefix(), tools.prefix());
     let address = format!("127.0.0.2:{}", new.port());
     let (server, value) = (address.replace(':', "_"), record(999_999, ATTRIBUTES));

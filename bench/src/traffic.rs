@@ -31,7 +31,18 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// One that keeps its connections.
     pub(crate) fn start(name: &str) -> anyhow::Result<Self> {
+        Self::new(name, false)
+    }
+
+    /// One that closes each connection with its answer, so that HAProxy has none left that would hold a server back
+    /// which is to be deleted.
+    pub(crate) fn closing(name: &str) -> anyhow::Result<Self> {
+        Self::new(name, true)
+    }
+
+    fn new(name: &str, closes: bool) -> anyhow::Result<Self> {
         let port = e2e::ports::free_port();
         let listener = std::net::TcpListener::bind(("0.0.0.0", port)).context("no port for an application")?;
         listener.set_nonblocking(true)?;
@@ -42,7 +53,7 @@ impl App {
             runtime.block_on(async {
                 let Ok(listener) = TcpListener::from_std(listener) else { return };
                 tokio::select! {
-                    () = serve(listener, &body) => {}
+                    () = serve(listener, &body, closes) => {}
                     _ = stopped => {}
                 }
             });
@@ -55,15 +66,15 @@ impl App {
     }
 }
 
-async fn serve(listener: TcpListener, body: &Arc<str>) {
+async fn serve(listener: TcpListener, body: &Arc<str>, closes: bool) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
-        tokio::spawn(answer(stream, Arc::clone(body)));
+        tokio::spawn(answer(stream, Arc::clone(body), closes));
     }
 }
 
 /// HAProxy's checks connect and close; its requests are small and come whole, one after another.
-async fn answer(mut stream: TcpStream, body: Arc<str>) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, body: Arc<str>, closes: bool) -> io::Result<()> {
     let mut request = Vec::new();
     loop {
         request.clear();
@@ -72,7 +83,7 @@ async fn answer(mut stream: TcpStream, body: Arc<str>) -> io::Result<()> {
                 return Ok(());
             }
         }
-        let is_last = String::from_utf8_lossy(&request).to_ascii_lowercase().contains("connection: close");
+        let is_last = closes || String::from_utf8_lossy(&request).to_ascii_lowercase().contains("connection: close");
         let close = if is_last { "Connection: close\r\n" } else { "" };
         let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{close}\r\n{body}", body.len());
         stream.write_all(reply.as_bytes()).await?;

@@ -108,8 +108,12 @@ async fn serve(mut client: UnixStream, real: PathBuf, sickness: Option<Sickness>
             std::future::pending().await
         }
         Some(Sickness::Rubbish) => {
+            // What is not read before the end would make it a reset.
+            let mut taken = vec![0; 64 * 1024];
+            let _count = client.read(&mut taken).await?;
             client.write_all(b"\n> \0\xff\xfe{}\n\n> 17\n\n> ").await?;
-            client.shutdown().await
+            client.shutdown().await?;
+            client.read_to_end(&mut taken).await.map(drop)
         }
         _ => pass_on(client, UnixStream::connect(real).await?, sickness).await,
     }

@@ -47,7 +47,8 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// Starts one with a first configuration of its own that answers 503 on [`Haproxy::http`], and waits until it answers.
+    /// Starts one with a first configuration of its own that answers 503 on [`Haproxy::http`], and waits until it
+    /// and its master answer.
     pub async fn start() -> Haproxy {
         Haproxy::start_version(Version::Installed).await
     }
@@ -65,6 +66,8 @@ impl Haproxy {
             other => Err(format!("{other:?}")),
         })
         .await;
+        // The master begins to answer a little after its worker.
+        haproxy.wait_reloads(0).await;
         haproxy
     }
 

@@ -1,17 +1,20 @@
 //! The harness itself: a test that leans on it must be able to believe it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use e2e::backend::Backend;
+use e2e::between::{Between, Sickness};
 use e2e::docker::{Docker, docker_ok};
 use e2e::etcd::{Etcd, get_node};
 use e2e::fake_etcd::{FakeEtcd, Illness};
-use e2e::haproxy::{Haproxy, cli};
-use e2e::http::{self, Connection};
+use e2e::haproxy::{Haproxy, Version, cli, servers, servers_of, worker};
+use e2e::http::{self, Connection, Tunnel};
 use e2e::load::{Load, requests};
-use e2e::ports::free_port;
+use e2e::ports::{free_address, free_port};
 use e2e::process::{Process, command_line, find_program, is_alive};
 use e2e::{secs, wait_until, within};
+use nix::unistd::Pid;
 
 #[tokio::test]
 async fn etcd_keeps_its_keys_over_a_restart_and_loses_them_when_wiped() {
@@ -114,9 +117,106 @@ async fn haproxy_tells_its_reloads() {
         let haproxy = Haproxy::start().await;
         haproxy.wait_reloads(0).await;
         let pid: i32 = std::fs::read_to_string(haproxy.pid_file()).unwrap().trim().parse().unwrap();
-        assert!(command_line(nix::unistd::Pid::from_raw(pid)).contains("haproxy -W"));
+        assert!(command_line(Pid::from_raw(pid)).contains("haproxy -W"));
         cli(&haproxy.master_socket(), "reload").await.unwrap();
         haproxy.wait_reloads(1).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn haproxy_3_0_runs_with_its_own_libraries_and_reloads() {
+    within(30, async {
+        let haproxy = Haproxy::start_version(Version::V3_0).await;
+        let processes = cli(&haproxy.master_socket(), "show proc").await.unwrap();
+        assert!(processes.contains(" 3.0."), "{processes}");
+        // From 3.0 on the reply says how it ended.
+        let reply = cli(&haproxy.master_socket(), "reload").await.unwrap();
+        assert!(reply.starts_with("Success=1"), "{reply}");
+        haproxy.wait_reloads(1).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_haproxy_has_is_read_as_the_file_says_it() {
+    within(30, async {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, socket) = (dir.path().join("haproxy.cfg"), dir.path().join("runtime.sock"));
+        let config = format!(
+            "global\n  stats socket {} level admin\ndefaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n  \
+             timeout server 1s\nlisten one\n  bind {}\n  server a 127.0.0.1:81 check weight 7\nserver b [::1]:82\n\
+             backend two\n  server a 127.0.0.1:83 disabled weight 0\n",
+            socket.display(),
+            free_address()
+        );
+        std::fs::write(&file, &config).unwrap();
+        let args = ["-W".to_owned(), "-f".to_owned(), file.display().to_string()];
+        let program = Version::Installed.program();
+        let _haproxy = Process::start("haproxy", &program, &args, &dir.path().join("log"), dir.path());
+        let has = wait_until(secs(10), "HAProxy tells its servers", async || servers(&socket).await).await;
+        let seen: BTreeMap<_, _> =
+            has.iter().map(|(id, server)| (id.clone(), (server.address, server.weight))).collect();
+        assert_eq!(seen, servers_of(&config));
+        assert_eq!(seen.keys().collect::<Vec<_>>(), ["one/a", "one/b", "two/a"]);
+        let ready: Vec<bool> = has.values().map(|server| server.ready).collect();
+        assert_eq!(ready, [true, true, false]);
+        let pid = worker(&socket).await.unwrap();
+        assert!(command_line(Pid::from_raw(i32::try_from(pid).unwrap())).contains("haproxy"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_holds_requests_until_they_are_released_and_echoes_in_a_tunnel() {
+    within(10, async {
+        let backend = Backend::start("one").await;
+        let address = backend.address();
+        let held = tokio::spawn(async move { http::get(address, "/hold").await.unwrap().body });
+        let mut tunnel = Tunnel::open(address).await.unwrap();
+        tunnel.echo().await.unwrap();
+        wait_until(secs(5), "both are open", async || match backend.open() {
+            2 => Ok(()),
+            other => Err(other.to_string()),
+        })
+        .await;
+        assert!(!held.is_finished());
+        backend.release();
+        assert_eq!(held.await.unwrap(), "one");
+        drop(backend);
+        tunnel.ended().await;
+        assert!(tunnel.echo().await.is_err());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_sickness_of_the_socket_between_shows() {
+    within(30, async {
+        let haproxy = Haproxy::start().await;
+        // The master's socket answers commands as the statistics' does.
+        let mut between = Between::start(&haproxy.master_socket());
+        let path = between.path().to_path_buf();
+        let ask =
+            async || tokio::time::timeout(secs(1), cli(&path, "show proc")).await.map_err(|_| "silence".to_owned());
+        let well = async || ask().await.is_ok_and(|reply| reply.is_ok_and(|table| table.contains("# workers")));
+        assert!(well().await);
+        for (sickness, words) in [
+            (Sickness::Absent, "No such file"),
+            (Sickness::Refuses, "refused"),
+            (Sickness::ClosesHalfWay, "#<PI"),
+            (Sickness::Rubbish, "17"),
+            (Sickness::Silent, "silence"),
+        ] {
+            between.falls_ill(sickness);
+            let seen = match ask().await {
+                Ok(Ok(reply)) | Ok(Err(reply)) | Err(reply) => reply,
+            };
+            assert!(seen.contains(words) && !seen.contains("# workers"), "{sickness:?}: {seen:?}");
+            between.recovers();
+            assert!(well().await, "{sickness:?} is over");
+        }
+        assert!(between.asked() >= 9, "{}", between.asked());
     })
     .await;
 }
