@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::backend::Backend;
 use e2e::discoverer::{Discoverer, SOON};
@@ -286,7 +286,7 @@ async fn cut_at_the_deadline(version: Version) {
     let two = site.second().await;
     let mut tunnel = site.tunnel_to(&two).await;
     site.etcd.delete(&two.flat_key()).await;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     site.wait_not_ready(&two).await;
     tunnel.echo().await.unwrap();
     tunnel.ended().await;
@@ -401,12 +401,14 @@ async fn many_writers(version: Version) {
     let load = Load::start(discoverer.http());
 
     wanted.truncate(1);
+    let start = Instant::now();
     let running: Vec<_> =
         writers.into_iter().map(|(service, at)| tokio::spawn(write(Arc::clone(&etcd), service, at))).collect();
     for writer in running {
         wanted.extend(writer.await.unwrap());
     }
-    discoverer.wait_servers(secs(2), &wanted).await;
+    // A machine that is busy with something else shows in how long the writing took.
+    discoverer.wait_servers(secs(2).max(start.elapsed() * 2), &wanted).await;
 
     discoverer.wait_in_step(&wanted).await;
     load.stop().await.assert_no_failure(20);
