@@ -17,8 +17,9 @@ use crate::ports::free_address;
 use crate::process::{Finished, Process, command_line, find_workspace_binary, run, tail};
 use crate::{default_template, secs, wait_until};
 
-/// A change is served within this time, a reload and a slow machine included.
-pub const SOON: Duration = Duration::from_secs(10);
+/// A change is served within this time, a reload included, on a machine that is busy with something else: HAProxy's master was
+/// seen to need 8 s for a reload where others had the processors. Where time is the point a test has a limit of its own.
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// So many requests in a row reach every server, and do not miss one by chance, beside other clients' requests.
 const ENOUGH: usize = 16;

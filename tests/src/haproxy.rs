@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -14,6 +15,9 @@ use crate::http;
 use crate::ports::free_address;
 use crate::process::{Process, find_program, target_dir};
 use crate::{secs, wait_until};
+
+/// A reply to one command; from 3.0 on that to `reload` comes when it is done.
+const CLI_LIMIT: Duration = secs(15);
 
 /// The versions that are tested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,9 +140,9 @@ pub async fn cli(socket: &Path, command: &str) -> Result<String, String> {
         stream.read_to_end(&mut reply).await?;
         Ok::<_, std::io::Error>(String::from_utf8_lossy(&reply).into_owned())
     };
-    match tokio::time::timeout(secs(5), exchange).await {
+    match tokio::time::timeout(CLI_LIMIT, exchange).await {
         Ok(reply) => reply.map_err(|error| format!("{}: {command}: {error}", socket.display())),
-        Err(_) => Err(format!("{}: {command}: no reply in 5 s", socket.display())),
+        Err(_) => Err(format!("{}: {command}: no reply in {CLI_LIMIT:?}", socket.display())),
     }
 }
 
