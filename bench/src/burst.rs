@@ -23,25 +23,41 @@ pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Ve
     let mut rows = Vec::new();
     for frozen in [false, true] {
         let mut times = Times::default();
-        let (mut reloads, mut writing) = (Vec::new(), Times::default());
+        let (mut reloads, mut listings, mut writing) = (Vec::new(), Vec::new(), Times::default());
         for run in 1..=amount.burst_runs {
-            let (wrote, took, count) = once(tools, frozen).await?;
-            writing.push(wrote);
-            times.push(took);
-            reloads.push(count);
-            eprintln!("burst {run}{}: {took:?} after the last PUT", if frozen { ", frozen" } else { "" });
+            let seen = once(tools, frozen).await?;
+            writing.push(seen.wrote);
+            times.push(seen.took);
+            reloads.push(seen.reloads);
+            listings.push(seen.listings);
+            eprintln!("burst {run}{}: {:?} after the last PUT", if frozen { ", frozen" } else { "" }, seen.took);
         }
         let what = format!(
             "{CHANGES} changes by {WRITERS} writers -> HAProxy has what etcd holds{}",
             if frozen { "; the discoverer stands still until 1500 events are past (error 401)" } else { "" }
         );
-        let measured = format!("{}; reloads {reloads:?}; writing took {:.0} ms", times.shown(), writing.median());
+        let measured = format!(
+            "{}; reloads {reloads:?}; listed anew {listings:?} times; writing took {:.0} ms",
+            times.shown(),
+            writing.median()
+        );
         rows.push(Row::new(&what, "2 s", measured));
     }
     Ok(rows)
 }
 
-async fn once(tools: &Tools, frozen: bool) -> anyhow::Result<(Duration, Duration, u64)> {
+/// What one run showed.
+struct Seen {
+    /// How long the writers took.
+    wrote: Duration,
+    /// From the last answer to a writer until HAProxy had everything.
+    took: Duration,
+    reloads: u64,
+    /// How often etcd no longer had the events that were asked for (error 401).
+    listings: usize,
+}
+
+async fn once(tools: &Tools, frozen: bool) -> anyhow::Result<Seen> {
     let app = App::start("app")?;
     let prefix = tools.prefix();
     let key = |number: usize| format!("{prefix}/web{}/{}", number % SERVICES, address(number, app.port()));
@@ -72,7 +88,9 @@ async fn once(tools: &Tools, frozen: bool) -> anyhow::Result<(Duration, Duration
         Err(format!("HAProxy {}, etcd {}; {}", seen.len(), wanted.len(), subject.last_words()))
     })
     .await?;
-    Ok((wrote, returned.elapsed(), subject.reloads().await? - before))
+    let took = returned.elapsed();
+    let listings = subject.process().log().matches("listing the directory again").count();
+    Ok(Seen { wrote, took, reloads: subject.reloads().await? - before, listings })
 }
 
 /// Each writer has instances of its own, and writes or removes one of them at each step.

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Of fewer times than this the 99th percentile is the longest.
+const FEW: usize = 100;
+
 /// Measured times.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Times(Vec<Duration>);
@@ -28,8 +31,11 @@ impl Times {
         self.quantile(0.5)
     }
 
-    /// `median 1.23, p99 4.56, longest 5.67 ms`.
+    /// `median 1.23, p99 4.56, longest 5.67 ms`; of few times there is no p99.
     pub(crate) fn shown(&self) -> String {
+        if self.len() < FEW {
+            return format!("median {:.1}, longest {:.1} ms", self.median(), self.quantile(1.0));
+        }
         let [median, p99, longest] = [0.5, 0.99, 1.0].map(|share| self.quantile(share));
         format!("median {median:.2}, p99 {p99:.2}, longest {longest:.2} ms")
     }
