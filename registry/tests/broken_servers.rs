@@ -22,6 +22,12 @@ fn here() -> Position {
     Position::new(Some("c1".into()), 7)
 }
 
+/// How often a broken server is asked in a row: once more where the connection ended before a reply began, since a kept
+/// one may have been dead already.
+fn attempts(expected: &str) -> usize {
+    if expected == "broke off" { 2 } else { 1 }
+}
+
 /// What a server does, and a part of the error that must say so.
 fn broken() -> Vec<(&'static str, Step, &'static str)> {
     let html = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 20\r\n\r\n<html>welcome</html>";
@@ -62,13 +68,13 @@ async fn a_broken_server_is_named_with_what_is_wrong_and_costs_no_more_than_its_
         assert!(error.contains(expected) && error.contains(&server.url()), "{name}: {error}");
         assert!(!error.contains('\n'), "{name}: {error}");
         assert!(start.elapsed() < Duration::from_millis(1500), "{name} took {:?}", start.elapsed());
-        assert_eq!(server.requests(), 1, "{name}");
+        assert_eq!(server.requests(), attempts(expected), "{name}");
     }
 }
 
 #[tokio::test]
 async fn a_broken_first_server_is_passed_over_and_the_one_that_works_is_asked_from_then_on() {
-    for (name, step, _) in broken() {
+    for (name, step, expected) in broken() {
         let bad = Server::start(vec![step]).await;
         let good = Server::start(vec![Step::Send(reply("c1", 7, LISTED))]).await;
         let store = store(&[&bad.url(), &good.url()]);
@@ -76,7 +82,7 @@ async fn a_broken_first_server_is_passed_over_and_the_one_that_works_is_asked_fr
             let listing = store.list(&prefix()).await.unwrap();
             assert_eq!(listing.position, here(), "{name}");
         }
-        assert_eq!((bad.requests(), good.requests()), (1, 3), "{name}");
+        assert_eq!((bad.requests(), good.requests()), (attempts(expected), 3), "{name}");
     }
 }
 

@@ -220,7 +220,7 @@ async fn a_key_whose_time_ran_out_is_expired() {
 async fn a_write_whose_reply_was_lost_is_known_as_ones_own() {
     let etcd = Etcd::start();
     let address = etcd.url().replace("http://", "");
-    // Each store sends its first request to a server that hands it on and loses the reply, then goes on to etcd.
+    // Each store sends its first request to a server that hands it on and loses the reply, twice, then goes on to etcd.
     let losing = async || {
         let server = Server::start(vec![Step::ForwardAndLoseReply(address.clone())]).await;
         let store = store(&[&server.url(), &etcd.url()]);
@@ -231,7 +231,7 @@ async fn a_write_whose_reply_was_lost_is_known_as_ones_own() {
 
     let (server, store) = losing().await;
     let owned = store.create(&key, "agent-1", TTL).await.unwrap();
-    assert_eq!(server.requests(), 1);
+    assert_eq!(server.requests(), 2);
     let (_server, store) = losing().await;
     assert!(matches!(store.create(&key, "agent-2", TTL).await, Err(StoreError::Taken { .. })));
     let (_server, store) = losing().await;

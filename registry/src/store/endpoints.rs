@@ -115,7 +115,7 @@ pub(super) struct Answer {
     /// `X-Etcd-Index`.
     pub(super) index: u64,
     pub(super) content: Content,
-    /// Another endpoint may have carried the request out before, and its reply was lost.
+    /// An earlier attempt may have carried the request out, and its reply was lost.
     pub(super) uncertain: bool,
 }
 
@@ -131,13 +131,23 @@ pub(super) enum Content {
 /// What is wrong with one endpoint.
 struct Failure {
     what: String,
-    /// The request cannot have reached etcd.
-    not_sent: bool,
+    progress: Progress,
+}
+
+/// How far a request that failed came.
+#[derive(PartialEq)]
+enum Progress {
+    /// It cannot have reached etcd.
+    NotSent,
+    /// The connection ended before a reply began: a kept one may have been dead already.
+    BrokeOff,
+    /// It was sent.
+    Sent,
 }
 
 impl Failure {
     fn after_sending(what: impl Into<String>) -> Self {
-        Self { what: what.into(), not_sent: false }
+        Self { what: what.into(), progress: Progress::Sent }
     }
 }
 
@@ -182,7 +192,8 @@ impl Endpoints {
         Self { client: self.client.clone(), urls: self.urls.clone(), request_timeout, preferred }
     }
 
-    /// Asks the endpoints, each at most once, beginning with the one that answered last, until one gives an answer.
+    /// Asks the endpoints in turn, beginning with the one that answered last, until one gives an answer. Each is asked
+    /// once, and once more where the connection ended before a reply began.
     pub(super) async fn ask(&self, request: &Request) -> Result<Answer, StoreError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut uncertain = false;
@@ -190,7 +201,12 @@ impl Endpoints {
         for turn in 0..self.urls.len() {
             let at = (first + turn) % self.urls.len();
             let url = &self.urls[at];
-            let attempt = timeout(self.request_timeout, self.attempt(url, request)).await;
+            let mut attempt = timeout(self.request_timeout, self.attempt(url, request)).await;
+            if matches!(&attempt, Ok(Err(failure)) if failure.progress == Progress::BrokeOff) {
+                // The connection was kept from before etcd was restarted: that says nothing of the one that is there now.
+                uncertain = true;
+                attempt = timeout(self.request_timeout, self.attempt(url, request)).await;
+            }
             let failure = match attempt {
                 Ok(Ok(answer)) => {
                     if self.preferred.swap(at, Ordering::Relaxed) != at {
@@ -205,7 +221,7 @@ impl Endpoints {
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::after_sending(format!("no answer within {:?}", self.request_timeout)),
             };
-            uncertain |= !failure.not_sent;
+            uncertain |= failure.progress != Progress::NotSent;
             failures.push(format!("{}: {}", shown_endpoint(url), failure.what));
         }
         Err(StoreError::NoAnswer(failures.join("; ")))
@@ -217,13 +233,13 @@ impl Endpoints {
         if !request.form.is_empty() {
             builder = builder.form(&request.form);
         }
-        let response = builder.send().await.map_err(|error| Failure {
-            what: if error.is_connect() {
-                format!("cannot connect: {}", root_cause(&error))
+        let response = builder.send().await.map_err(|error| {
+            let cause = root_cause(&error);
+            if error.is_connect() {
+                Failure { what: format!("cannot connect: {cause}"), progress: Progress::NotSent }
             } else {
-                format!("broke off: {}", root_cause(&error))
-            },
-            not_sent: error.is_connect(),
+                Failure { what: format!("broke off: {cause}"), progress: Progress::BrokeOff }
+            }
         })?;
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
