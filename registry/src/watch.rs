@@ -55,6 +55,8 @@ pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) 
                 return;
             }
         }
+        // On one thread the consumer would wait until the next poll is on its way.
+        tokio::task::yield_now().await;
     }
 }
 
