@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -134,7 +135,7 @@ pub struct Settled {
     /// How many changes had been made when it began.
     changes: u64,
     /// The text.
-    text: String,
+    text: Arc<str>,
     /// What HAProxy said of its servers then.
     state: Option<String>,
 }
@@ -176,7 +177,7 @@ pub struct Applier {
     /// Counts what was changed over the runtime API.
     changes: u64,
     /// The text that the file on disk holds.
-    filed: Option<String>,
+    filed: Option<Arc<str>>,
     settling: Option<JoinHandle<Result<Settled, ComposeError>>>,
     settle_at: Option<Instant>,
     worker: Option<u32>,
@@ -499,11 +500,16 @@ impl Applier {
         after_last
     }
 
+    /// What the file on disk holds, as far as it is known or can be read.
+    fn file_text(&self) -> Option<Arc<str>> {
+        self.filed.clone().or_else(|| self.config.output.read().map(Arc::from))
+    }
+
     /// Puts the prepared text in place and makes HAProxy read it.
     async fn load(&mut self, text: Parsed, wanted: &Wanted, how: &str) -> Result<Applied, ApplyError> {
-        let before = self.filed.clone().or_else(|| self.config.output.read());
+        let before = self.file_text();
         self.config.output.promote().await?;
-        self.filed = Some(text.text().to_owned());
+        self.filed = Some(text.shared_text());
         self.save_state(&text).await;
         self.reloads.push_back(Instant::now());
         if let Err(error) = self.config.reloader.reload().await {
@@ -595,10 +601,10 @@ impl Applier {
         // What the HAProxy that runs has bound is its own: by its text, or where that is not known by the file. Where
         // that is not known either, or HAProxy may run on another host, nothing can be said.
         let own = match &self.running {
-            _ if self.config.reloader.is_down() => String::new(),
+            _ if self.config.reloader.is_down() => Arc::default(),
             _ if !self.config.reloader.is_here() => return Ok(true),
-            Some(running) => running.text().to_owned(),
-            None => match self.filed.clone().or_else(|| self.config.output.read()) {
+            Some(running) => running.shared_text(),
+            None => match self.file_text() {
                 Some(text) => text,
                 None => return Ok(true),
             },
@@ -662,7 +668,7 @@ impl Applier {
         let Some(running) = &self.running else { return };
         let (program, output, runtime) =
             (self.config.program.clone(), self.config.output.clone(), self.config.runtime.clone());
-        let (text, changes) = (running.text().to_owned(), self.changes);
+        let (text, changes) = (running.shared_text(), self.changes);
         self.settling = Some(tokio::task::spawn_local(async move {
             check(program.as_ref(), &output, &text).await?;
             output.promote().await?;
@@ -698,7 +704,7 @@ impl Applier {
                 return false;
             }
         };
-        let is_behind = self.running.as_ref().is_some_and(|running| running.text() != settled.text);
+        let is_behind = self.running.as_ref().is_some_and(|running| running.text() != &*settled.text);
         self.filed = Some(settled.text);
         if is_behind || settled.changes != self.changes {
             self.settle_at = Some(Instant::now() + SETTLE_EVERY);

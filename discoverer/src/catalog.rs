@@ -71,7 +71,7 @@ pub struct Catalog {
     /// Every key with an instance in it, by service.
     known: BTreeMap<ServiceName, Known>,
     /// The keys that name an address: more than one where two services, or both layouts, claim it.
-    claims: HashMap<InstanceAddress, BTreeSet<InstanceKey>>,
+    claims: HashMap<InstanceAddress, Vec<InstanceKey>>,
     /// What was refused, by the key's path.
     refused: BTreeMap<String, String>,
     /// The service that holds each route; it keeps it while it asks for it.
@@ -103,12 +103,12 @@ struct Common {
 
 impl Common {
     fn of(key: &InstanceKey, member: &Member) -> Self {
-        let Record { attributes, tags, .. } = &member.record;
+        let Record { attributes, tags, .. } = member.record.as_ref();
         Self { attributes: attributes.clone(), tags: tags.clone(), is_flat: key.is_flat() }
     }
 
     fn is_of(&self, key: &InstanceKey, member: &Member) -> bool {
-        let Record { attributes, tags, .. } = &member.record;
+        let Record { attributes, tags, .. } = member.record.as_ref();
         self.attributes == *attributes && self.tags == *tags && self.is_flat == key.is_flat()
     }
 
@@ -125,8 +125,14 @@ impl Common {
 
 #[derive(Debug, Clone, PartialEq)]
 struct Member {
-    record: Record,
+    record: Arc<Record>,
     age: Age,
+}
+
+impl Member {
+    fn new(entry: &Entry, record: Record) -> Self {
+        Self { age: (record.registered, entry.created_index()), record: Arc::new(record) }
+    }
 }
 
 /// The order of containers, oldest first: by the container's start, and where that is unknown or equal by the
@@ -216,7 +222,7 @@ impl Catalog {
             Event::Put(entry) => {
                 let key = InstanceKey::parse(&self.options.prefix, &entry.path).ok()?;
                 let record = Record::parse(&entry.value).ok()?;
-                let member = Member { age: (record.registered, entry.created_index()), record };
+                let member = Member::new(entry, record);
                 let known = self.known.get_mut(key.service())?;
                 let is_new = !self.claims.contains_key(&key.address()) && !self.refused.contains_key(&entry.path);
                 let is_plain = known.common.as_ref()?.is_of(&key, &member) && member.record.status == Status::Running;
@@ -228,14 +234,14 @@ impl Catalog {
                 let at = position(built, key.address()).err()?;
                 let instance = Arc::new(instance(key.address(), &member.record, false));
                 alter(built, published, |instances| instances.insert(at, Arc::clone(&instance)));
-                self.claims.entry(key.address()).or_default().insert(key.clone());
+                self.claims.insert(key.address(), vec![key.clone()]);
                 known.members.insert(key, member);
                 Some(Step { service: Arc::clone(published), instance, came: true })
             }
             Event::Removed { path, .. } => {
                 let key = InstanceKey::parse(&self.options.prefix, path).ok()?;
                 let known = self.known.get_mut(key.service())?;
-                let is_sole_claim = self.claims.get(&key.address())?.iter().eq([&key]);
+                let is_sole_claim = *self.claims.get(&key.address())? == [key.clone()];
                 let published = self.services.get_mut(key.service())?;
                 let built = known.built.as_mut()?;
                 let is_last = known.members.len() < 2;
@@ -289,13 +295,14 @@ impl Catalog {
             }
         };
         self.refused.remove(&entry.path);
-        let member = Member { age: (record.registered, entry.created_index()), record };
+        let member = Member::new(entry, record);
         let known = self.known.entry(key.service().clone()).or_default();
         if known.members.get(&key) == Some(&member) {
             return;
         }
-        known.members.insert(key.clone(), member);
-        self.claims.entry(key.address()).or_default().insert(key.clone());
+        if known.members.insert(key.clone(), member).is_none() {
+            self.claims.entry(key.address()).or_default().push(key.clone());
+        }
         self.touch(key.address(), touched);
         touched.insert(key.service().clone());
     }
@@ -330,7 +337,7 @@ impl Catalog {
         touched.insert(key.service().clone());
         self.touch(key.address(), touched);
         if let Some(keys) = self.claims.get_mut(&key.address()) {
-            keys.remove(key);
+            keys.retain(|other| other != key);
             if keys.is_empty() {
                 self.claims.remove(&key.address());
             }
@@ -603,10 +610,9 @@ fn instances(members: &[(&InstanceKey, &Member)], last: Option<&Service>) -> Vec
     instances.into_iter().map(|(_, instance)| instance).collect()
 }
 
-fn instance(address: InstanceAddress, record: &Record, all_drain: bool) -> Instance {
+fn instance(address: InstanceAddress, record: &Arc<Record>, all_drain: bool) -> Instance {
     let draining = record.status == Status::Draining;
     let weight = record.weight.unwrap_or(DEFAULT_WEIGHT);
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
     Instance {
         server: model::server_name(address),
         address: address.ip(),
@@ -615,11 +621,7 @@ fn instance(address: InstanceAddress, record: &Record, all_drain: bool) -> Insta
         weight: if draining && !all_drain { 0 } else { weight },
         draining,
         suspect: false,
-        id: text(&record.id),
-        name: text(&record.name),
-        host: text(&record.host),
-        tags: record.tags.clone(),
-        attributes: record.attributes.clone(),
+        record: Arc::clone(record),
     }
 }
 

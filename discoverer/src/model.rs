@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use registry::{InstanceAddress, ServiceName};
+use registry::{InstanceAddress, Record, ServiceName};
+use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
 
 /// Everything known at one moment, sorted by the services' names. Cheap to clone.
@@ -76,7 +77,7 @@ impl Service {
 }
 
 /// One instance of a service.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Instance {
     /// A name from address and port, fit for HAProxy: with a server-state file the saved address of a name wins
     /// over the file's, so a name must never change its address.
@@ -91,16 +92,28 @@ pub struct Instance {
     pub draining: bool,
     /// Its key has expired, but HAProxy's own check still reaches it.
     pub suspect: bool,
-    /// The container's id, or the empty text.
-    pub id: String,
-    /// The container's name, or the empty text.
-    pub name: String,
-    /// The Docker host's name, or the empty text.
-    pub host: String,
-    /// Its tags, as given.
-    pub tags: Vec<String>,
-    /// Its attributes, as given.
-    pub attributes: BTreeMap<String, String>,
+    /// What else is known of it; templates get `id`, `name`, `host` (each the empty text where it is not known), `tags` and
+    /// `attributes` of it.
+    pub record: Arc<Record>,
+}
+
+impl Serialize for Instance {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Record { id, name, host, tags, attributes, .. } = self.record.as_ref();
+        let mut fields = serializer.serialize_struct("Instance", 11)?;
+        fields.serialize_field("server", &self.server)?;
+        fields.serialize_field("address", &self.address)?;
+        fields.serialize_field("port", &self.port)?;
+        fields.serialize_field("weight", &self.weight)?;
+        fields.serialize_field("draining", &self.draining)?;
+        fields.serialize_field("suspect", &self.suspect)?;
+        fields.serialize_field("id", id.as_deref().unwrap_or_default())?;
+        fields.serialize_field("name", name.as_deref().unwrap_or_default())?;
+        fields.serialize_field("host", host.as_deref().unwrap_or_default())?;
+        fields.serialize_field("tags", tags)?;
+        fields.serialize_field("attributes", attributes)?;
+        fields.end()
+    }
 }
 
 /// The name of the server for an address: `10.0.0.1:8000` is `10.0.0.1_8000`, `[::1]:8000` is `--1_8000`.

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The most characters a name may have. HAProxy has no limit of its own for names, so we set one.
 pub const NAME_LIMIT: usize = 64;
@@ -73,9 +74,9 @@ pub enum KeyError {
 /// A service's name: `[A-Za-z0-9_.-]{1,64}`, not beginning with `_`, neither `.` nor `..`.
 ///
 /// These are the characters that HAProxy takes in the name of a backend, without those that mean something
-/// in a path. The template's own sections begin with `_`, so no service can be called like one of them.
+/// in a path. The template's own sections begin with `_`, so no service can be called like one of them. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceName(Box<str>);
+pub struct ServiceName(Arc<str>);
 
 impl ServiceName {
     /// The name as text.
@@ -117,11 +118,11 @@ impl fmt::Display for ServiceName {
 /// The directory under which instances are registered, such as `service` or `prod/web`.
 ///
 /// Every segment is a name by the rules of [`ServiceName`]: etcd hides keys that begin with `_` from listings
-/// and watches (etcd v2 API, "Creating a hidden node"), so such a prefix could never be followed.
+/// and watches (etcd v2 API, "Creating a hidden node"), so such a prefix could never be followed. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix {
     /// The segments joined by `/`, with no slash at either end.
-    text: Box<str>,
+    text: Arc<str>,
     /// The last segment.
     service: ServiceName,
 }

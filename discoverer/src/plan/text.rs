@@ -81,6 +81,11 @@ impl Parsed {
         &self.text
     }
 
+    /// The text it was read from, shared.
+    pub fn shared_text(&self) -> Arc<str> {
+        Arc::clone(&self.text)
+    }
+
     pub(super) fn sections(&self) -> &[Section] {
         &self.sections
     }
