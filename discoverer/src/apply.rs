@@ -10,18 +10,16 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ahash::AHashMap;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::catalog::Step;
 use crate::compose::{ComposeError, Composer, Wanted, check};
-use crate::haproxy::{
-    Command, Program, ReloadError, Reloader, Runtime, RuntimeError, is_deleted, parse_servers, with_wanted_states,
-};
+use crate::haproxy::{Command, Program, ReloadError, Reloader, Runtime, RuntimeError, is_deleted};
 use crate::output::{Output, OutputError};
 use crate::plan::{self, Change, Parsed, Plan, Reason, ServerId, Version};
+use crate::readback;
 
 /// The file is written at once after a change, and then at most this often while changes pour in: each time costs
 /// `haproxy -c`, up to 0.6 s for 10,000 servers.
@@ -271,8 +269,9 @@ impl Applier {
 
     /// Brings HAProxy to one state.
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<Applied, ApplyError> {
-        if let Some(text) = self.composer.quick_text(wanted).map(Parsed::new) {
-            match self.way_to(&text) {
+        if let Some(text) = self.composer.quick_text(wanted) {
+            let (way, text) = self.way_to(text);
+            match way {
                 Way::Nothing => {
                     self.now_runs(text);
                     return Ok(Applied::Nothing);
@@ -293,8 +292,8 @@ impl Applier {
         }
         self.stop_settling();
         let (text, templates) = self.composer.checked_text(wanted).await?;
-        let text = Parsed::new(text);
-        let applied = match self.way_to(&text) {
+        let (way, text) = self.way_to(text);
+        let applied = match way {
             Way::Nothing => {
                 self.config.output.discard();
                 self.now_runs(text);
@@ -379,15 +378,22 @@ impl Applier {
         }
     }
 
-    /// The way from what HAProxy runs to a text.
-    fn way_to(&mut self, wanted: &Parsed) -> Way {
-        let Some(running) = &mut self.running else {
-            return Way::Reload(self.distrust.clone().map_or(Why::Unknown, Why::Distrust));
-        };
+    /// The way from what HAProxy runs to a text, and that text, read.
+    fn way_to(&mut self, text: String) -> (Way, Parsed) {
         let told = std::mem::take(&mut self.ahead);
         if !told.is_empty() {
-            *running = running.with_lines(&told);
+            self.running = self.running.take().map(|running| running.with_lines(&told));
         }
+        // Where it is the text that is known already, it need not be read again.
+        let known = self.running.clone().filter(|running| running.text() == text);
+        let wanted = known.unwrap_or_else(|| Parsed::new(text));
+        (self.way_between(&told, &wanted), wanted)
+    }
+
+    fn way_between(&mut self, told: &BTreeMap<ServerId, Option<String>>, wanted: &Parsed) -> Way {
+        let Some(running) = &self.running else {
+            return Way::Reload(self.distrust.clone().map_or(Why::Unknown, Why::Distrust));
+        };
         // What HAProxy was told last may have been done or not: the same text alone says nothing.
         if let Some(error) = &self.distrust {
             return Way::Reload(Why::Distrust(error.clone()));
@@ -551,7 +557,7 @@ impl Applier {
         self.worker = runtime.worker().await.ok();
         self.ask_worker_at = Instant::now() + ASK_WORKER_EVERY;
         let repair = match runtime.servers_state(None).await {
-            Ok(state) => repairs(&state, running),
+            Ok(state) => readback::repairs(&state, running),
             Err(error) => return self.distrust(&error),
         };
         if repair.is_empty() {
@@ -570,7 +576,7 @@ impl Applier {
         let (Some(runtime), Some(file)) = (&self.config.runtime, &haproxy.state_file) else { return };
         let file = Output::new(file);
         let state = match runtime.servers_state(None).await {
-            Ok(state) => with_wanted_states(&state, &weights(wanted)),
+            Ok(state) => readback::state_to_keep(&state, wanted),
             // Before HAProxy's first start there is nothing to keep; a file with a version only spares its warning.
             Err(_) if file.read().is_none() => "1\n".to_owned(),
             Err(_) => return,
@@ -715,7 +721,7 @@ impl Applier {
         }
         // What was read while nothing changed must be what is wanted.
         let (Some(state), Some(running)) = (settled.state, &self.running) else { return false };
-        match differences(&state, running, &self.leaving) {
+        match readback::difference(&state, running, |id| self.leaving.contains_key(id)) {
             None => false,
             Some(difference) => {
                 warn!(difference, "HAProxy's servers are not what they were set to; it is reloaded");
@@ -781,46 +787,6 @@ fn commands(change: &Change) -> Vec<Command> {
         Change::Weight { weight, .. } => vec![Command::weight(&name, *weight)],
         Change::Address { address, port, .. } => vec![Command::address(&name, address, *port)],
     }
-}
-
-/// The weight of each server of a text.
-fn weights(text: &Parsed) -> AHashMap<(&str, &str), u16> {
-    text.servers().map(|server| ((server.backend, server.name), server.weight)).collect()
-}
-
-/// What sets a worker's servers right.
-fn repairs<'t>(state: &'t str, running: &'t Parsed) -> Vec<Command> {
-    let wanted = weights(running);
-    let mut commands = Vec::new();
-    for server in parse_servers(state) {
-        let Some(&weight) = wanted.get(&(server.backend, server.server)) else { continue };
-        let name = format!("{}/{}", server.backend, server.server);
-        if !server.admin.is_ready() {
-            commands.push(Command::ready(&name));
-        }
-        if server.weight != weight {
-            commands.push(Command::weight(&name, weight));
-        }
-    }
-    commands
-}
-
-/// The first thing in which HAProxy's servers are not those of the text; those that leave may still be there.
-fn differences<'t>(state: &'t str, running: &'t Parsed, leaving: &BTreeMap<ServerId, Leaving>) -> Option<String> {
-    let mut wanted = weights(running);
-    for server in parse_servers(state) {
-        let weight = wanted.remove(&(server.backend, server.server));
-        if weight == Some(server.weight) {
-            continue;
-        }
-        let id = ServerId { backend: server.backend.to_owned(), server: server.server.to_owned() };
-        match weight {
-            Some(weight) => return Some(format!("server {id} has weight {} instead of {weight}", server.weight)),
-            None if leaving.contains_key(&id) => {}
-            None => return Some(format!("server {id} should not be there")),
-        }
-    }
-    wanted.keys().next().map(|(backend, server)| format!("server {backend}/{server} is missing"))
 }
 
 /// How long an old worker may live, and how many may live, by a text's `hard-stop-after` and `mworker-max-reloads`.

@@ -18,6 +18,7 @@ pub mod model;
 mod once;
 pub mod output;
 pub mod plan;
+mod readback;
 pub mod render;
 mod sample;
 pub mod templates;

@@ -1,9 +1,7 @@
 //! What `show servers state` says, read into types, and what of it a new worker is to take over. Pure.
 
-use ahash::AHashMap;
-
 /// One line of `show servers state`, as far as we use it (management guide, section 9.3).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerState<'t> {
     /// The backend.
     pub backend: &'t str,
@@ -11,12 +9,8 @@ pub struct ServerState<'t> {
     pub server: &'t str,
     /// What an operator, or we, made of it.
     pub admin: AdminState,
-    /// Its check has it up.
-    pub up: bool,
     /// Its weight now.
     pub weight: u16,
-    /// The weight that the file gave it.
-    pub initial_weight: u16,
 }
 
 /// `srv_admin_state`, a mask.
@@ -34,29 +28,27 @@ impl AdminState {
 /// Where the fields stand in a line.
 const BACKEND: usize = 1;
 const SERVER: usize = 3;
-const OPERATIONAL: usize = 5;
 const ADMIN: usize = 6;
 const WEIGHT: usize = 7;
 const INITIAL_WEIGHT: usize = 8;
 
 /// Reads the reply to `show servers state`. A line that is not understood is left out.
-pub fn parse_servers(reply: &str) -> Vec<ServerState<'_>> {
+pub fn parse_servers(reply: &str) -> impl Iterator<Item = ServerState<'_>> {
     fn read(line: &str) -> Option<ServerState<'_>> {
-        let mut fields = line.split(' ').skip(BACKEND);
+        let mut fields = line.split_ascii_whitespace().skip(BACKEND);
         let backend = fields.next()?;
         let server = fields.nth(SERVER - BACKEND - 1)?;
-        let up = fields.nth(OPERATIONAL - SERVER - 1)? == "2";
-        let admin = AdminState(fields.nth(ADMIN - OPERATIONAL - 1)?.parse().ok()?);
+        let admin = AdminState(fields.nth(ADMIN - SERVER - 1)?.parse().ok()?);
         let weight = fields.nth(WEIGHT - ADMIN - 1)?.parse().ok()?;
-        let initial_weight = fields.nth(INITIAL_WEIGHT - WEIGHT - 1)?.parse().ok()?;
-        Some(ServerState { backend, server, admin, up, weight, initial_weight })
+        Some(ServerState { backend, server, admin, weight })
     }
-    reply.lines().filter(|line| !line.starts_with('#')).filter_map(read).collect()
+    reply.lines().filter(|line| !line.starts_with('#')).filter_map(read)
 }
 
 /// The state to hand to a new worker: of the old worker's state only health is carried over. Administration is
-/// "ready", and the weight that of the new file, given by (backend, server); servers that it does not name go.
-pub fn with_wanted_states(reply: &str, weights: &AHashMap<(&str, &str), u16>) -> String {
+/// "ready", and the weight that of the new file, which `weight` tells by backend and server; servers for which it tells
+/// none go.
+pub fn with_wanted_states(reply: &str, weight: impl Fn(&str, &str) -> Option<u16>) -> String {
     let mut text = String::with_capacity(reply.len());
     for line in reply.lines() {
         let mut fields: Vec<&str> = line.split(' ').collect();
@@ -65,7 +57,7 @@ pub fn with_wanted_states(reply: &str, weights: &AHashMap<(&str, &str), u16>) ->
             text.push('\n');
             continue;
         }
-        let Some(weight) = weights.get(&(fields[BACKEND], fields[SERVER])) else { continue };
+        let Some(weight) = weight(fields[BACKEND], fields[SERVER]) else { continue };
         let weight = weight.to_string();
         fields[ADMIN] = "0";
         fields[WEIGHT] = &weight;
@@ -89,19 +81,22 @@ mod tests {
 
     #[test]
     fn states_are_read() {
-        let servers = parse_servers(STATE);
-        let seen: Vec<_> = servers.iter().map(|s| (s.server, s.up, s.admin.is_ready(), s.weight)).collect();
-        assert_eq!(seen, [("s1", true, true, 1), ("s2", false, false, 100), ("s3", true, false, 0)]);
-        assert_eq!(parse_servers("rubbish\n1 2 3\n"), []);
+        let seen: Vec<_> = parse_servers(STATE).map(|s| (s.backend, s.server, s.admin.is_ready(), s.weight)).collect();
+        assert_eq!(seen, [("b", "s1", true, 1), ("b", "s2", false, 100), ("b", "s3", false, 0)]);
+        assert_eq!(parse_servers("rubbish\n1 2 3\n").count(), 0);
     }
 
     #[test]
     fn a_new_worker_gets_health_and_nothing_else_of_the_old_one() {
-        let weights = AHashMap::from([(("b", "s2"), 7), (("b", "s3"), 100)]);
-        let text = with_wanted_states(STATE, &weights);
-        assert!(text.starts_with("1\n# be_id"), "{text}");
-        let servers = parse_servers(&text);
-        let seen: Vec<_> = servers.iter().map(|s| (s.server, s.up, s.admin.is_ready(), s.weight)).collect();
-        assert_eq!(seen, [("s2", false, true, 7), ("s3", true, true, 100)]);
+        let text = with_wanted_states(STATE, |backend, server| match (backend, server) {
+            ("b", "s2") => Some(7),
+            ("b", "s3") => Some(100),
+            _ => None,
+        });
+        let expected = "3 b 2 s2 127.0.0.1 0 0 7 7 0 1 0 2 6 0 0 0 - 9002 - 0 0 - - 0\n\
+            3 b 3 s3 127.0.0.1 2 0 100 100 0 1 0 2 6 0 0 0 - 9003 - 0 0 - - 0\n\n";
+        let (head, servers) = text.split_at(text.find("3 b").unwrap());
+        assert!(head.starts_with("1\n# be_id") && head.lines().count() == 2, "{head}");
+        assert_eq!(servers, expected);
     }
 }

@@ -4,6 +4,9 @@ use super::reason::Reason;
 use super::text::{Parsed, Section};
 use super::words::{Word, first_word, words};
 
+/// The weight of a server for which nothing says one (configuration manual, section 5.2, "weight").
+const DEFAULT_WEIGHT: u16 = 1;
+
 /// What holds for the servers of one section, with what its `defaults` sections say.
 #[derive(Debug)]
 pub(super) struct Context<'t> {
@@ -47,6 +50,19 @@ impl<'t> Context<'t> {
     pub(super) fn defaults_at(&self, place: usize) -> (impl Iterator<Item = &Word<'t>>, usize) {
         let count = self.default_servers.partition_point(|line| line.place < place);
         (self.default_servers[..count].iter().flat_map(|line| &line.words), count)
+    }
+
+    /// The weight of a server that stands at a place and says none: what `default-server` says, else HAProxy's own. None
+    /// where that is no number.
+    pub(super) fn default_weight(&self, place: usize) -> Option<u16> {
+        let mut words = self.defaults_at(place).0;
+        let mut weight = Some(DEFAULT_WEIGHT);
+        while let Some(word) = words.next() {
+            if word == "weight" {
+                weight = words.next().and_then(|word| word.parse().ok());
+            }
+        }
+        weight
     }
 
     /// How many `default-server` lines there are.

@@ -1,21 +1,28 @@
 //! The servers that a text names, one by one. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
+
+use memchr::memmem;
 
 use super::context::Context;
-use super::text::{Kind, Parsed, Place, lines};
-use super::words::second_word;
+use super::text::{Edit, Kind, Parsed, Place, lines};
+use super::words::{argument, first_word, second_word, words};
 use super::{Change, ServerId};
 
+/// Up to so many servers are searched for one by one; more are found faster in one walk over all lines.
+const FEW: usize = 16;
+
 /// A server of a text, as far as its state goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerWeight<'t> {
     /// The name of its `backend` or `listen` section.
-    pub backend: &'t str,
+    pub backend: Cow<'t, str>,
     /// Its name.
-    pub name: &'t str,
-    /// Its weight, 0 to 256.
-    pub weight: u16,
+    pub name: Cow<'t, str>,
+    /// Its weight, 0 to 256, where the text tells it.
+    pub weight: Option<u16>,
 }
 
 impl Change {
@@ -28,82 +35,84 @@ impl Change {
 }
 
 impl Parsed {
-    /// The servers of the sections that can have any, with their weights. Those whose section or line is not plain
-    /// enough to tell are left out.
+    /// The servers of the sections that can have any. Those whose section's name cannot be told are left out.
     pub fn servers(&self) -> impl Iterator<Item = ServerWeight<'_>> {
-        self.sections().iter().enumerate().filter(|(_, section)| section.kind == Kind::Backend).flat_map(
-            move |(index, section)| {
-                let backend = self.at(&section.head).split_whitespace().nth(1);
-                let has_defaults = Context::new(self, index).map_or(true, |context| context.all_defaults() > 0);
-                let named = backend.filter(|_| !has_defaults).into_iter();
-                named.flat_map(move |backend| {
-                    let servers =
-                        lines(self.at(&section.body), section.body.start).filter(|(_, _, word)| word == "server");
-                    servers.filter_map(move |(_, line, _)| {
-                        let mut words = line.split_whitespace().skip(1);
-                        let name = words.next()?;
-                        let weight =
-                            words.skip_while(|word| *word != "weight").nth(1).map_or(Some(1), |w| w.parse().ok())?;
-                        Some(ServerWeight { backend, name, weight })
-                    })
-                })
-            },
-        )
+        let backends = self.sections().iter().enumerate().filter(|(_, section)| section.kind == Kind::Backend);
+        backends.flat_map(|(index, section)| {
+            let backend = words(self.at(&section.head)).ok().and_then(|words| words.into_iter().nth(1));
+            let context = Context::new(self, index).ok();
+            let servers = lines(self.at(&section.body), section.body.start).filter(|(_, _, word)| word == "server");
+            servers.filter_map(move |(place, line, _)| {
+                // Before it stand `server`, the name and the address.
+                let weight = match argument(line, "weight", 3) {
+                    Ok(Some(own)) => own.parse().ok(),
+                    Ok(None) => context.as_ref().and_then(|context| context.default_weight(place)),
+                    Err(_) => None,
+                };
+                Some(ServerWeight { backend: backend.clone()?, name: second_word(line), weight })
+            })
+        })
     }
 
     /// The text with these servers' lines in place of those it has: a server with no line is left out, one that is new
     /// comes last in its backend. Servers of backends that the text does not have are passed over.
     #[must_use]
     pub fn with_lines(&self, told: &BTreeMap<ServerId, Option<String>>) -> Self {
-        let mut text =
-            String::with_capacity(self.text().len() + told.values().flatten().map(|l| l.len() + 8).sum::<usize>());
-        for section in self.sections() {
-            text.push_str(self.at(&section.head));
-            let body = self.at(&section.body);
-            let backend = self.name(section).unwrap_or_default();
-            let of_backend: BTreeMap<&str, &Option<String>> = told
-                .iter()
-                .filter(|(id, _)| section.kind == Kind::Backend && id.backend == backend)
-                .map(|(id, line)| (id.server.as_str(), line))
-                .collect();
-            if of_backend.is_empty() {
-                text.push_str(body);
-                continue;
-            }
-            // What goes is cut out, and the rest copied in one piece.
-            let mut copied = 0;
-            let start = section.body.start;
-            for (place, line, word) in lines(body, start) {
-                if word == "server" && of_backend.contains_key(second_word(line).as_ref()) {
-                    text.push_str(&body[copied..place - start]);
-                    copied = place - start + line.len();
-                }
-            }
-            text.push_str(&body[copied..]);
-            for line in of_backend.into_values().flatten() {
-                if !text.ends_with('\n') {
-                    text.push('\n');
-                }
-                text.push_str("    ");
-                text.push_str(line.trim());
-                text.push('\n');
+        let mut by_section: BTreeMap<usize, BTreeMap<&str, Option<&str>>> = BTreeMap::new();
+        for (id, line) in told {
+            if let Some(Place::At(index)) = self.backend(&id.backend) {
+                by_section.entry(index).or_default().insert(&id.server, line.as_deref());
             }
         }
-        Self::new(text)
+        let mut edits = BTreeMap::new();
+        for (index, servers) in by_section {
+            let mut gone = self.lines_of(index, |name| servers.contains_key(name), || servers.keys().copied());
+            gone.sort_unstable_by_key(|line| line.start);
+            edits.insert(index, Edit { gone, added: servers.into_values().flatten().collect() });
+        }
+        self.edited(&edits)
     }
 
     /// The line of a server.
     pub fn server_line(&self, id: &ServerId) -> Option<&str> {
         let Some(Place::At(index)) = self.backend(&id.backend) else { return None };
+        let lines = self.lines_of(index, |name| name == id.server, || std::iter::once(id.server.as_str()));
+        lines.first().map(|line| self.at(line))
+    }
+
+    /// Where the lines of servers with these names stand in a section.
+    fn lines_of<'n, I>(&self, index: usize, is_one: impl Fn(&str) -> bool, names: impl Fn() -> I) -> Vec<Range<usize>>
+    where
+        I: Iterator<Item = &'n str>,
+    {
         let section = &self.sections()[index];
-        let mut servers = lines(self.at(&section.body), section.body.start).filter(|(_, _, word)| word == "server");
-        servers.find(|(_, line, _)| second_word(line) == id.server.as_str()).map(|(_, line, _)| line)
+        let (body, start) = (self.at(&section.body), section.body.start);
+        let is_server =
+            |line: &str, is_one: &dyn Fn(&str) -> bool| first_word(line) == "server" && is_one(&second_word(line));
+        if section.quotes_servers || names().nth(FEW).is_some() {
+            let all = lines(body, start).filter(|(_, line, _)| is_server(line, &is_one));
+            return all.map(|(place, line, _)| place..place + line.len()).collect();
+        }
+        // Where no name is quoted, each stands in its line as it is.
+        let found = names().flat_map(|name| {
+            memmem::find_iter(body.as_bytes(), name).filter_map(move |place| {
+                let line_start = body[..place].rfind('\n').map_or(0, |end| end + 1);
+                let line_end = body[place..].find('\n').map_or(body.len(), |end| place + end + 1);
+                let line = &body[line_start..line_end];
+                is_server(line, &|other| other == name).then_some(start + line_start..start + line_end)
+            })
+        });
+        let mut found: Vec<_> = found.collect();
+        // A name may stand twice in its line.
+        found.dedup();
+        found
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const TEXT: &str = "backend a\n  balance roundrobin\n  server s1 10.0.0.1:80 weight 5\n  server s2 10.0.0.2:80\n\n\
         backend b\n  server s1 10.0.1.1:80 check weight 256\nfrontend f\n  bind :80\n";
@@ -113,7 +122,7 @@ mod tests {
     }
 
     fn servers(text: &Parsed) -> Vec<(String, u16)> {
-        text.servers().map(|server| (format!("{}/{}", server.backend, server.name), server.weight)).collect()
+        text.servers().map(|server| (format!("{}/{}", server.backend, server.name), server.weight.unwrap())).collect()
     }
 
     fn expected(servers: &[(&str, u16)]) -> Vec<(String, u16)> {
@@ -124,6 +133,67 @@ mod tests {
     fn servers_are_told_with_their_weights() {
         assert_eq!(servers(&Parsed::new(TEXT)), expected(&[("a/s1", 5), ("a/s2", 1), ("b/s1", 256)]));
     }
+
+    #[test]
+    fn names_and_weights_are_told_as_haproxy_reads_them() {
+        let text = "defaults\n default-server weight 3\nbackend 'a'\n server \"s1\" 10.0.0.1:80 # weight 5\n server s2 \"$ADDRESS\" weight 4\n";
+        let text = Parsed::new(text);
+        let servers: Vec<_> = text.servers().map(|server| (server.backend, server.name, server.weight)).collect();
+        let expected = [("s1", Some(3)), ("s2", None)].map(|(name, weight)| ("a".into(), name.into(), weight));
+        assert_eq!(servers, expected);
+        assert_eq!(text.server_line(&id("a", "s1")), Some(" server \"s1\" 10.0.0.1:80 # weight 5\n"));
+        assert_eq!(text.server_line(&id("a", "s3")), None);
+    }
+
+    #[test]
+    fn a_server_is_found_though_its_name_is_part_of_another() {
+        let text = Parsed::new("backend a\n  server s11 s1:80\n  server xs1 s1\n\n  server s1 s1:80\n");
+        assert_eq!(text.server_line(&id("a", "s1")), Some("  server s1 s1:80\n"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_edited_text_is_what_it_would_be_read_as(
+            text in proptest::collection::vec(proptest::sample::select(LINES), 0..30), ended: bool,
+            told in proptest::collection::btree_map(
+                (proptest::sample::select(&["a", "b", "c"][..]), 0..30u8), proptest::option::of(0..9u8), 0..30,
+            ),
+        ) {
+            let text = text.join("\n") + if ended { "\n" } else { "" };
+            let line = |name: u8, port| format!("server s{name} 10.0.0.1:{port}");
+            let told: BTreeMap<_, _> = told
+                .into_iter()
+                .map(|((backend, name), port)| (id(backend, &format!("s{name}")), port.map(|port| line(name, port))))
+                .collect();
+            let before = Parsed::new(text);
+            let after = before.with_lines(&told);
+            prop_assert_eq!(&after, &Parsed::new(after.text()));
+            for (id, line) in told.iter().filter(|(id, _)| matches!(before.backend(&id.backend), Some(Place::At(_)))) {
+                prop_assert_eq!(after.server_line(id).map(str::trim), line.as_deref());
+            }
+        }
+    }
+
+    const LINES: &[&str] = &[
+        "backend a",
+        "listen b",
+        "backend c",
+        "frontend f",
+        "defaults",
+        "  mode http",
+        "",
+        "# server s1",
+        ".if true",
+        ".endif",
+        "  default-server check",
+        "  server s1 10.0.0.1:80 weight 5",
+        "\tserver s2 10.0.0.2:80",
+        "  \"server\" s3 10.0.0.3:80",
+        "  server 's4' 10.0.0.4:80",
+        "  server s5 s1:80",
+        "  server s12 s1:80",
+        "  server s1 10.0.0.9:80",
+    ];
 
     #[test]
     fn lines_are_put_in_and_taken_out() {

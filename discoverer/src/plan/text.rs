@@ -4,14 +4,14 @@
 //! configuration manual, section 2.1). Nothing is copied out of the text, and server lines are only passed over:
 //! reading a configuration costs about a walk over it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::words::{Unclear, Word, first_word, short, words};
+use super::words::{Unclear, Word, first_word, quotes_name, short, words};
 
 /// A configuration's text, read into sections. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Parsed {
     text: Arc<str>,
     sections: Arc<[Section]>,
@@ -41,8 +41,17 @@ pub(super) enum Kind {
     Other,
 }
 
+/// What happens to the lines of servers of one section.
+#[derive(Debug, Default)]
+pub(super) struct Edit<'t> {
+    /// Lines that go, in their order.
+    pub(super) gone: Vec<Range<usize>>,
+    /// Lines that come.
+    pub(super) added: Vec<&'t str>,
+}
+
 /// One section of a text.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Section {
     pub(super) kind: Kind,
     /// Its first line; empty for what stands before the first section.
@@ -57,6 +66,8 @@ pub(super) struct Section {
     settings: Range<usize>,
     /// Where its last server line begins.
     pub(super) last_server: Option<usize>,
+    /// A server's name, or the keyword before it, stands in quotes or has an escape.
+    pub(super) quotes_servers: bool,
 }
 
 impl Parsed {
@@ -74,6 +85,64 @@ impl Parsed {
         reader.end(text.len());
         let Reader { sections, settings, backends, .. } = reader;
         Self { text, sections: sections.into(), settings: settings.into(), backends: Arc::new(backends) }
+    }
+
+    /// The text without these lines, and with others behind the last one of their section, by the sections' indices: as
+    /// [`Parsed::new`] reads it, at the cost of a copy. Only lines of servers may go, and only such may come.
+    pub(super) fn edited(&self, edits: &BTreeMap<usize, Edit<'_>>) -> Self {
+        let added: usize = edits.values().flat_map(|edit| &edit.added).map(|line| line.len() + 6).sum();
+        let mut text = String::with_capacity(self.text.len() + added);
+        let mut sections = Vec::with_capacity(self.sections.len());
+        let mut settings = Vec::with_capacity(self.settings.len());
+        let unchanged = Edit::default();
+        for (index, section) in self.sections.iter().enumerate() {
+            let edit = edits.get(&index).unwrap_or(&unchanged);
+            let head = text.len()..text.len() + section.head.len();
+            text.push_str(self.at(&section.head));
+            let mut copied = section.body.start;
+            for gone in &edit.gone {
+                text.push_str(&self.text[copied..gone.start]);
+                copied = gone.end;
+            }
+            text.push_str(&self.text[copied..section.body.end]);
+            let moved = |place: usize| {
+                let gone = edit.gone.iter().take_while(|gone| gone.start < place).map(ExactSizeIterator::len);
+                place - section.body.start + head.end - gone.sum::<usize>()
+            };
+            let first_setting = settings.len();
+            let of_section = &self.settings[section.settings.clone()];
+            settings.extend(of_section.iter().map(|line| moved(line.start)..moved(line.start) + line.len()));
+            let is_last_gone = section.last_server.is_some_and(|last| edit.gone.iter().any(|gone| gone.start == last));
+            let mut last_server = section.last_server.map(moved);
+            let mut quotes_servers = section.quotes_servers;
+            if is_last_gone || (quotes_servers && !edit.gone.is_empty()) {
+                let left = || lines(&text[head.end..], head.end).filter(|(_, _, word)| word == "server");
+                last_server = left().last().map(|(place, _, _)| place);
+                quotes_servers = left().any(|(_, line, _)| quotes_name(line));
+            }
+            for line in &edit.added {
+                if !text.ends_with('\n') {
+                    text.push('\n');
+                }
+                last_server = Some(text.len());
+                quotes_servers |= quotes_name(line);
+                text.extend(["    ", line.trim(), "\n"]);
+            }
+            sections.push(Section {
+                head: head.clone(),
+                body: head.end..text.len(),
+                settings: first_setting..settings.len(),
+                last_server,
+                quotes_servers,
+                ..section.clone()
+            });
+        }
+        if !self.text.ends_with('\n') {
+            // A line that had no end may have got one.
+            return Self::new(text);
+        }
+        let backends = Arc::clone(&self.backends);
+        Self { text: text.into(), sections: sections.into(), settings: settings.into(), backends }
     }
 
     /// The text it was read from.
@@ -170,6 +239,7 @@ impl Reader {
             section.unclear |= self.depth > 0 && !word.is_empty();
             if word == "server" && section.kind == Kind::Backend {
                 section.last_server = Some(range.start);
+                section.quotes_servers |= quotes_name(line);
                 return;
             }
         }
@@ -210,6 +280,7 @@ impl Reader {
             unclear: self.depth > 0,
             settings: self.settings.len()..self.settings.len(),
             last_server: None,
+            quotes_servers: false,
         };
         if kind != Kind::Other {
             match words(line) {

@@ -69,6 +69,38 @@ pub(super) fn second_word(line: &str) -> Word<'_> {
     }
 }
 
+/// Whether the first or the second word of a line has a quote or an escape.
+pub(super) fn quotes_name(line: &str) -> bool {
+    let bytes = line.as_bytes();
+    let (first_end, first_special) = skip_word(bytes, skip_space(bytes, 0));
+    first_special || skip_word(bytes, skip_space(bytes, first_end)).1
+}
+
+/// The word behind a keyword, where that stands behind the first `skipped` words of a line; of several the last.
+pub(super) fn argument<'t>(line: &'t str, keyword: &str, skipped: usize) -> Result<Option<Word<'t>>, Unclear> {
+    let bytes = line.as_bytes();
+    let (mut place, mut count, mut is_next, mut found) = (0, 0, false, None);
+    loop {
+        let start = skip_space(bytes, place);
+        let (end, special) = skip_word(bytes, start);
+        if special {
+            let words = words(line)?;
+            let at = words.iter().skip(skipped).rposition(|word| word == keyword);
+            return Ok(at.and_then(|at| words.into_iter().nth(skipped + at + 1)));
+        }
+        if start == end {
+            return Ok(found);
+        }
+        let word = &line[start..end];
+        if is_next {
+            found = Some(Cow::Borrowed(word));
+        }
+        is_next = count >= skipped && word == keyword;
+        count += 1;
+        place = end;
+    }
+}
+
 /// What a byte does to the word that it stands in: nothing, it ends the word, or it may hide such an end.
 const PLAIN: u8 = 0;
 const END: u8 = 1;
@@ -213,6 +245,18 @@ mod tests {
                 assert_eq!(second_word(line), *expected.get(1).unwrap_or(&""), "{line:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_keywords_argument_is_found_behind_the_words_before_it() {
+        let weight = |line| argument(line, "weight", 3).map(|found| found.map(Cow::into_owned));
+        let found = |text: &str| Ok(Some(text.to_owned()));
+        assert_eq!(weight("server weight 10.0.0.1:80 weight 5 check # weight 7\n"), found("5"));
+        assert_eq!(weight("server a b weight 5 check weight 7"), found("7"));
+        assert_eq!(weight("server 'a' b \"weight\" \\x35"), found("5"));
+        assert_eq!(weight("server a b check weight"), Ok(None));
+        assert_eq!(weight("server weight weight"), Ok(None));
+        assert_eq!(weight("server a \"$B\" weight 5"), Err(Unclear::Environment));
     }
 
     #[test]

@@ -1,0 +1,188 @@
+//! What HAProxy says of its servers, beside what a text says of them. Pure.
+
+use std::borrow::Cow;
+
+use ahash::AHashMap;
+
+use crate::haproxy::{Command, ServerState, parse_servers, with_wanted_states};
+use crate::plan::{Parsed, ServerId, ServerWeight};
+
+/// The weight of each server of a text whose weight can be told, by backend and name.
+struct Weights<'t>(AHashMap<Cow<'t, str>, AHashMap<Cow<'t, str>, u16>>);
+
+impl<'t> Weights<'t> {
+    fn of(text: &'t Parsed) -> Self {
+        let mut weights: AHashMap<_, AHashMap<_, _>> = AHashMap::new();
+        for ServerWeight { backend, name, weight } in text.servers() {
+            if let Some(weight) = weight {
+                weights.entry(backend).or_default().insert(name, weight);
+            }
+        }
+        Self(weights)
+    }
+
+    fn get(&self, backend: &str, server: &str) -> Option<u16> {
+        self.0.get(backend)?.get(server).copied()
+    }
+}
+
+/// What of a state is to be handed to a worker that reads this text; see [`with_wanted_states`].
+pub(crate) fn state_to_keep(state: &str, text: &Parsed) -> String {
+    let weights = Weights::of(text);
+    with_wanted_states(state, |backend, server| weights.get(backend, server))
+}
+
+/// What sets the servers of a worker right that has read this text.
+pub(crate) fn repairs(state: &str, text: &Parsed) -> Vec<Command> {
+    let wanted = Weights::of(text);
+    let mut commands = Vec::new();
+    for server in parse_servers(state) {
+        let Some(weight) = wanted.get(server.backend, server.server) else { continue };
+        let name = format!("{}/{}", server.backend, server.server);
+        if !server.admin.is_ready() {
+            commands.push(Command::ready(&name));
+        }
+        if server.weight != weight {
+            commands.push(Command::weight(&name, weight));
+        }
+    }
+    commands
+}
+
+/// The first thing in which HAProxy's servers are not those of the text; those that leave may still be there.
+pub(crate) fn difference(state: &str, text: &Parsed, is_leaving: impl Fn(&ServerId) -> bool) -> Option<String> {
+    let is_same = |told: &ServerState<'_>, wanted: &ServerWeight<'_>| {
+        told.server == wanted.name && told.backend == wanted.backend
+    };
+    let mut told = parse_servers(state).peekable();
+    let mut wanted = text.servers().peekable();
+    // Mostly both are in one order. What is not is set aside until all have been seen, so that few need to be searched for.
+    let (mut only_told, mut only_wanted) = (Vec::new(), Vec::new());
+    loop {
+        match (told.next(), wanted.next()) {
+            (None, None) => break,
+            (Some(told), None) => only_told.push(told),
+            (None, Some(wanted)) => only_wanted.push(wanted),
+            (Some(server), Some(other)) if is_same(&server, &other) => {
+                if let Some(difference) = difference_of(&server, &other) {
+                    return Some(difference);
+                }
+            }
+            (Some(server), Some(other)) => {
+                if let Some(next) = wanted.next_if(|next| is_same(&server, next)) {
+                    only_wanted.push(other);
+                    if let Some(difference) = difference_of(&server, &next) {
+                        return Some(difference);
+                    }
+                } else if let Some(next) = told.next_if(|next| is_same(next, &other)) {
+                    only_told.push(server);
+                    if let Some(difference) = difference_of(&next, &other) {
+                        return Some(difference);
+                    }
+                } else {
+                    only_told.push(server);
+                    only_wanted.push(other);
+                }
+            }
+        }
+    }
+    let mut missing: AHashMap<(&str, &str), &ServerWeight<'_>> =
+        only_wanted.iter().map(|wanted| ((&*wanted.backend, &*wanted.name), wanted)).collect();
+    for server in &only_told {
+        match missing.remove(&(server.backend, server.server)) {
+            Some(wanted) => {
+                if let Some(difference) = difference_of(server, wanted) {
+                    return Some(difference);
+                }
+            }
+            None => {
+                let id = ServerId { backend: server.backend.to_owned(), server: server.server.to_owned() };
+                if !is_leaving(&id) {
+                    return Some(format!("server {id} should not be there"));
+                }
+            }
+        }
+    }
+    missing.into_keys().min().map(|(backend, server)| format!("server {backend}/{server} is missing"))
+}
+
+/// In what one server is not as the text says.
+fn difference_of(told: &ServerState<'_>, wanted: &ServerWeight<'_>) -> Option<String> {
+    let weight = wanted.weight.filter(|&weight| weight != told.weight)?;
+    Some(format!("server {}/{} has weight {} instead of {weight}", told.backend, told.server, told.weight))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn state(servers: &[(&str, u16)]) -> String {
+        let line = |(name, weight): &(&str, u16)| format!("3 b 1 {name} 127.0.0.1 2 0 {weight} 1 1 6 3 4\n");
+        format!("1\n# be_id be_name\n{}\n", servers.iter().map(line).collect::<String>())
+    }
+
+    fn text(servers: &[(&str, u16)]) -> Parsed {
+        let line = |(name, weight): &(&str, u16)| format!("  server {name} 127.0.0.1:80 weight {weight}\n");
+        Parsed::new(format!("backend b\n{}", servers.iter().map(line).collect::<String>()))
+    }
+
+    fn found(told: &[(&str, u16)], wanted: &[(&str, u16)]) -> String {
+        difference(&state(told), &text(wanted), |id| id.server.starts_with("leaving")).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_first_difference_is_named() {
+        assert_eq!(found(&[("a", 1), ("b", 2)], &[("a", 1), ("b", 2)]), "");
+        assert_eq!(found(&[("a", 1), ("b", 2)], &[("a", 1), ("b", 3)]), "server b/b has weight 2 instead of 3");
+        assert_eq!(found(&[("b", 2), ("a", 1)], &[("a", 9), ("b", 2)]), "server b/a has weight 1 instead of 9");
+        assert_eq!(found(&[("a", 1)], &[("a", 1), ("b", 2)]), "server b/b is missing");
+        assert_eq!(found(&[("b", 2), ("a", 1)], &[("a", 1)]), "server b/b should not be there");
+        assert_eq!(found(&[("leaving", 2), ("a", 1)], &[("a", 1)]), "");
+    }
+
+    #[test]
+    fn a_weight_that_the_text_does_not_tell_is_no_difference() {
+        let quoted = Parsed::new("backend 'b'\n  server a 127.0.0.1:80 weight \"$W\"\n  server c \"$C\"\n");
+        assert_eq!(difference(&state(&[("a", 5), ("c", 1)]), &quoted, |_| false), None);
+        let by_default = Parsed::new("backend b\n  default-server weight 7\n  server a 127.0.0.1:80\n");
+        assert_eq!(difference(&state(&[("a", 7)]), &by_default, |_| false), None);
+        let found = difference(&state(&[("a", 1)]), &by_default, |_| false);
+        assert_eq!(found.as_deref(), Some("server b/a has weight 1 instead of 7"));
+    }
+
+    #[test]
+    fn a_worker_is_set_right() {
+        let state =
+            "1\n# be_id\n3 b 1 a 127.0.0.1 2 1 0 1 1 6\n3 b 1 c 127.0.0.1 2 0 3 1 1 6\n3 x 1 a 127.0.0.1 2 1 3 1 1 6\n";
+        let commands = repairs(state, &text(&[("a", 1), ("c", 3)]));
+        let texts: Vec<_> = commands.iter().map(Command::text).collect();
+        assert_eq!(texts, ["set server b/a state ready", "set server b/a weight 1"]);
+        assert_eq!(state_to_keep(state, &text(&[("c", 4)])), "1\n# be_id\n3 b 1 c 127.0.0.1 2 0 4 4 1 6\n");
+    }
+
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "leaving"];
+
+    fn servers() -> impl Strategy<Value = Vec<(&'static str, u16)>> {
+        let names = proptest::sample::subsequence(NAMES.to_vec(), 0..=NAMES.len()).prop_shuffle();
+        names.prop_flat_map(|names| {
+            let count = names.len();
+            (Just(names), proptest::collection::vec(0..2u16, count))
+                .prop_map(|(names, weights)| names.into_iter().zip(weights).collect())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_servers_is_no_difference(told in servers(), wanted in servers()) {
+            let sorted = |servers: &[(&'static str, u16)]| {
+                let mut servers = servers.to_vec();
+                servers.sort_unstable();
+                servers
+            };
+            let stays = |server: &(&str, u16)| wanted.iter().any(|(name, _)| *name == server.0) || server.0 != "leaving";
+            let without_leaving: Vec<_> = told.iter().copied().filter(stays).collect();
+            prop_assert_eq!(found(&told, &wanted).is_empty(), sorted(&without_leaving) == sorted(&wanted));
+        }
+    }
+}
