@@ -4,7 +4,7 @@
 //! the file follows right behind (`settle`): validated, written whole, and compared with what HAProxy says. Whatever
 //! fails, HAProxy goes on with the last good file, and the failure is named.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::pending;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -250,14 +250,13 @@ impl Applier {
             changes.insert(id, change);
         }
         let changes: Vec<Change> = changes.into_values().collect();
-        let commands: Vec<Command> = changes.iter().flat_map(commands).collect();
-        if let Err(error) = runtime.run(&commands).await {
-            self.distrust(&error);
-            return false;
-        }
-        for change in changes {
-            if let Change::Remove { id } = change {
-                self.leave(id);
+        let mut script: Vec<Command> = changes.iter().flat_map(commands).collect();
+        script.extend(deletions(&changes));
+        match runtime.run(&script).await {
+            Ok(replies) => self.leave(&changes, &not_deleted(&script, &replies)),
+            Err(error) => {
+                self.distrust(&error);
+                return false;
             }
         }
         self.ahead.extend(told);
@@ -276,7 +275,7 @@ impl Applier {
                     self.now_runs(text);
                     return Ok(Applied::Nothing);
                 }
-                Way::Runtime(changes) => match self.change(changes).await {
+                Way::Runtime(changes) => match self.change(&changes).await {
                     Ok(()) => {
                         self.now_runs(text);
                         self.say_applied(wanted, "over the runtime API");
@@ -299,7 +298,7 @@ impl Applier {
                 self.now_runs(text);
                 Applied::Nothing
             }
-            Way::Runtime(changes) => match self.change(changes).await {
+            Way::Runtime(changes) => match self.change(&changes).await {
                 Ok(()) => {
                     self.config.output.discard();
                     self.now_runs(text);
@@ -379,13 +378,13 @@ impl Applier {
     }
 
     /// The way from what HAProxy runs to a text, and that text, read.
-    fn way_to(&mut self, text: String) -> (Way, Parsed) {
+    fn way_to(&mut self, text: impl AsRef<str> + Into<Arc<str>>) -> (Way, Parsed) {
         let told = std::mem::take(&mut self.ahead);
         if !told.is_empty() {
             self.running = self.running.take().map(|running| running.with_lines(&told));
         }
         // Where it is the text that is known already, it need not be read again.
-        let known = self.running.clone().filter(|running| running.text() == text);
+        let known = self.running.clone().filter(|running| running.text() == text.as_ref());
         let wanted = known.unwrap_or_else(|| Parsed::new(text));
         (self.way_between(&told, &wanted), wanted)
     }
@@ -418,10 +417,10 @@ impl Applier {
     }
 
     /// Carries out changes over the runtime API.
-    async fn change(&mut self, changes: Vec<Change>) -> Result<(), RuntimeError> {
+    async fn change(&mut self, changes: &[Change]) -> Result<(), RuntimeError> {
         let Some(runtime) = self.config.runtime.clone() else { return Ok(()) };
         let mut script = Vec::new();
-        for change in &changes {
+        for change in changes {
             let Change::Add { id, arguments, .. } = change else {
                 script.extend(commands(change));
                 continue;
@@ -440,30 +439,34 @@ impl Applier {
                 script.extend(commands(change));
             }
         }
-        runtime.run(&script).await?;
-        for change in changes {
-            if let Change::Remove { id } = change {
-                self.leave(id);
-            }
-        }
+        script.extend(deletions(changes));
+        let replies = runtime.run(&script).await?;
+        self.leave(changes, &not_deleted(&script, &replies));
         self.changes += 1;
         Ok(())
     }
 
-    /// A server is in maintenance now, and goes when its last connection has gone.
-    fn leave(&mut self, id: ServerId) {
+    /// Remembers the removed servers that HAProxy did not delete yet: each is in maintenance, and goes when its last
+    /// connection has gone.
+    fn leave(&mut self, changes: &[Change], not_deleted: &BTreeSet<&str>) {
         let now = Instant::now();
-        let added_with = match self.running.as_ref().map(|running| self.words_of(running, &id)) {
-            Some(Some(Change::Add { arguments, .. })) => Some(arguments),
-            _ => None,
-        };
-        let leaving = Leaving {
-            arguments: added_with,
-            deadline: now + self.config.drain_timeout,
-            next: now,
-            pause: FIRST_REMOVAL_PAUSE,
-        };
-        self.leaving.insert(id, leaving);
+        for change in changes {
+            let Change::Remove { id } = change else { continue };
+            if !not_deleted.contains(id.to_string().as_str()) {
+                continue;
+            }
+            let added_with = match self.running.as_ref().map(|running| self.words_of(running, id)) {
+                Some(Some(Change::Add { arguments, .. })) => Some(arguments),
+                _ => None,
+            };
+            let leaving = Leaving {
+                arguments: added_with,
+                deadline: now + self.config.drain_timeout,
+                next: now + FIRST_REMOVAL_PAUSE,
+                pause: FIRST_REMOVAL_PAUSE * 2,
+            };
+            self.leaving.insert(id.clone(), leaving);
+        }
     }
 
     /// What would add a server of a text to HAProxy.
@@ -528,7 +531,7 @@ impl Applier {
                 self.running = None;
             }
             if let Some(before) = before {
-                self.config.output.prepare(&before).await?;
+                self.config.output.prepare(Arc::clone(&before)).await?;
                 self.config.output.promote().await?;
                 self.filed = Some(before);
             }
@@ -581,7 +584,7 @@ impl Applier {
             Err(_) if file.read().is_none() => "1\n".to_owned(),
             Err(_) => return,
         };
-        let kept = match file.prepare(&state).await {
+        let kept = match file.prepare(state).await {
             Ok(_) => file.promote().await,
             Err(error) => Err(error),
         };
@@ -650,11 +653,9 @@ impl Applier {
                 Vec::new()
             }
         };
-        let is_delete = |command: &Command| command.text().starts_with("del ");
-        let mut deletions = commands.iter().zip(&replies).filter(|(command, _)| is_delete(command));
+        let not_deleted = not_deleted(&commands, &replies);
         for id in due {
-            let is_gone = deletions.next().is_some_and(|(_, reply)| is_deleted(reply));
-            if is_gone {
+            if !not_deleted.contains(id.to_string().as_str()) {
                 self.leaving.remove(&id);
             } else if let Some(leaving) = self.leaving.get_mut(&id) {
                 leaving.next = Instant::now() + leaving.pause;
@@ -787,6 +788,20 @@ fn commands(change: &Change) -> Vec<Command> {
         Change::Weight { weight, .. } => vec![Command::weight(&name, *weight)],
         Change::Address { address, port, .. } => vec![Command::address(&name, address, *port)],
     }
+}
+
+/// What deletes the servers that are removed: behind all other commands, so that the last one gets no more traffic either while
+/// the first one is deleted.
+fn deletions(changes: &[Change]) -> impl Iterator<Item = Command> {
+    let removed = changes.iter().filter(|change| matches!(change, Change::Remove { .. }));
+    removed.map(|change| Command::delete(&change.id().to_string()))
+}
+
+/// The servers that were to be deleted and are still there, or may be, where a reply is missing.
+fn not_deleted<'c>(script: &'c [Command], replies: &[String]) -> BTreeSet<&'c str> {
+    let is_there = |at: usize| replies.get(at).is_none_or(|reply| !is_deleted(reply));
+    let asked = script.iter().enumerate().filter_map(|(at, command)| Some((at, command.server_to_delete()?)));
+    asked.filter(|&(at, _)| is_there(at)).map(|(_, server)| server).collect()
 }
 
 /// How long an old worker may live, and how many may live, by a text's `hard-stop-after` and `mworker-max-reloads`.

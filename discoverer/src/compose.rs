@@ -166,7 +166,7 @@ impl Composer {
     }
 
     /// Finds a text that HAProxy takes, and leaves it prepared beside the file.
-    pub async fn checked_text(&mut self, wanted: &Wanted) -> Result<(String, Reading), ComposeError> {
+    pub async fn checked_text(&mut self, wanted: &Wanted) -> Result<(Arc<str>, Reading), ComposeError> {
         self.forget_changed(wanted);
         let mut templates = Rc::clone(self.usable(wanted));
         if let Some(good) = self.good.clone().filter(|good| !Rc::ptr_eq(good, &templates)) {
@@ -234,9 +234,9 @@ impl Composer {
     }
 
     /// Renders, prepares the file and lets HAProxy check it.
-    async fn try_text(&self, services: &Services, templates: &Reading) -> Result<String, ComposeError> {
+    async fn try_text(&self, services: &Services, templates: &Reading) -> Result<Arc<str>, ComposeError> {
         let templates = templates.as_ref().as_ref().map_err(|error| ComposeError::Template(error.clone()))?;
-        let text = templates.render(services, &self.surroundings).map_err(ComposeError::Template)?;
+        let text = templates.render(services, &self.surroundings).map_err(ComposeError::Template)?.into();
         check(self.program.as_ref(), &self.output, &text).await?;
         Ok(text)
     }
@@ -257,8 +257,8 @@ impl Composer {
 }
 
 /// Prepares a text beside the file and lets HAProxy check it.
-pub async fn check(program: Option<&Program>, output: &Output, text: &str) -> Result<(), ComposeError> {
-    let candidate = output.prepare(text).await?;
+pub async fn check(program: Option<&Program>, output: &Output, text: &Arc<str>) -> Result<(), ComposeError> {
+    let candidate = output.prepare(Arc::clone(text)).await?;
     let Some(program) = program else { return Ok(()) };
     match program.check(candidate).await {
         Ok(()) => Ok(()),

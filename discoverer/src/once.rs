@@ -40,7 +40,7 @@ pub(crate) async fn check(flags: &Flags) -> anyhow::Result<ExitCode> {
     let file = Output::new(directory.path().join("haproxy.cfg"));
     for (name, services) in cases {
         let text = templates.render(&services, &surroundings).with_context(|| format!("with {name}"))?;
-        program.check(file.prepare(&text).await?).await.with_context(|| format!("with {name}"))?;
+        program.check(file.prepare(text).await?).await.with_context(|| format!("with {name}"))?;
         println!("{}: good with {name}", flags.template.display());
     }
     Ok(ExitCode::SUCCESS)
@@ -53,7 +53,7 @@ pub(crate) async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
     let (mut composer, wanted) = prepare(flags, Output::new(directory.path().join("haproxy.cfg"))).await?;
     let (text, _) = composer.checked_text(&wanted).await?;
     let mut changes = 0;
-    for change in TextDiff::from_lines(&now, &text).iter_all_changes() {
+    for change in TextDiff::from_lines(&*now, &*text).iter_all_changes() {
         let sign = match change.tag() {
             ChangeTag::Equal => continue,
             ChangeTag::Delete => '-',

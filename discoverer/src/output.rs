@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::libc::O_NOFOLLOW;
 
@@ -45,8 +46,8 @@ impl Output {
     }
 
     /// Writes a text beside the file and gives where.
-    pub async fn prepare(&self, text: &str) -> Result<&Path, OutputError> {
-        let (output, text) = (self.clone(), text.to_owned());
+    pub async fn prepare(&self, text: impl Into<Arc<str>>) -> Result<&Path, OutputError> {
+        let (output, text) = (self.clone(), text.into());
         let written = off_the_loop(move || output.write_candidate(&text)).await;
         written.map_err(|error| {
             self.discard();

@@ -19,6 +19,19 @@ const READ_ANYWAY: Duration = Duration::from_secs(5);
 
 /// Reads and parses the template and its partials: all `*.tera` files of its directory.
 pub fn load(main: &Path) -> Result<Templates, TemplateError> {
+    let Sources { main, texts } = sources(main)?;
+    Templates::parse(&main, texts)
+}
+
+/// The texts of a template and its partials, by their names.
+#[derive(Debug, Clone, PartialEq)]
+struct Sources {
+    /// The template's name.
+    main: String,
+    texts: BTreeMap<String, String>,
+}
+
+fn sources(main: &Path) -> Result<Sources, TemplateError> {
     let unreadable = |path: &Path, error: &std::io::Error| {
         TemplateError::new(format!("template {} cannot be read: {error}; see --template", path.display()))
     };
@@ -26,19 +39,19 @@ pub fn load(main: &Path) -> Result<Templates, TemplateError> {
         .file_name()
         .and_then(OsStr::to_str)
         .ok_or_else(|| TemplateError::new(format!("template {} is no file name; see --template", main.display())))?;
-    let mut sources = BTreeMap::new();
-    sources.insert(name.to_owned(), read(main).map_err(|error| unreadable(main, &error))?);
+    let mut texts = BTreeMap::new();
+    texts.insert(name.to_owned(), read(main).map_err(|error| unreadable(main, &error))?);
     let directory = directory(main);
     let files = std::fs::read_dir(&directory).map_err(|error| unreadable(&directory, &error))?;
     for file in files.filter_map(Result::ok) {
         let path = file.path();
         let Some(name) = path.file_name().and_then(OsStr::to_str).map(str::to_owned) else { continue };
         let is_partial = path.extension() == Some(OsStr::new("tera")) && !name.starts_with('.');
-        if is_partial && !sources.contains_key(&name) {
-            sources.insert(name, read(&path).map_err(|error| unreadable(&path, &error))?);
+        if is_partial && !texts.contains_key(&name) {
+            texts.insert(name, read(&path).map_err(|error| unreadable(&path, &error))?);
         }
     }
-    Templates::parse(name, sources)
+    Ok(Sources { main: name.to_owned(), texts })
 }
 
 fn directory(main: &Path) -> PathBuf {
@@ -61,18 +74,15 @@ fn read(path: &Path) -> std::io::Result<String> {
 pub async fn follow(main: PathBuf, loaded: mpsc::Sender<Result<Templates, TemplateError>>) {
     let (hint, mut hints) = mpsc::channel(1);
     let mut watcher = watcher(&main, &hint);
-    let mut last: Option<Result<BTreeMap<String, String>, TemplateError>> = None;
+    let mut last = None;
     loop {
-        let now = load(&main);
-        let seen = match &now {
-            Ok(templates) => Ok(templates.sources().clone()),
-            Err(error) => Err(error.clone()),
-        };
-        if last.as_ref() != Some(&seen) {
-            if loaded.send(now).await.is_err() {
+        let now = sources(&main);
+        if last.as_ref() != Some(&now) {
+            let templates = now.clone().and_then(|Sources { main, texts }| Templates::parse(&main, texts));
+            if loaded.send(templates).await.is_err() {
                 return;
             }
-            last = Some(seen);
+            last = Some(now);
         }
         tokio::select! {
             _ = hints.recv() => {

@@ -119,6 +119,11 @@ impl Command {
         Self::new(format!("del server {server}"), Good::Any)
     }
 
+    /// The server that [`Command::delete`] is for; none of any other command.
+    pub fn server_to_delete(&self) -> Option<&str> {
+        self.text.strip_prefix("del server ")
+    }
+
     /// The text that is sent.
     pub fn text(&self) -> &str {
         &self.text

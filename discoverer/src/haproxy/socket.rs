@@ -9,6 +9,9 @@ use tokio::net::UnixStream;
 /// The largest reply that is read, in bytes: the state of 100,000 servers takes some 15 MB.
 const REPLY_LIMIT: u64 = 64 * 1024 * 1024;
 
+/// How much is read at once, in bytes: most replies in one go.
+const FIRST_READ: usize = 64 * 1024;
+
 /// Why a socket gave no reply.
 #[derive(Debug, thiserror::Error)]
 #[error("HAProxy's socket {path}: {error}")]
@@ -32,7 +35,7 @@ pub async fn ask(path: &Path, command: &str, limit: Duration) -> Result<String, 
         let mut stream = UnixStream::connect(path).await?;
         stream.write_all(format!("{command}\n").as_bytes()).await?;
         stream.shutdown().await?;
-        let mut reply = Vec::new();
+        let mut reply = Vec::with_capacity(FIRST_READ);
         stream.take(REPLY_LIMIT).read_to_end(&mut reply).await?;
         Ok(String::from_utf8(reply).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     };

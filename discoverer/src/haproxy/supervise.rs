@@ -410,9 +410,10 @@ async fn pass_on(stderr: ChildStderr, lines: mpsc::Sender<String>) {
     }
 }
 
-/// What HAProxy warns of at every good reload.
+/// What HAProxy warns of at every good reload, and at every removal of a server.
 fn is_daily(line: &str) -> bool {
-    line.contains(" stopped (cumulated conns:") || line.contains("exited with code 0 (Exit)")
+    let daily = [" stopped (cumulated conns:", "exited with code 0 (Exit)", " is going DOWN for maintenance"];
+    daily.iter().any(|words| line.contains(words))
 }
 
 /// The kernel ends HAProxy's master when we die, however that happens: an orphan would go on sharing the port with

@@ -87,8 +87,8 @@ impl Parsed {
         Self { text, sections: sections.into(), settings: settings.into(), backends: Arc::new(backends) }
     }
 
-    /// The text without these lines, and with others behind the last one of their section, by the sections' indices: as
-    /// [`Parsed::new`] reads it, at the cost of a copy. Only lines of servers may go, and only such may come.
+    /// The text without these lines, and with others behind the last server of their section, or at its end, by the sections'
+    /// indices: as [`Parsed::new`] reads it, at the cost of a copy. Only lines of servers may go, and only such may come.
     pub(super) fn edited(&self, edits: &BTreeMap<usize, Edit<'_>>) -> Self {
         let added: usize = edits.values().flat_map(|edit| &edit.added).map(|line| line.len() + 6).sum();
         let mut text = String::with_capacity(self.text.len() + added);
@@ -99,34 +99,43 @@ impl Parsed {
             let edit = edits.get(&index).unwrap_or(&unchanged);
             let head = text.len()..text.len() + section.head.len();
             text.push_str(self.at(&section.head));
-            let mut copied = section.body.start;
-            for gone in &edit.gone {
-                text.push_str(&self.text[copied..gone.start]);
-                copied = gone.end;
-            }
-            text.push_str(&self.text[copied..section.body.end]);
-            let moved = |place: usize| {
-                let gone = edit.gone.iter().take_while(|gone| gone.start < place).map(ExactSizeIterator::len);
-                place - section.body.start + head.end - gone.sum::<usize>()
+            let is_gone = |place: usize| edit.gone.iter().any(|gone| gone.start == place);
+            let last = section.last_server.filter(|&last| !is_gone(last));
+            let insert_at = last.map_or(section.body.end, |last| self.line_end(last));
+            let copy = |text: &mut String, from: usize, to: usize| {
+                let mut copied = from;
+                for gone in edit.gone.iter().filter(|gone| (from..to).contains(&gone.start)) {
+                    text.push_str(&self.text[copied..gone.start]);
+                    copied = gone.end;
+                }
+                text.push_str(&self.text[copied..to]);
             };
-            let first_setting = settings.len();
-            let of_section = &self.settings[section.settings.clone()];
-            settings.extend(of_section.iter().map(|line| moved(line.start)..moved(line.start) + line.len()));
-            let is_last_gone = section.last_server.is_some_and(|last| edit.gone.iter().any(|gone| gone.start == last));
-            let mut last_server = section.last_server.map(moved);
-            let mut quotes_servers = section.quotes_servers;
-            if is_last_gone || (quotes_servers && !edit.gone.is_empty()) {
-                let left = || lines(&text[head.end..], head.end).filter(|(_, _, word)| word == "server");
-                last_server = left().last().map(|(place, _, _)| place);
-                quotes_servers = left().any(|(_, line, _)| quotes_name(line));
-            }
+            copy(&mut text, section.body.start, insert_at);
+            let mut last_server = last.map(|last| text.len() - (insert_at - last));
+            let inserted_at = text.len();
             for line in &edit.added {
                 if !text.ends_with('\n') {
                     text.push('\n');
                 }
                 last_server = Some(text.len());
-                quotes_servers |= quotes_name(line);
                 text.extend(["    ", line.trim(), "\n"]);
+            }
+            let inserted = text.len() - inserted_at;
+            copy(&mut text, insert_at, section.body.end);
+            let moved = |place: usize| {
+                let gone: usize =
+                    edit.gone.iter().take_while(|gone| gone.start < place).map(ExactSizeIterator::len).sum();
+                let inserted = if place < insert_at { 0 } else { inserted };
+                place - section.body.start + head.end - gone + inserted
+            };
+            let first_setting = settings.len();
+            let of_section = &self.settings[section.settings.clone()];
+            settings.extend(of_section.iter().map(|line| moved(line.start)..moved(line.start) + line.len()));
+            let mut quotes_servers = section.quotes_servers || edit.added.iter().any(|line| quotes_name(line));
+            if !edit.gone.is_empty() && (last_server.is_none() || quotes_servers) {
+                let left = || lines(&text[head.end..], head.end).filter(|(_, _, word)| word == "server");
+                last_server = left().last().map(|(place, _, _)| place);
+                quotes_servers = left().any(|(_, line, _)| quotes_name(line));
             }
             sections.push(Section {
                 head: head.clone(),
@@ -143,6 +152,11 @@ impl Parsed {
         }
         let backends = Arc::clone(&self.backends);
         Self { text: text.into(), sections: sections.into(), settings: settings.into(), backends }
+    }
+
+    /// Where the line that holds a place ends, its line feed included.
+    fn line_end(&self, place: usize) -> usize {
+        self.text[place..].find('\n').map_or(self.text.len(), |end| place + end + 1)
     }
 
     /// The text it was read from.
