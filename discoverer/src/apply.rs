@@ -24,6 +24,9 @@ use crate::readback;
 /// The file is written at once after a change, and then at most this often while changes pour in: each time costs
 /// `haproxy -c`, up to 0.6 s for 10,000 servers.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// HAProxy's own list of its servers is compared at once after a change, and then at most this often while changes pour in:
+/// every command's reply has been read already.
+const COMPARE_EVERY: Duration = Duration::from_secs(5);
 /// The pause before the file is written while steps wait for their text.
 const AFTER_STEPS: Duration = Duration::from_millis(100);
 /// How often HAProxy is asked whether it is still the worker that we know.
@@ -134,7 +137,7 @@ pub struct Settled {
     changes: u64,
     /// The text.
     text: Arc<str>,
-    /// What HAProxy said of its servers then.
+    /// What HAProxy said of its servers then, where it was asked and answered.
     state: Option<String>,
 }
 
@@ -185,6 +188,7 @@ pub struct Applier {
     reloads: VecDeque<Instant>,
     again_at: Option<Instant>,
     last_settled: Option<Instant>,
+    last_compared: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -216,6 +220,7 @@ impl Applier {
             reloads: VecDeque::new(),
             again_at: None,
             last_settled: None,
+            last_compared: None,
         }
     }
 
@@ -477,9 +482,10 @@ impl Applier {
     /// What HAProxy was told is what this text says.
     fn now_runs(&mut self, text: Parsed) {
         self.ahead.clear();
-        if self.filed.as_deref() != Some(text.text()) && self.settle_at.is_none() {
+        if self.filed.as_deref() != Some(text.text()) {
             let now = Instant::now();
-            self.settle_at = Some(self.last_settled.map_or(now, |last| now.max(last + SETTLE_EVERY)));
+            let at = self.last_settled.map_or(now, |last| now.max(last + SETTLE_EVERY));
+            self.settle_at = Some(self.settle_at.map_or(at, |planned| planned.min(at)));
         }
         self.running = Some(text);
     }
@@ -676,9 +682,17 @@ impl Applier {
         let (program, output, runtime) =
             (self.config.program.clone(), self.config.output.clone(), self.config.runtime.clone());
         let (text, changes) = (running.shared_text(), self.changes);
+        let is_filed = self.filed.as_deref() == Some(&*text);
+        let now = Instant::now();
+        let runtime = runtime.filter(|_| self.last_compared.is_none_or(|last| last + COMPARE_EVERY <= now));
+        if runtime.is_some() {
+            self.last_compared = Some(now);
+        }
         self.settling = Some(tokio::task::spawn_local(async move {
-            check(program.as_ref(), &output, &text).await?;
-            output.promote().await?;
+            if !is_filed {
+                check(program.as_ref(), &output, &text).await?;
+                output.promote().await?;
+            }
             let state = match runtime {
                 Some(runtime) => runtime.servers_state(None).await.ok(),
                 None => None,
@@ -721,7 +735,11 @@ impl Applier {
             return false;
         }
         // What was read while nothing changed must be what is wanted.
-        let (Some(state), Some(running)) = (settled.state, &self.running) else { return false };
+        let Some(state) = settled.state else {
+            self.settle_at = self.config.runtime.as_ref().and(self.last_compared).map(|last| last + COMPARE_EVERY);
+            return false;
+        };
+        let Some(running) = &self.running else { return false };
         match readback::difference(&state, running, |id| self.leaving.contains_key(id)) {
             None => false,
             Some(difference) => {
