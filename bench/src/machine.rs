@@ -1,6 +1,9 @@
-//! What the figures were measured on.
+//! What the figures were measured on, and what a process takes of it.
 
 use std::fs;
+
+use anyhow::Context as _;
+use nix::unistd::Pid;
 
 use crate::world::Tools;
 
@@ -23,4 +26,21 @@ pub(crate) async fn describe(tools: &Tools) -> String {
 pub(crate) fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// User and system time of a process itself, without its children, in milliseconds (proc(5), fields 14 and 15 of `stat`,
+/// in ticks of 10 ms).
+pub(crate) fn cpu_ms(pid: Pid) -> anyhow::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("/proc/PID/stat")?;
+    let ticks: Vec<u64> = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    Ok(ticks.iter().sum::<u64>() * 10)
+}
+
+/// A size of its memory in MiB: `VmRSS` or `VmHWM`.
+pub(crate) fn memory_mb(pid: Pid, name: &str) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(name)).context("/proc/PID/status")?;
+    let kib: f64 = line.split_whitespace().nth(1).context("/proc/PID/status")?.parse()?;
+    Ok(kib / 1024.0)
 }

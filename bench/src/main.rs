@@ -1,5 +1,5 @@
 //! The benchmark: how long a change takes, what it costs, and whether a request fails for it. Everything is real (etcd,
-//! HAProxy, the release build of the discoverer) and on loopback; every child ends with this process.
+//! HAProxy, Docker, the release builds of the programs) and on this machine; every child ends with this process.
 //!
 //! It judges nothing: it prints what it measured, as rows of a table.
 
@@ -9,6 +9,7 @@ mod cost;
 mod floor;
 mod machine;
 mod propagation;
+mod registrar;
 mod rolling;
 mod servers;
 mod stats;
@@ -16,7 +17,7 @@ mod traffic;
 mod wire;
 mod world;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::stats::Row;
 
-/// Measures the discoverer with the real etcd and HAProxy.
+/// Measures the discoverer and the registrar with the real etcd, HAProxy and Docker.
 #[derive(Debug, Parser)]
 struct Flags {
     /// Fewer rounds: a first look in a few minutes
@@ -37,12 +38,21 @@ struct Flags {
     /// Only this one; may be given more than once
     #[arg(long, value_enum)]
     only: Vec<Name>,
-    /// Only these numbers of servers, where a measurement knows several
+    /// Only these numbers of servers or containers, where a measurement knows several
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<usize>,
     /// A discoverer that is built already; without it the release build is made first
     #[arg(long, value_name = "PATH")]
     discoverer: Option<PathBuf>,
+    /// A registrar that is built already; without it the release build is made first
+    #[arg(long, value_name = "PATH")]
+    registrar: Option<PathBuf>,
+}
+
+impl Flags {
+    fn measures(&self, name: Name) -> bool {
+        self.only.is_empty() || self.only.contains(&name)
+    }
 }
 
 /// What is measured.
@@ -60,7 +70,13 @@ enum Name {
     Burst,
     /// Memory, and CPU time for each change.
     Cost,
+    /// The agent: from Docker's events to etcd, memory, CPU time.
+    Registrar,
 }
+
+/// All of it, in the order in which it is measured.
+const ALL: [Name; 7] =
+    [Name::Registrar, Name::Cost, Name::Propagation, Name::Churn, Name::Reloads, Name::Rolling, Name::Burst];
 
 /// How much is measured.
 #[derive(Debug, Clone)]
@@ -71,6 +87,7 @@ struct Amount {
     replacements: usize,
     burst_runs: usize,
     cost_changes: u32,
+    container_lives: usize,
     sizes: Vec<usize>,
 }
 
@@ -78,9 +95,16 @@ impl Amount {
     fn of(flags: &Flags) -> Self {
         let sizes = flags.sizes.clone();
         match (flags.quick, flags.full) {
-            (true, _) => {
-                Self { rounds: 20, churn_runs: 1, reloads: 10, replacements: 4, burst_runs: 1, cost_changes: 30, sizes }
-            }
+            (true, _) => Self {
+                rounds: 20,
+                churn_runs: 1,
+                reloads: 10,
+                replacements: 4,
+                burst_runs: 1,
+                cost_changes: 30,
+                container_lives: 10,
+                sizes,
+            },
             (_, true) => Self {
                 rounds: 200,
                 churn_runs: 20,
@@ -88,6 +112,7 @@ impl Amount {
                 replacements: 20,
                 burst_runs: 5,
                 cost_changes: 100,
+                container_lives: 100,
                 sizes,
             },
             _ => Self {
@@ -97,6 +122,7 @@ impl Amount {
                 replacements: 20,
                 burst_runs: 3,
                 cost_changes: 100,
+                container_lives: 40,
                 sizes,
             },
         }
@@ -109,14 +135,21 @@ impl Amount {
 
 fn main() -> anyhow::Result<ExitCode> {
     let flags = Flags::parse();
-    let discoverer = match &flags.discoverer {
-        Some(path) => path.canonicalize().with_context(|| format!("--discoverer {}", path.display()))?,
-        None => world::build_discoverer()?,
+    let programs = world::Programs {
+        discoverer: ALL
+            .iter()
+            .any(|name| *name != Name::Registrar && flags.measures(*name))
+            .then(|| program("discoverer", flags.discoverer.as_deref()))
+            .transpose()?,
+        registrar: flags
+            .measures(Name::Registrar)
+            .then(|| program("registrar", flags.registrar.as_deref()))
+            .transpose()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
-            result = run(&flags, discoverer) => result.map(|()| ExitCode::SUCCESS),
+            result = run(&flags, programs) => result.map(|()| ExitCode::SUCCESS),
             _ = tokio::signal::ctrl_c() => {
                 eprintln!("stopped");
                 Ok(ExitCode::from(130))
@@ -125,13 +158,20 @@ fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn run(flags: &Flags, discoverer: PathBuf) -> anyhow::Result<()> {
+/// The path of a program: the one that is given, or the release build.
+fn program(name: &str, given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    match given {
+        Some(path) => path.canonicalize().with_context(|| format!("--{name} {}", path.display())),
+        None => world::build(name),
+    }
+}
+
+async fn run(flags: &Flags, programs: world::Programs) -> anyhow::Result<()> {
     let amount = Amount::of(flags);
-    let tools = world::Tools::new(discoverer).await?;
+    let tools = world::Tools::new(programs).await?;
     println!("{}\n", machine::describe(&tools).await);
-    let all = [Name::Cost, Name::Propagation, Name::Churn, Name::Reloads, Name::Rolling, Name::Burst];
     let mut rows: Vec<Row> = Vec::new();
-    for name in all.into_iter().filter(|name| flags.only.is_empty() || flags.only.contains(name)) {
+    for name in ALL.into_iter().filter(|name| flags.measures(*name)) {
         let start = Instant::now();
         let measured = match name {
             Name::Propagation => propagation::measure(&tools, &amount).await,
@@ -140,6 +180,7 @@ async fn run(flags: &Flags, discoverer: PathBuf) -> anyhow::Result<()> {
             Name::Rolling => rolling::measure(&tools, &amount).await,
             Name::Burst => burst::measure(&tools, &amount).await,
             Name::Cost => cost::measure(&tools, &amount).await,
+            Name::Registrar => registrar::measure(&tools, &amount).await,
         };
         match measured {
             Ok(measured) => rows.extend(measured),

@@ -15,6 +15,7 @@ use e2e::process::{Process, find_program, run};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
+use crate::machine;
 use crate::wire::{Kept, cli, get_once, master_cli};
 
 /// The limit on anything that is waited for between two measurements.
@@ -26,14 +27,17 @@ const FILLERS: usize = 8;
 /// The name of the service that is measured.
 pub(crate) const SERVICE: &str = "web";
 
-/// Builds the discoverer as it is released, and gives its path.
-pub(crate) fn build_discoverer() -> anyhow::Result<PathBuf> {
+/// Builds a program as it is released, and gives its path. With the registrar comes the application of its containers.
+pub(crate) fn build(name: &str) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(["build", "--release", "-p", "discoverer"]).status().context("cargo")?;
-    ensure!(status.success(), "the discoverer cannot be built");
+    let packages: &[&[&str]] = if name == "registrar" { &[&[name], &["e2e", "--bin", "e2e-app"]] } else { &[&[name]] };
+    for package in packages {
+        let status = Command::new(&cargo).args(["build", "--release", "--package"]).args(*package).status();
+        ensure!(status.context("cargo")?.success(), "{} cannot be built", package.join(" "));
+    }
     let bench = std::env::current_exe()?;
     let target = bench.parent().and_then(Path::parent).context("the benchmark does not lie in cargo's directory")?;
-    let path = target.join("release/discoverer");
+    let path = target.join("release").join(name);
     ensure!(path.is_file(), "{} is absent", path.display());
     Ok(path)
 }
@@ -52,16 +56,30 @@ pub(crate) async fn wait(what: &str, mut condition: impl FnMut() -> Result<bool,
     }
 }
 
+/// The programs that are measured, as far as they are.
+pub(crate) struct Programs {
+    pub(crate) discoverer: Option<PathBuf>,
+    pub(crate) registrar: Option<PathBuf>,
+}
+
 /// What every measurement uses: etcd and the programs' paths.
 pub(crate) struct Tools {
     pub(crate) etcd: Etcd,
-    discoverer: PathBuf,
+    programs: Programs,
     prefixes: AtomicUsize,
 }
 
 impl Tools {
-    pub(crate) async fn new(discoverer: PathBuf) -> anyhow::Result<Self> {
-        Ok(Self { etcd: Etcd::start().await, discoverer, prefixes: AtomicUsize::new(0) })
+    pub(crate) async fn new(programs: Programs) -> anyhow::Result<Self> {
+        Ok(Self { etcd: Etcd::start().await, programs, prefixes: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn registrar(&self) -> anyhow::Result<&Path> {
+        self.programs.registrar.as_deref().context("the registrar was not built")
+    }
+
+    fn discoverer(&self) -> anyhow::Result<&Path> {
+        self.programs.discoverer.as_deref().context("the discoverer was not built")
     }
 
     /// A prefix that nobody has used.
@@ -90,6 +108,23 @@ impl Tools {
         let answer = connection.ask("DELETE", &format!("/v2/keys/{key}"), "", false)?;
         ensure!(answer.status == 200, "DELETE {key}: {answer:?}");
         Ok(())
+    }
+
+    /// How many instances there are below a prefix.
+    pub(crate) fn count(&self, prefix: &str) -> anyhow::Result<usize> {
+        let path = format!("/v2/keys/{prefix}?recursive=true");
+        let answer = Kept::open(self.etcd.address())?.ask("GET", &path, "", true)?;
+        Ok(answer.body.matches("\"value\":").count())
+    }
+
+    /// Waits until there are so many, and gives the moment.
+    pub(crate) async fn wait_count(&self, prefix: &str, count: usize) -> anyhow::Result<Instant> {
+        wait(&format!("{count} instances below {prefix}"), || match self.count(prefix) {
+            Ok(seen) if seen == count => Ok(true),
+            seen => Err(format!("{seen:?}")),
+        })
+        .await?;
+        Ok(Instant::now())
     }
 
     /// Writes many keys.
@@ -169,7 +204,7 @@ impl Subject {
         ]
         .map(str::to_owned);
         let log = dir.path().join("log");
-        let process = Process::start("discoverer", &tools.discoverer, &args, &log, dir.path());
+        let process = Process::start("discoverer", tools.discoverer()?, &args, &log, dir.path());
         let subject = Self { process, http, stats, template, dir };
         wait("the discoverer's HAProxy has all servers", || match subject.count() {
             Ok(seen) if seen == count => Ok(true),
@@ -231,21 +266,14 @@ impl Subject {
         Ok(fs::read_to_string(self.file())?.contains(&format!(" {server} ")) == is_in)
     }
 
-    /// User and system time of the discoverer itself, without its children, in milliseconds (proc(5), fields 14 and 15
-    /// of `stat`, in ticks of 10 ms).
+    /// The discoverer's own time, in milliseconds.
     pub(crate) fn cpu_ms(&self) -> anyhow::Result<u64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.pid()))?;
-        let (_, fields) = stat.rsplit_once(") ").context("/proc/PID/stat")?;
-        let ticks: Vec<u64> = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
-        Ok(ticks.iter().sum::<u64>() * 10)
+        machine::cpu_ms(self.process.pid())
     }
 
     /// A size of its memory in MiB: `VmRSS` or `VmHWM`.
     pub(crate) fn memory_mb(&self, name: &str) -> anyhow::Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
-        let line = status.lines().find(|line| line.starts_with(name)).context("/proc/PID/status")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("/proc/PID/status")?.parse()?;
-        Ok(kib / 1024.0)
+        machine::memory_mb(self.process.pid(), name)
     }
 
     /// The warnings and errors of its log, the last ones.

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use registry::settings::{HostNames, Mode, SettingError, UrlPath, parse_maxconn, parse_port, parse_switch};
 use registry::{Entry, Event, InstanceAddress, InstanceKey, Listing, Prefix, Record, ServiceName, Status};
 
-use crate::model::{
-    self, HostNames, Instance, Mode, Service, Services, SettingError, UrlPath, parse_maxconn, parse_port, parse_switch,
-};
+use crate::model::{self, Instance, Service, Services};
 
 /// The weight of an instance whose record names none: HAProxy's own default is 1, which leaves no room below it.
 const DEFAULT_WEIGHT: u16 = 100;
@@ -350,19 +349,23 @@ impl Catalog {
         touched.extend(keys.map(|key| key.service().clone()));
     }
 
-    /// Whether no other key names the same address for a newer container.
-    fn is_newest(&self, key: &InstanceKey, age: Age) -> bool {
+    /// Whether no other key names the same address for a newer container. A container may be in several services.
+    fn is_newest(&self, key: &InstanceKey, member: &Member) -> bool {
         let others = self.claims.get(&key.address()).into_iter().flatten().filter(|other| *other != key);
-        others
-            .filter_map(|other| Some((self.known.get(other.service())?.members.get(other)?.age, other)))
-            .all(|(other_age, other)| (key_age(other_age), other) < (key_age(age), key))
+        others.filter_map(|other| Some((self.known.get(other.service())?.members.get(other)?, other))).all(
+            |(other_member, other)| {
+                let start = |member: &Member| (member.record.id.clone(), member.record.registered);
+                let same_start = member.record.id.is_some() && start(member) == start(other_member);
+                same_start || (key_age(other_member.age), other) < (key_age(member.age), key)
+            },
+        )
     }
 
     fn rebuild(&mut self, touched: BTreeSet<ServiceName>, now: Instant, outcome: &mut Outcome) {
         let mut changed = BTreeSet::new();
         for name in touched {
             let Some(known) = self.known.get(&name) else { continue };
-            let newest: Vec<_> = known.members.iter().filter(|(key, member)| self.is_newest(key, member.age)).collect();
+            let newest: Vec<_> = known.members.iter().filter(|(key, member)| self.is_newest(key, member)).collect();
             let built = if newest.is_empty() {
                 // Its last settings stay, so that HAProxy says 503 (nobody there) and not 404 (no such thing).
                 known.built.as_ref().map(|last| (emptied(last), known.refusals.clone()))
@@ -868,6 +871,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_container_may_be_in_several_services_and_a_newer_one_takes_its_address_in_all() {
+        let value = |id: &str, second: u8| format!(r#"{{"id":"{id}","registered":"2026-01-01T00:00:0{second}Z"}}"#);
+        let mut catalog = catalog(&[("a/10.0.0.1:80", &value("x", 1)), ("b/10.0.0.1:80", &value("x", 1))]);
+        assert_eq!((addresses(&catalog, "a").len(), addresses(&catalog, "b").len()), (1, 1));
+        catalog.apply(put("c/10.0.0.1:80", &value("y", 2)), Instant::now());
+        assert_eq!((addresses(&catalog, "a").len(), addresses(&catalog, "b").len()), (0, 0));
+        catalog.apply(removed("c/10.0.0.1:80"), Instant::now());
+        assert_eq!((addresses(&catalog, "a").len(), addresses(&catalog, "b").len()), (1, 1));
+        catalog.apply(put("b/10.0.0.1:80", &value("x", 2)), Instant::now());
+        assert_eq!((addresses(&catalog, "a").len(), addresses(&catalog, "b").len()), (0, 1), "started anew");
+    }
+
+    #[test]
     fn a_sidekicks_key_that_is_newer_wins_over_an_agents() {
         let (old, new) = ("/service/agent/10.0.0.1:80", "/service/10.0.0.1:80");
         let mut catalog = Catalog::new(options());
@@ -907,7 +923,7 @@ pub(crate) mod tests {
         "_x/10.0.0.1:80",
         "service/10.0.0.1:80",
     ];
-    const VALUES: [&str; 7] = [
+    const VALUES: [&str; 8] = [
         "running",
         "garbage",
         r#"{"status":"draining"}"#,
@@ -915,6 +931,7 @@ pub(crate) mod tests {
         r#"{"registered":"2026-01-01T00:00:01Z","weight":3}"#,
         r#"{"registered":"2026-01-01T00:00:02Z","attributes":{"host":"x.example","path":"/p"}}"#,
         r#"{"attributes":{"mode":"tcp","listen":"5000"}}"#,
+        r#"{"id":"x","registered":"2026-01-01T00:00:01Z"}"#,
     ];
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use registry::ServiceName;
+use registry::settings::{HostNames, Mode, UrlPath};
 use serde::Serialize;
 use tera::{Context, ErrorKind, Tera, Value};
 
-use crate::model::{Instance, Mode, Service, Services};
+use crate::model::{Instance, Service, Services};
 
 /// The partial that holds one server's line.
 const SERVER_PARTIAL: &str = "server.tera";
@@ -260,8 +261,8 @@ fn routes(services: &Services) -> Vec<Route<'_>> {
         .filter(routed)
         .map(|service| Route {
             service: service.name.as_str(),
-            hosts: service.host.iter().flat_map(crate::model::HostNames::iter).collect(),
-            path: service.path.as_ref().map(crate::model::UrlPath::as_str),
+            hosts: service.host.iter().flat_map(HostNames::iter).collect(),
+            path: service.path.as_ref().map(UrlPath::as_str),
         })
         .collect();
     routes.sort_by_key(|route| {

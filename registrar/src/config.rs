@@ -1,92 +1,131 @@
 //! The command line: what may be set, its default, and why that default. Knows nothing of what is done with it.
+//!
+//! Without a subcommand the program is the sidekick. What several of them take is in shared structs of flags.
+
+mod agent;
+mod commands;
+mod sidekick;
 
 use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
-use registry::{AddressError, EndpointList, InstanceAddress, Prefix};
+use clap::{Args, CommandFactory, FromArgMatches, Subcommand, ValueEnum};
+use registry::{AddressError, EndpointList, InstanceAddress, StoreOptions};
 
-/// Registers this container in etcd as soon as its application answers, and removes it when the application stops
-/// answering or the container is stopped.
-///
-/// Runs beside the application, in the same container. The key is /KEY/HOST:PORT with the Docker host's address and
-/// the mapped port; its value is `running`.
-///
-/// Every flag can be given as an environment variable too; the flag wins, an empty variable counts as absent.
-/// Durations have a unit: 500ms, 5s, 2m.
-#[derive(Debug, Clone, Parser)]
-#[command(name = "registrar", version)]
-pub struct Config {
+pub(crate) use agent::is_agent_id;
+pub use agent::{AgentConfig, CheckFlags, ScopeFlags};
+pub use commands::{CompletionsConfig, ExplainConfig, ListConfig, ManConfig, StaticCheck, StaticConfig};
+pub use sidekick::{Check, Config};
+
+/// What the program was called to do.
+#[derive(Debug, Clone)]
+pub enum Program {
+    /// No subcommand: the sidekick.
+    Sidekick(Box<Config>),
+    /// A subcommand.
+    Command(Box<Command>),
+}
+
+/// The subcommands.
+#[derive(Debug, Clone, Subcommand)]
+#[allow(missing_docs, reason = "the help is that of their structs")]
+pub enum Command {
+    Agent(AgentConfig),
+    List(ListConfig),
+    Explain(ExplainConfig),
+    Static(StaticConfig),
+    Completions(CompletionsConfig),
+    Man(ManConfig),
+}
+
+impl Program {
+    /// The whole command line, for the help and whatever else is made from it.
+    pub fn command() -> clap::Command {
+        let sidekick = Config::command();
+        let (about, long_about) =
+            (sidekick.get_about().cloned().unwrap_or_default(), sidekick.get_long_about().cloned().unwrap_or_default());
+        let command = Command::augment_subcommands(sidekick).about(about).long_about(long_about);
+        hide_values(command.args_conflicts_with_subcommands(true).subcommand_negates_reqs(true))
+    }
+
+    /// Reads the command line, program name first, and the environment.
+    ///
+    /// # Errors
+    /// What clap says of it, `--help` included; its `exit` prints that and ends the process, with 2 for a wrong flag.
+    pub fn from_args<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        let matches = without_empty_variables(Self::command()).try_get_matches_from(args)?;
+        if matches.subcommand_name().is_some() {
+            return Ok(Self::Command(Box::new(Command::from_arg_matches(&matches)?)));
+        }
+        Ok(Self::Sidekick(Box::new(Config::from_arg_matches(&matches)?)))
+    }
+
+    /// Whether it runs until it is told to stop, and says in its log what happens.
+    pub fn is_daemon(&self) -> bool {
+        match self {
+            Self::Sidekick(_) => true,
+            Self::Command(command) => matches!(**command, Command::Agent(_) | Command::Static(_)),
+        }
+    }
+
+    /// How it is to log; `None` for what has nothing to log.
+    pub fn log(&self) -> Option<&LogFlags> {
+        match self {
+            Self::Sidekick(config) => Some(&config.log),
+            Self::Command(command) => match &**command {
+                Command::Agent(config) => Some(&config.log),
+                Command::List(config) => Some(&config.log),
+                Command::Explain(config) => Some(&config.log),
+                Command::Static(config) => Some(&config.log),
+                Command::Completions(_) | Command::Man(_) => None,
+            },
+        }
+    }
+}
+
+/// A user and password may be part of --etcd, so that values stay out of the help.
+fn hide_values(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(hide_values)
+}
+
+/// An empty variable counts as absent.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+        if empty { arg.env(None) } else { arg }
+    });
+    command.mut_subcommands(without_empty_variables)
+}
+
+/// How etcd is reached.
+#[derive(Debug, Clone, Args)]
+pub struct EtcdFlags {
     /// etcd's endpoints, comma-separated: http://10.0.0.1:2379,http://10.0.0.2:2379. One that answers is enough; the
     /// others stand in for it.
-    #[arg(long, env = "REGISTRAR_ETCD", value_name = "URLS", value_parser = EndpointList::from_str)]
-    pub etcd: EndpointList,
-
-    /// The directory in etcd that the key is written to. Its last segment names the service.
-    #[arg(long, env = "REGISTRAR_KEY", value_name = "PATH", default_value = "service")]
-    pub key: Prefix,
-
-    /// The application's port in this container. It is asked at 127.0.0.1, and its mapping on the host is registered.
-    #[arg(long, env = "REGISTRAR_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: u16,
-
-    /// Docker's socket, shared into this container with -v /var/run/docker.sock:/var/run/docker.sock. It is only read.
-    #[arg(long, env = "REGISTRAR_DOCKER", value_name = "SOCKET", default_value = "/var/run/docker.sock")]
-    pub docker: PathBuf,
-
-    /// The host's address as other hosts reach it, or a name that resolves to it. Without it, the address that the
-    /// port is published on (-p ADDRESS::PORT) is taken; a port published on all addresses (-p PORT) needs this flag.
-    #[arg(long, env = "REGISTRAR_IP", value_name = "ADDRESS|NAME", default_value = "", hide_default_value = true)]
-    pub ip: Host,
-
-    /// This container's name or id. Needed only where it cannot be found out from /proc and the host name.
-    #[arg(long, env = "REGISTRAR_CONTAINER", value_name = "NAME|ID", value_parser = container_name)]
-    pub container: Option<String>,
-
-    /// How the application is asked: http takes any status below 500 as an answer and follows no redirect; tcp is for
-    /// what speaks no HTTP, and takes a connection that is not closed at once.
-    #[arg(long, env = "REGISTRAR_CHECK", value_name = "KIND", value_enum, default_value_t = Check::Http)]
-    pub check: Check,
-
-    /// What --check http asks for.
-    #[arg(long, env = "REGISTRAR_CHECK_PATH", value_name = "PATH", default_value = "/", value_parser = check_path)]
-    pub check_path: String,
-
-    /// How often the application is asked. After the start it is asked more often, until it answers for the first time.
-    #[arg(long, env = "REGISTRAR_INTERVAL", value_name = "TIME", default_value = "5s", value_parser = positive)]
-    pub interval: Duration,
-
-    /// How long it may take to answer. Shorter than --interval, so that one question ends before the next.
-    #[arg(long, env = "REGISTRAR_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = positive)]
-    pub timeout: Duration,
-
-    /// How many answers in a row make it registered. One: it has just shown that it works.
-    #[arg(long, env = "REGISTRAR_RISE", value_name = "COUNT", default_value_t = 1, value_parser = count())]
-    pub rise: u32,
-
-    /// How many missing answers in a row make it removed. One: no request should go where none is answered.
-    #[arg(long, env = "REGISTRAR_FALL", value_name = "COUNT", default_value_t = 1, value_parser = count())]
-    pub fall: u32,
-
-    /// How long the key lives after the last refresh, in whole seconds: what a host that dies without a word is still
-    /// listed for. Refreshed at a third of it, so that two refreshes may fail.
-    #[arg(long, env = "REGISTRAR_TTL", value_name = "TIME", default_value = "20s", value_parser = at_least_a_second)]
-    pub ttl: Duration,
-
-    /// How long to stay after the key is removed when told to stop: time for the load balancers to hear of it before
-    /// the application is stopped.
-    #[arg(long, env = "REGISTRAR_LINGER", value_name = "TIME", default_value = "1s", value_parser = duration)]
-    pub linger: Duration,
+    #[arg(long = "etcd", env = "REGISTRAR_ETCD", value_name = "URLS", value_parser = EndpointList::from_str)]
+    pub endpoints: EndpointList,
 
     /// The limit on one request to one etcd endpoint. A member that is well answers in milliseconds; an election of a
     /// new leader takes a second or two.
     #[arg(long, env = "REGISTRAR_ETCD_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = positive)]
     pub etcd_timeout: Duration,
+}
 
+impl EtcdFlags {
+    /// What the store is made with.
+    pub fn store_options(&self) -> StoreOptions {
+        let mut options = StoreOptions::new(self.endpoints.0.clone());
+        options.request_timeout = self.etcd_timeout;
+        options
+    }
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Args)]
+pub struct LogFlags {
     /// How the log on the standard error is written.
     #[arg(long, env = "REGISTRAR_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -96,26 +135,10 @@ pub struct Config {
     pub log_level: LogLevel,
 }
 
-impl Config {
-    /// Reads the command line, program name first, and the environment.
-    ///
-    /// # Errors
-    /// What clap says of it, `--help` included; its `exit` prints that and ends the process, with 2 for a wrong flag.
-    pub fn from_args<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
-        let command = Self::command().mut_args(|arg| {
-            let empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
-            // A user and password may be part of --etcd, so that values stay out of the help.
-            let arg = arg.hide_env_values(true);
-            if empty { arg.env(None) } else { arg }
-        });
-        Self::from_arg_matches(&command.try_get_matches_from(args)?)
-    }
-}
-
 /// Where other hosts reach this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
-    /// Where the port is published.
+    /// Not said: where the port is published.
     Published,
     /// This address.
     Address(IpAddr),
@@ -162,15 +185,6 @@ impl fmt::Display for Host {
             Self::Name(name) => f.write_str(name),
         }
     }
-}
-
-/// How the application is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Check {
-    /// A GET that is answered.
-    Http,
-    /// A connection that stays.
-    Tcp,
 }
 
 /// How the log is written.
@@ -226,31 +240,32 @@ fn count() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=1000)
 }
 
-/// A name by Docker's rule (`[a-zA-Z0-9][a-zA-Z0-9_.-]+`), which an id is too.
-fn container_name(text: &str) -> Result<String, String> {
-    if crate::own::is_container_name(text) {
-        Ok(text.to_owned())
-    } else {
-        Err("no name or id of a container: letters, digits, '_', '.' and '-'".into())
-    }
-}
-
-fn check_path(text: &str) -> Result<String, String> {
-    if text.starts_with('/') && text.chars().all(|c| c.is_ascii_graphic()) {
-        Ok(text.to_owned())
-    } else {
-        Err("must begin with / and have no blanks, such as /health".into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
+
+    fn sidekick(args: &str) -> Result<Config, String> {
+        let args: Vec<_> = args.split_whitespace().map(|arg| arg.replace("''", "")).collect();
+        match Program::from_args(args).map_err(|error| error.to_string())? {
+            Program::Sidekick(config) => Ok(*config),
+            Program::Command(command) => panic!("not the sidekick: {command:?}"),
+        }
+    }
 
     fn parse(args: &str) -> Result<Config, String> {
-        let args = format!("registrar --etcd http://h1:2379 --port 8000 {args}");
-        let args: Vec<_> = args.split_whitespace().map(|arg| arg.replace("''", "")).collect();
-        Config::from_args(args).map_err(|error| error.to_string())
+        sidekick(&format!("registrar --etcd http://h1:2379 --port 8000 {args}"))
+    }
+
+    fn agent(args: &str) -> Result<AgentConfig, String> {
+        let args = format!("registrar agent --etcd http://h1:2379 {args}");
+        match Program::from_args(args.split_whitespace()).map_err(|error| error.to_string())? {
+            Program::Command(command) => match *command {
+                Command::Agent(config) => Ok(config),
+                other => panic!("not the agent: {other:?}"),
+            },
+            Program::Sidekick(config) => panic!("not the agent: {config:?}"),
+        }
     }
 
     #[test]
@@ -260,7 +275,7 @@ mod tests {
         assert_eq!(config.docker, PathBuf::from("/var/run/docker.sock"));
         assert_eq!((config.ip, config.container), (Host::Published, None));
         assert_eq!((config.check, config.check_path.as_str()), (Check::Http, "/"));
-        let seconds = [config.interval, config.timeout, config.ttl, config.linger, config.etcd_timeout];
+        let seconds = [config.interval, config.timeout, config.ttl, config.linger, config.etcd.etcd_timeout];
         assert_eq!(seconds.map(|time| time.as_millis()), [5000, 3000, 20_000, 1000, 3000]);
         assert_eq!((config.rise, config.fall), (1, 1));
     }
@@ -293,32 +308,56 @@ mod tests {
             ("--log-level loud", "possible values"),
             ("--log-format xml", "possible values"),
             ("--nonsense", "--nonsense"),
-            ("agent", "unexpected argument"),
+            ("agent", "cannot be used with"),
         ];
         for (args, expected) in cases {
             let error = parse(args).unwrap_err();
             assert!(error.contains(expected), "{args}: {error}");
         }
         let errors = [
-            (vec!["registrar", "--etcd", "h1:2379", "--port", "1"], "write http://h1:2379"),
-            (vec!["registrar", "--etcd", "http://h1:2379"], "--port"),
-            (vec!["registrar", "--port", "1"], "--etcd"),
-            (vec!["registrar", "--etcd", "http://h1:2379", "--port", "0"], "--port"),
-            (vec!["registrar", "--etcd", "http://h1:2379", "--port", "65536"], "--port"),
+            ("--etcd h1:2379 --port 1", "write http://h1:2379"),
+            ("--etcd http://h1:2379", "--port"),
+            ("--port 1", "--etcd"),
+            ("--etcd http://h1:2379 --port 0", "--port"),
+            ("--etcd http://h1:2379 --port 65536", "--port"),
+            ("agnet", "unrecognized subcommand"),
         ];
         for (args, expected) in errors {
-            let error = Config::from_args(&args).unwrap_err().to_string();
-            assert!(error.contains(expected), "{args:?}: {error}");
+            let error = sidekick(&format!("registrar {args}")).unwrap_err();
+            assert!(error.contains(expected), "{args}: {error}");
         }
     }
 
     #[test]
-    fn every_flag_has_its_environment_variable() {
-        for arg in Config::command().get_arguments() {
-            let Some(flag) = arg.get_long().filter(|flag| !matches!(*flag, "help" | "version")) else { continue };
-            let expected = format!("REGISTRAR_{}", flag.to_uppercase().replace('-', "_"));
-            assert_eq!(arg.get_env().unwrap().to_str(), Some(expected.as_str()));
-            assert!(arg.get_help().is_some(), "--{flag} is not explained");
+    fn the_agent_has_flags_and_defaults_of_its_own() {
+        let config = agent("").unwrap();
+        assert_eq!((config.scope.key.path().as_str(), config.scope.ip), ("/service", Host::Published));
+        let check = config.scope.check;
+        let seconds = [check.interval, check.timeout, config.ttl, config.linger, config.kill_grace];
+        assert_eq!(seconds.map(|time| time.as_millis()), [5000, 3000, 20_000, 1000, 30_000]);
+        assert_eq!((check.rise, check.fall), (1, 3));
+        assert!(!config.scope.explicit && !config.scope.internal && !config.scope.allow_exec && !config.keep_on_exit);
+        for (args, expected) in
+            [("--port 1", "unexpected argument"), ("--agent-id a/b", "no id"), ("--network n", "--internal")]
+        {
+            let error = agent(args).unwrap_err();
+            assert!(error.contains(expected), "{args}: {error}");
         }
+        let error = Program::from_args(["registrar", "agent"]).unwrap_err().to_string();
+        assert!(error.contains("--etcd"), "{error}");
+    }
+
+    #[test]
+    fn every_flag_has_its_environment_variable() {
+        fn check(command: &clap::Command) {
+            for arg in command.get_arguments() {
+                let Some(flag) = arg.get_long().filter(|flag| !matches!(*flag, "help" | "version")) else { continue };
+                let expected = format!("REGISTRAR_{}", flag.to_uppercase().replace('-', "_"));
+                assert_eq!(arg.get_env().unwrap().to_str(), Some(expected.as_str()));
+                assert!(arg.get_help().is_some(), "--{flag} is not explained");
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Program::command());
     }
 }

@@ -1,11 +1,19 @@
-//! Asks Docker about containers over its unix socket. Edge: it reads, and changes nothing there.
+//! Asks Docker about containers over its unix socket. Edge: it reads, and changes nothing there; a check by exec is
+//! all that it ever has done in a container.
 
+pub mod events;
+
+use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::errors::Error as Bollard;
-use bollard::models::ContainerInspectResponse;
+use bollard::exec::{StartExecOptions, StartExecResults};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage, ExecConfig};
+use bollard::query_parameters::EventsOptions;
+use futures_util::{Stream, StreamExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -37,12 +45,12 @@ pub enum DockerError {
         what: String,
     },
     /// Docker refuses.
-    #[error("Docker at {socket} refuses to show container {name}: {what}")]
+    #[error("Docker at {socket} refuses to {asked}: {what}")]
     Refused {
         /// The socket.
         socket: PathBuf,
-        /// The container.
-        name: String,
+        /// What it was asked to do.
+        asked: String,
         /// Docker's words.
         what: String,
     },
@@ -70,18 +78,12 @@ impl Docker {
     /// Finds this container among the candidates. The client is made anew each time, so that a Docker that was
     /// upgraded, or a socket that was replaced, is met as it is.
     pub async fn own_container(&self, candidates: &[Candidate]) -> Result<ContainerInspectResponse, DockerError> {
-        let docker = timeout(REQUEST_LIMIT, self.connect()).await.unwrap_or_else(|_| Err(self.too_slow()))?;
+        let client = self.connect().await?;
         for candidate in candidates {
-            let name = candidate.name();
-            let inspected = timeout(REQUEST_LIMIT, docker.inspect_container(name, None)).await;
-            match inspected.map_err(|_| self.too_slow())? {
-                Ok(container) if is_this(candidate, &container) => return Ok(container),
-                Ok(_) | Err(Bollard::DockerResponseServerError { status_code: 404, .. }) => {}
-                Err(Bollard::DockerResponseServerError { status_code, message }) => {
-                    let what = format!("{status_code} {}", shown(&message));
-                    return Err(DockerError::Refused { socket: self.socket.clone(), name: name.to_owned(), what });
-                }
-                Err(error) => return Err(self.no_answer(&error)),
+            if let Some(container) = client.inspect(candidate.name()).await?
+                && is_this(candidate, &container)
+            {
+                return Ok(container);
             }
         }
         Err(DockerError::Unknown(candidates.iter().map(|candidate| candidate.name().to_owned()).collect()))
@@ -89,30 +91,127 @@ impl Docker {
 
     /// Opens the socket once by hand, since that tells why it cannot be opened, then lets the client agree with
     /// Docker on the version of its API.
-    async fn connect(&self) -> Result<bollard::Docker, DockerError> {
-        UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
+    pub async fn connect(&self) -> Result<Client, DockerError> {
+        let opened = timeout(REQUEST_LIMIT, UnixStream::connect(&self.socket)).await;
+        opened.map_err(|_| too_slow(&self.socket))?.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => DockerError::Absent(self.socket.clone()),
             io::ErrorKind::PermissionDenied => DockerError::Forbidden(self.socket.clone()),
-            _ => self.no_answer(&error),
+            _ => no_answer(&self.socket, &error),
         })?;
         let path = self.socket.to_string_lossy();
         let docker = bollard::Docker::connect_with_unix(&path, REQUEST_LIMIT.as_secs(), bollard::API_DEFAULT_VERSION)
-            .map_err(|error| self.no_answer(&error))?;
-        docker.negotiate_version().await.map_err(|error| self.no_answer(&error))
+            .map_err(|error| no_answer(&self.socket, &error))?;
+        let agreed = timeout(REQUEST_LIMIT, docker.negotiate_version()).await;
+        let docker = agreed.map_err(|_| too_slow(&self.socket))?.map_err(|error| no_answer(&self.socket, &error))?;
+        Ok(Client { docker, socket: self.socket.clone() })
     }
+}
 
-    fn no_answer(&self, error: &(dyn std::error::Error + 'static)) -> DockerError {
-        let mut cause = error;
-        while let Some(inner) = cause.source() {
-            cause = inner;
+/// A Docker that has answered. Each request goes over a connection of its own.
+#[derive(Debug, Clone)]
+pub struct Client {
+    docker: bollard::Docker,
+    socket: PathBuf,
+}
+
+impl Client {
+    /// What Docker knows of a container, by id or name. `None` where there is none of that name.
+    ///
+    /// # Errors
+    /// Docker does not answer in time, or refuses.
+    pub async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, DockerError> {
+        match self.ask("show container", name, self.docker.inspect_container(name, None)).await {
+            Err(Trouble::NotFound(_)) => Ok(None),
+            result => Ok(Some(result?)),
         }
-        DockerError::NoAnswer { socket: self.socket.clone(), what: shown(&cause.to_string()) }
     }
 
-    fn too_slow(&self) -> DockerError {
-        let what = format!("nothing came within {}", humantime::format_duration(REQUEST_LIMIT));
-        DockerError::NoAnswer { socket: self.socket.clone(), what }
+    /// All containers that run, paused ones included.
+    ///
+    /// # Errors
+    /// As [`Client::inspect`].
+    pub async fn running(&self) -> Result<Vec<ContainerSummary>, DockerError> {
+        Ok(self.ask("list containers", "", self.docker.list_containers(None)).await?)
     }
+
+    /// Runs a command in a container, and waits for its exit code. The caller sets the limit: Docker has no way to
+    /// end a command.
+    ///
+    /// # Errors
+    /// As [`Client::inspect`].
+    pub async fn exec(&self, container: &str, command: &[String]) -> Result<i64, DockerError> {
+        let config = ExecConfig { cmd: Some(command.to_vec()), attach_stdout: Some(true), ..ExecConfig::default() };
+        let exec =
+            self.ask("run a command in container", container, self.docker.create_exec(container, config)).await?;
+        let start = self.docker.start_exec(&exec.id, None::<StartExecOptions>);
+        if let StartExecResults::Attached { mut output, .. } =
+            self.ask("start a command in container", container, start).await?
+        {
+            while let Some(Ok(_)) = output.next().await {}
+        }
+        let ended = self.ask("show a command in container", container, self.docker.inspect_exec(&exec.id)).await?;
+        Ok(ended.exit_code.unwrap_or_default())
+    }
+
+    /// What happens to containers, and between them and networks, from `since` on: seconds of Unix time, with a
+    /// fraction (Docker Engine API 1.41, `/events`). Waits as long as nothing happens.
+    fn events(&self, since: String) -> impl Stream<Item = Result<EventMessage, Bollard>> + Unpin + use<> {
+        let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let filters = HashMap::from([
+            ("type".to_owned(), texts(&["container", "network"])),
+            ("event".to_owned(), texts(&events::ASKED_FOR)),
+        ]);
+        let options = EventsOptions { since: Some(since), until: None, filters: Some(filters) };
+        Box::pin(self.docker.events(Some(options)))
+    }
+
+    async fn ask<T>(
+        &self,
+        what: &str,
+        name: &str,
+        answer: impl Future<Output = Result<T, Bollard>>,
+    ) -> Result<T, Trouble> {
+        let answer = timeout(REQUEST_LIMIT, answer).await;
+        answer.map_err(|_| Trouble::Other(too_slow(&self.socket)))?.map_err(|error| match error {
+            Bollard::DockerResponseServerError { status_code, message } => {
+                let asked = format!("{what} {name}").trim_end().to_owned();
+                let refused = DockerError::Refused {
+                    socket: self.socket.clone(),
+                    asked,
+                    what: format!("{status_code} {}", shown(&message)),
+                };
+                if status_code == 404 { Trouble::NotFound(refused) } else { Trouble::Other(refused) }
+            }
+            error => Trouble::Other(no_answer(&self.socket, &error)),
+        })
+    }
+}
+
+/// Why there is no answer to a question.
+enum Trouble {
+    /// Docker knows no such thing.
+    NotFound(DockerError),
+    Other(DockerError),
+}
+
+impl From<Trouble> for DockerError {
+    fn from(trouble: Trouble) -> Self {
+        let (Trouble::NotFound(error) | Trouble::Other(error)) = trouble;
+        error
+    }
+}
+
+fn no_answer(socket: &Path, error: &(dyn std::error::Error + 'static)) -> DockerError {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    DockerError::NoAnswer { socket: socket.to_owned(), what: shown(&cause.to_string()) }
+}
+
+fn too_slow(socket: &Path) -> DockerError {
+    let what = format!("nothing came within {}", humantime::format_duration(REQUEST_LIMIT));
+    DockerError::NoAnswer { socket: socket.to_owned(), what }
 }
 
 /// What this process can see of the container it is in. What cannot be read counts as empty.

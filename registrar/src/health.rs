@@ -14,6 +14,17 @@ pub enum Change {
     Down,
 }
 
+/// What came of one question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It answered well.
+    Good,
+    /// It answered badly, or not in time: that may be a bad moment.
+    Bad,
+    /// Nobody is there to answer: no need to ask again.
+    Refused,
+}
+
 /// What is known of an application.
 #[derive(Debug, Clone)]
 pub struct Health {
@@ -34,19 +45,34 @@ impl Health {
         Self { rise, fall, interval, started, up: false, was_up: false, against: 0 }
     }
 
+    /// Takes somebody's word that it answers.
+    pub fn assume_up(&mut self) {
+        (self.up, self.was_up, self.against) = (true, true, 0);
+    }
+
     /// Whether it answers.
     pub fn is_up(&self) -> bool {
         self.up
     }
 
-    /// Takes the result of one question.
-    pub fn record(&mut self, answered: bool) -> Option<Change> {
+    /// Whether it has ever answered.
+    pub fn was_up(&self) -> bool {
+        self.was_up
+    }
+
+    /// Takes the result of one question. A refusal counts at once, whatever `fall` says.
+    pub fn record(&mut self, answer: Answer) -> Option<Change> {
+        let answered = answer == Answer::Good;
         if answered == self.up {
             self.against = 0;
             return None;
         }
         self.against += 1;
-        let needed = if answered { self.rise } else { self.fall };
+        let needed = match answer {
+            Answer::Good => self.rise,
+            Answer::Bad => self.fall,
+            Answer::Refused => 1,
+        };
         if self.against < needed {
             return None;
         }
@@ -73,6 +99,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn answer(answered: bool) -> Answer {
+        if answered { Answer::Good } else { Answer::Bad }
+    }
+
     fn health(rise: u32, fall: u32) -> Health {
         Health::new(rise, fall, Duration::from_secs(5), Instant::now())
     }
@@ -81,10 +111,21 @@ mod tests {
     fn it_takes_rise_answers_in_a_row_to_be_up_and_fall_missing_ones_to_be_down() {
         let mut health = health(2, 3);
         let results = [true, false, true, true, false, false, true, false, false, false, false, true, true];
-        let changes: Vec<_> = results.map(|answered| health.record(answered)).into_iter().collect();
+        let changes: Vec<_> = results.map(|answered| health.record(answer(answered))).into_iter().collect();
         let expected: Vec<_> = [(3, Change::Up), (9, Change::Down), (12, Change::Up)].into();
         let told: Vec<_> = changes.into_iter().enumerate().filter_map(|(at, change)| Some((at, change?))).collect();
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_refusal_counts_at_once_and_a_bad_answer_does_not() {
+        let mut health = health(1, 3);
+        let answers = [Answer::Good, Answer::Bad, Answer::Refused, Answer::Good, Answer::Bad, Answer::Bad, Answer::Bad];
+        let changes = answers.map(|answer| health.record(answer));
+        let (up, down) = (Some(Change::Up), Some(Change::Down));
+        assert_eq!(changes, [up, None, down, up, None, None, down]);
+        health.assume_up();
+        assert!(health.is_up() && health.was_up());
     }
 
     #[test]
@@ -96,9 +137,9 @@ mod tests {
         for (after, expected) in cases {
             assert_eq!(gap(&health, after), expected, "after {after} ms");
         }
-        health.record(true);
+        health.record(Answer::Good);
         assert_eq!(gap(&health, 1000), 5000);
-        health.record(false);
+        health.record(Answer::Bad);
         assert_eq!(gap(&health, 2000), 5000);
     }
 
@@ -115,7 +156,7 @@ mod tests {
             let mut health = health(rise, fall);
             let mut up = false;
             for (at, answered) in results.iter().copied().enumerate() {
-                if let Some(change) = health.record(answered) {
+                if let Some(change) = health.record(answer(answered)) {
                     prop_assert_eq!(up, change == Change::Down);
                     up = !up;
                     let needed = if up { rise } else { fall } as usize;

@@ -6,9 +6,16 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod agent;
 pub mod config;
 pub mod docker;
+pub mod explain;
+pub mod fixed;
 pub mod health;
+pub mod host;
+pub mod keeper;
+pub mod list;
+pub mod manual;
 pub mod own;
 pub mod probe;
 pub mod reconcile;

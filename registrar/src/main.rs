@@ -1,47 +1,91 @@
 //! The registrar's process: flags, log, signals, exit code. Everything else is in the library.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use registrar::config::{Config, LogFormat};
-use registrar::{Traces, docker, run};
+use jiff::Timestamp;
+use registrar::config::{Command, LogFlags, LogFormat, Program};
+use registrar::{Traces, agent, docker, explain, fixed, list, manual, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let config = Config::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    start_log(&config);
-    match serve(config) {
-        Ok(()) => ExitCode::SUCCESS,
+    let program = Program::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let is_daemon = program.is_daemon();
+    if let Some(flags) = program.log() {
+        start_log(flags);
+    }
+    match serve(program) {
+        Ok(code) => code,
         Err(error) => {
-            error!(error = format!("{error:#}"), "the registrar cannot run");
+            if is_daemon {
+                error!(error = format!("{error:#}"), "the registrar cannot run");
+            } else {
+                eprintln!("registrar: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(program: Program) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let result = runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        let told_to_stop = async {
-            tokio::select! {
-                _ = terminate.recv() => info!(signal = "SIGTERM", "told to stop"),
-                _ = interrupt.recv() => info!(signal = "SIGINT", "told to stop"),
+        match program {
+            Program::Sidekick(config) => {
+                let traces: Traces = docker::traces_of_this_process();
+                run(*config, traces, told_to_stop()?).await?;
             }
-        };
-        let traces: Traces = docker::traces_of_this_process();
-        Ok(run(config, traces, told_to_stop).await?)
+            Program::Command(command) => match *command {
+                Command::Agent(config) => agent::run(config, told_to_stop()?).await?,
+                Command::Static(config) => fixed::run(config, Timestamp::now(), told_to_stop()?).await?,
+                Command::List(config) => {
+                    let list = list::run(&config).await?;
+                    print(if config.json { list.to_json()? + "\n" } else { list.to_string() }.as_bytes())?;
+                }
+                Command::Explain(config) => {
+                    let explanation = explain::run(&config).await?;
+                    print(explanation.to_string().as_bytes())?;
+                    return Ok(if explanation.is_registered() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+                }
+                Command::Completions(config) => print(&manual::completions(config.shell))?,
+                Command::Man(config) => {
+                    let directory = config.directory;
+                    manual::write_pages(&directory).with_context(|| format!("writing to {}", directory.display()))?;
+                }
+            },
+        }
+        Ok(ExitCode::SUCCESS)
     });
     // A name that is still being resolved must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
+/// Waits for SIGTERM or SIGINT, from now on.
+fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!(signal = "SIGTERM", "told to stop"),
+            _ = interrupt.recv() => info!(signal = "SIGINT", "told to stop"),
+        }
+    })
+}
+
+/// Writes to the standard output. Who reads it may have seen enough.
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    match io::stdout().lock().write_all(bytes) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing to the standard output"),
+        _ => Ok(()),
+    }
+}
+
 /// Logs to the standard error: our own lines from the level asked for, those of libraries from `warn`.
-fn start_log(config: &Config) {
+fn start_log(config: &LogFlags) {
     let level = config.log_level.as_str();
     let others = if level == "error" { "error" } else { "warn" };
     let filter = EnvFilter::new(format!("{others},registrar={level},registry={level}"));

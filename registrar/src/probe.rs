@@ -1,27 +1,38 @@
-//! Asks the application whether it answers. Edge: it opens connections, and judges nothing beyond one question.
+//! Asks an application whether it answers. Edge: it opens connections, and judges nothing beyond one question.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::{Client, StatusCode};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::config::Check;
+use crate::health::Answer;
+use crate::service::{CheckKind, HttpCheck};
 
 /// How long a TCP connection must stay open to count as an answer: what accepts on behalf of an application that is
 /// not there closes at once.
 const STAYS_OPEN: Duration = Duration::from_millis(50);
+/// The limit on connecting to one address where there is another. On one host it takes microseconds.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why there was no answer.
+/// Why there was no good answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
-    /// Nobody took the connection.
+    /// Nobody listens there.
     #[error("no connection: {0}")]
-    Connect(String),
+    Refused(String),
+    /// There is no way there.
+    #[error("no connection: {0}")]
+    NoWay(String),
     /// It took longer than the limit.
     #[error("no answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
+    /// The connection was taken and closed: by Docker, on behalf of an application that is not there.
+    #[error("the connection broke off: closed at once")]
+    Closed,
     /// The connection ended without an answer.
     #[error("the connection broke off: {0}")]
     Broken(String),
@@ -31,79 +42,153 @@ pub enum ProbeError {
     /// The HTTP client cannot be made.
     #[error("no HTTP client can be made: {0}")]
     Client(String),
+    /// Docker says that it is not well.
+    #[error("Docker's HEALTHCHECK says {0}")]
+    Unhealthy(&'static str),
+    /// The command in the container failed.
+    #[error("the command in the container ended with {0}")]
+    Exit(i64),
+    /// The command in the container cannot be run.
+    #[error("{0}")]
+    Exec(String),
 }
 
-/// A question that can be asked again and again.
-#[derive(Debug, Clone)]
-pub struct Probe {
-    target: Target,
-    limit: Duration,
-}
-
-#[derive(Debug, Clone)]
-enum Target {
-    Http { client: Client, url: String },
-    Tcp(SocketAddr),
-}
-
-impl Probe {
-    /// A question to this port of 127.0.0.1: for [`Check::Http`] a GET of `path`.
-    pub fn new(check: Check, port: u16, path: &str, limit: Duration) -> Result<Self, ProbeError> {
-        let target = match check {
-            Check::Tcp => Target::Tcp((Ipv4Addr::LOCALHOST, port).into()),
-            Check::Http => {
-                registry::store::use_ring();
-                let client = Client::builder()
-                    .no_proxy()
-                    .redirect(reqwest::redirect::Policy::none())
-                    .http1_only()
-                    .pool_max_idle_per_host(0)
-                    .tls_certs_only([])
-                    .build()
-                    .map_err(|error| ProbeError::Client(root_cause(&error)))?;
-                Target::Http { client, url: format!("http://127.0.0.1:{port}{path}") }
-            }
-        };
-        Ok(Self { target, limit })
-    }
-
-    /// Asks once. The connection is a new one each time: an application that takes no more connections is not well.
-    pub async fn ask(&self) -> Result<(), ProbeError> {
-        let question = async {
-            match &self.target {
-                Target::Http { client, url } => ask_http(client, url).await,
-                Target::Tcp(address) => ask_tcp(*address).await,
-            }
-        };
-        timeout(self.limit, question).await.unwrap_or(Err(ProbeError::Timeout(self.limit)))
+impl ProbeError {
+    /// What this means for its health.
+    pub fn answer(&self) -> Answer {
+        match self {
+            Self::Refused(_) | Self::Closed | Self::Unhealthy(_) => Answer::Refused,
+            _ => Answer::Bad,
+        }
     }
 }
 
-/// The headers are the answer; the body is not read.
-async fn ask_http(client: &Client, url: &str) -> Result<(), ProbeError> {
-    let response = client.get(url).send().await.map_err(|error| {
-        let cause = root_cause(&error);
-        if error.is_connect() { ProbeError::Connect(cause) } else { ProbeError::Broken(cause) }
-    })?;
-    let status = response.status();
-    if status.is_server_error() || status.as_u16() >= 600 { Err(ProbeError::Status(status)) } else { Ok(()) }
+/// What asks: one for all applications.
+#[derive(Debug)]
+pub struct Prober {
+    plain: Client,
+    /// Made when it is needed for the first time.
+    tls: OnceLock<Client>,
 }
 
-async fn ask_tcp(address: SocketAddr) -> Result<(), ProbeError> {
-    let stream = TcpStream::connect(address).await.map_err(|error| ProbeError::Connect(error.to_string()))?;
+/// What came of one question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The answer.
+    pub result: Result<(), ProbeError>,
+    /// Which of the targets is to be asked first the next time.
+    pub target: usize,
+}
+
+impl Prober {
+    /// Prepares to ask.
+    ///
+    /// # Errors
+    /// [`ProbeError::Client`].
+    pub fn new() -> Result<Self, ProbeError> {
+        registry::store::use_ring();
+        Ok(Self { plain: client(false)?, tls: OnceLock::new() })
+    }
+
+    /// Asks once, by HTTP or TCP; other means are not its business and count as answered. The connection is a new one
+    /// each time: an application that takes no more connections is not well.
+    ///
+    /// The targets are tried from `first` on, until there is a way to one.
+    pub async fn ask(&self, check: &CheckKind, first: usize, limit: Duration) -> Asked {
+        let targets = match check {
+            CheckKind::Http(HttpCheck { targets, .. }) | CheckKind::Tcp { targets, .. } => targets.as_slice(),
+            CheckKind::Docker | CheckKind::Exec { .. } | CheckKind::None => &[],
+        };
+        let is_proxied = matches!(check, CheckKind::Tcp { proxied: true, .. });
+        let deadline = Instant::now() + limit;
+        for turn in 0..targets.len() {
+            let at = (first + turn) % targets.len();
+            let is_last = turn + 1 == targets.len();
+            let question = async {
+                match check {
+                    CheckKind::Http(check) => self.ask_http(check, targets[at]).await,
+                    _ => ask_tcp(targets[at], is_proxied && at + 1 == targets.len()).await,
+                }
+            };
+            match timeout_at(deadline, question).await {
+                // Perhaps there is no way to this one.
+                Err(_) => return Asked { result: Err(ProbeError::Timeout(limit)), target: (at + 1) % targets.len() },
+                Ok(Err(ProbeError::NoWay(_))) if !is_last => {}
+                Ok(result) => return Asked { result, target: at },
+            }
+        }
+        Asked { result: Ok(()), target: first }
+    }
+
+    /// The headers are the answer; the body is not read.
+    async fn ask_http(&self, check: &HttpCheck, target: SocketAddr) -> Result<(), ProbeError> {
+        let client = if check.tls { self.tls()? } else { &self.plain };
+        let scheme = if check.tls { "https" } else { "http" };
+        let request = client.request(check.method.clone(), format!("{scheme}://{target}{}", check.path));
+        let response = request.headers(check.headers.clone()).send().await.map_err(|error| {
+            let (cause, kind) = root_cause(&error);
+            match kind {
+                Some(io::ErrorKind::ConnectionRefused) if error.is_connect() => ProbeError::Refused(cause),
+                _ if error.is_connect() => ProbeError::NoWay(cause),
+                _ => ProbeError::Broken(cause),
+            }
+        })?;
+        let status = response.status();
+        if check.expected.contains(status) { Ok(()) } else { Err(ProbeError::Status(status)) }
+    }
+
+    fn tls(&self) -> Result<&Client, ProbeError> {
+        if let Some(client) = self.tls.get() {
+            return Ok(client);
+        }
+        let client = client(true)?;
+        Ok(self.tls.get_or_init(|| client))
+    }
+}
+
+/// A client that keeps no connection. Over TLS it takes any certificate: it asks an address, not a name, and whether
+/// somebody answers, not who.
+fn client(tls: bool) -> Result<Client, ProbeError> {
+    let builder = Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_LIMIT)
+        .http1_only()
+        .pool_max_idle_per_host(0)
+        .tls_certs_only([])
+        .tls_danger_accept_invalid_certs(tls);
+    builder.build().map_err(|error| ProbeError::Client(root_cause(&error).0))
+}
+
+async fn ask_tcp(target: SocketAddr, may_be_fooled: bool) -> Result<(), ProbeError> {
+    let connected = timeout(CONNECT_LIMIT, TcpStream::connect(target)).await;
+    let stream = match connected {
+        Err(_) => return Err(ProbeError::NoWay(format!("{target} does not answer"))),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            return Err(ProbeError::Refused(error.to_string()));
+        }
+        Ok(Err(error)) => return Err(ProbeError::NoWay(error.to_string())),
+        Ok(Ok(stream)) => stream,
+    };
+    if !may_be_fooled {
+        return Ok(());
+    }
     match timeout(STAYS_OPEN, stream.peek(&mut [0])).await {
-        Ok(Ok(0)) => Err(ProbeError::Broken("closed at once".to_owned())),
+        Ok(Ok(0)) => Err(ProbeError::Closed),
         Ok(Err(error)) => Err(ProbeError::Broken(error.to_string())),
         // It speaks first, or waits for us to speak.
         Ok(Ok(_)) | Err(_) => Ok(()),
     }
 }
 
-/// The innermost cause: the outer ones only say that a request failed.
-fn root_cause(error: &reqwest::Error) -> String {
+/// The innermost cause, since the outer ones only say that a request failed; and its kind, where it is one of the
+/// system.
+fn root_cause(error: &reqwest::Error) -> (String, Option<io::ErrorKind>) {
     let mut cause: &dyn std::error::Error = error;
+    let mut kind = None;
     while let Some(inner) = cause.source() {
         cause = inner;
+        kind = cause.downcast_ref::<io::Error>().map(io::Error::kind).or(kind);
     }
-    cause.to_string()
+    (cause.to_string(), kind)
 }

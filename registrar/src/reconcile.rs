@@ -1,67 +1,84 @@
-//! What to do in etcd, from what should be there and what we wrote. Pure: `now` comes in, actions go out.
+//! What to do in etcd about one key, from what should be there and what we wrote. Pure: `now` comes in, a step goes out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
-use registry::{InstanceKey, Ownership};
+use registry::Ownership;
 
-/// What is known of a key that we wrote.
+/// What is known of a key in etcd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holding {
     /// It is ours.
     Ours {
         /// By what to compare.
         ownership: Ownership,
+        /// What it says.
+        value: Arc<str>,
         /// When its time to live is to be renewed.
         refresh_at: Instant,
     },
-    /// Someone else has written it since.
+    /// Someone else has written it.
     Foreign {
         /// When to see whether it is still there.
         look_at: Instant,
     },
+    /// We tried to write it, and do not know what became of it.
+    Unknown,
 }
 
-/// The keys that we wrote.
-pub type Registered = BTreeMap<InstanceKey, Holding>;
-
-/// One thing to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+/// One thing to do, the most urgent first: what misleads others goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
     /// Delete our key.
-    Delete(InstanceKey, Ownership),
+    Delete(Ownership),
+    /// Give our key another value.
+    Update(Ownership),
     /// Write the key.
-    Put(InstanceKey),
+    Put,
     /// Renew the time to live of our key.
-    Refresh(InstanceKey, Ownership),
-    /// See whether the key that someone else wrote is still there.
-    Look(InstanceKey),
+    Refresh(Ownership),
+    /// See what is there.
+    Look,
     /// Think no more of a key that someone else wrote: it is no longer wanted.
-    Forget(InstanceKey),
+    Forget,
 }
 
-/// What to do now, in this order: what misleads others goes first. Nothing where all is as it should be.
-pub fn reconcile(desired: &BTreeSet<InstanceKey>, registered: &Registered, now: Instant) -> Vec<Action> {
-    let unwanted = registered.iter().filter(|(key, _)| !desired.contains(key)).map(|(key, holding)| match holding {
-        Holding::Ours { ownership, .. } => Action::Delete(key.clone(), *ownership),
-        Holding::Foreign { .. } => Action::Forget(key.clone()),
-    });
-    let missing = desired.iter().filter(|key| !registered.contains_key(key)).map(|key| Action::Put(key.clone()));
-    let due = registered.iter().filter(|(key, _)| desired.contains(key)).filter_map(|(key, holding)| match holding {
-        Holding::Ours { ownership, refresh_at } if *refresh_at <= now => Some(Action::Refresh(key.clone(), *ownership)),
-        Holding::Foreign { look_at } if *look_at <= now => Some(Action::Look(key.clone())),
-        _ => None,
-    });
-    unwanted.chain(missing).chain(due).collect()
+impl Step {
+    /// The lowest is to be done first.
+    pub fn rank(self) -> u8 {
+        match self {
+            Self::Forget => 0,
+            Self::Delete(_) => 1,
+            Self::Update(_) => 2,
+            Self::Put => 3,
+            Self::Refresh(_) => 4,
+            Self::Look => 5,
+        }
+    }
+}
+
+/// What to do now about a key that should have this value, if any. Nothing where all is as it should be.
+pub fn reconcile(wanted: Option<&str>, held: Option<&Holding>, now: Instant) -> Option<Step> {
+    let Some(held) = held else { return wanted.map(|_| Step::Put) };
+    match (wanted, held) {
+        (None, Holding::Ours { ownership, .. }) => Some(Step::Delete(*ownership)),
+        (None, Holding::Foreign { .. }) => Some(Step::Forget),
+        (None, Holding::Unknown) => Some(Step::Look),
+        (Some(wanted), Holding::Ours { ownership, value, .. }) if *wanted != **value => Some(Step::Update(*ownership)),
+        (Some(_), Holding::Ours { ownership, refresh_at, .. }) if *refresh_at <= now => Some(Step::Refresh(*ownership)),
+        (Some(_), Holding::Foreign { look_at }) if *look_at <= now => Some(Step::Look),
+        (Some(_), Holding::Unknown) => Some(Step::Put),
+        (Some(_), _) => None,
+    }
 }
 
 /// When [`reconcile`] has something to do by the passing of time alone. `None` where never.
-pub fn due(registered: &Registered) -> Option<Instant> {
-    let moment = |holding: &Holding| match holding {
-        Holding::Ours { refresh_at, .. } => *refresh_at,
-        Holding::Foreign { look_at } => *look_at,
-    };
-    registered.values().map(moment).min()
+pub fn due(held: &Holding) -> Option<Instant> {
+    match held {
+        Holding::Ours { refresh_at, .. } => Some(*refresh_at),
+        Holding::Foreign { look_at } => Some(*look_at),
+        Holding::Unknown => None,
+    }
 }
 
 #[cfg(test)]
@@ -71,73 +88,64 @@ mod tests {
     use registry::Entry;
     use std::time::Duration;
 
-    fn key(at: u8) -> InstanceKey {
-        InstanceKey::parse(&"service".parse().unwrap(), &format!("/service/10.0.0.{at}:80")).unwrap()
-    }
-
     fn ownership() -> Ownership {
         Entry::new("", "").ownership()
+    }
+
+    fn ours(value: &str, refresh_at: Instant) -> Holding {
+        Holding::Ours { ownership: ownership(), value: value.into(), refresh_at }
     }
 
     #[test]
     fn what_is_wanted_is_written_renewed_and_looked_after_and_the_rest_goes() {
         let now = Instant::now();
-        let (past, later) = (now, now + Duration::from_secs(1));
-        let ours = |refresh_at| Holding::Ours { ownership: ownership(), refresh_at };
-        let registered: Registered = [
-            (key(1), ours(later)),
-            (key(2), ours(past)),
-            (key(3), Holding::Foreign { look_at: past }),
-            (key(4), Holding::Foreign { look_at: later }),
-            (key(6), ours(past)),
-            (key(7), Holding::Foreign { look_at: past }),
-        ]
-        .into();
-        let desired = [1, 2, 3, 4, 5].map(key).into();
-        assert_eq!(
-            reconcile(&desired, &registered, now),
-            [
-                Action::Delete(key(6), ownership()),
-                Action::Forget(key(7)),
-                Action::Put(key(5)),
-                Action::Refresh(key(2), ownership()),
-                Action::Look(key(3)),
-            ]
-        );
-        assert_eq!(due(&registered), Some(past));
-        assert_eq!(due(&Registered::new()), None);
+        let later = now + Duration::from_secs(1);
+        let foreign = |look_at| Some(Holding::Foreign { look_at });
+        let cases = [
+            (Some("a"), None, Some(Step::Put)),
+            (Some("a"), Some(ours("a", later)), None),
+            (Some("a"), Some(ours("a", now)), Some(Step::Refresh(ownership()))),
+            (Some("b"), Some(ours("a", later)), Some(Step::Update(ownership()))),
+            (Some("a"), foreign(now), Some(Step::Look)),
+            (Some("a"), foreign(later), None),
+            (Some("a"), Some(Holding::Unknown), Some(Step::Put)),
+            (None, None, None),
+            (None, Some(ours("a", later)), Some(Step::Delete(ownership()))),
+            (None, foreign(later), Some(Step::Forget)),
+            (None, Some(Holding::Unknown), Some(Step::Look)),
+        ];
+        for (wanted, held, expected) in cases {
+            assert_eq!(reconcile(wanted, held.as_ref(), now), expected, "{wanted:?} {held:?}");
+        }
+        assert_eq!(due(&ours("a", later)), Some(later));
+        assert_eq!(due(&Holding::Unknown), None);
     }
 
     proptest! {
         #[test]
-        fn after_its_own_actions_there_is_nothing_to_do(
-            desired in proptest::collection::btree_set(0..8u8, 0..8),
-            held in proptest::collection::btree_map(0..8u8, (any::<bool>(), 0..3u64), 0..8),
+        fn after_its_own_steps_there_is_nothing_to_do(
+            wanted in proptest::option::of("[ab]"), kind in 0..4u8, value in "[ab]", wait in 0..3u64, somebody in any::<bool>(),
         ) {
             let now = Instant::now();
-            let later = now + Duration::from_secs(9);
-            let desired: BTreeSet<_> = desired.into_iter().map(key).collect();
-            let mut registered: Registered = held.into_iter().map(|(at, (ours, wait))| {
-                let moment = now + Duration::from_secs(wait);
-                let holding = if ours {
-                    Holding::Ours { ownership: ownership(), refresh_at: moment }
-                } else {
-                    Holding::Foreign { look_at: moment }
+            let (moment, later) = (now + Duration::from_secs(wait), now + Duration::from_secs(9));
+            let mut held = match kind {
+                0 => None,
+                1 => Some(ours(&value, moment)),
+                2 => Some(Holding::Foreign { look_at: moment }),
+                _ => Some(Holding::Unknown),
+            };
+            let mut steps = 0;
+            while let Some(step) = reconcile(wanted.as_deref(), held.as_ref(), now) {
+                held = match step {
+                    Step::Delete(_) | Step::Forget => None,
+                    Step::Put | Step::Update(_) | Step::Refresh(_) => wanted.as_deref().map(|wanted| ours(wanted, later)),
+                    Step::Look => somebody.then_some(Holding::Foreign { look_at: later }),
                 };
-                (key(at), holding)
-            }).collect();
-            for action in reconcile(&desired, &registered, now) {
-                match action {
-                    Action::Delete(key, _) | Action::Forget(key) => drop(registered.remove(&key)),
-                    Action::Put(key) | Action::Refresh(key, _) => {
-                        registered.insert(key, Holding::Ours { ownership: ownership(), refresh_at: later });
-                    }
-                    Action::Look(key) => drop(registered.insert(key, Holding::Foreign { look_at: later })),
-                }
+                steps += 1;
+                prop_assert!(steps <= 3);
             }
-            prop_assert_eq!(reconcile(&desired, &registered, now), []);
-            prop_assert_eq!(registered.keys().cloned().collect::<BTreeSet<_>>(), desired);
-            prop_assert!(due(&registered).is_none_or(|moment| moment > now));
+            prop_assert!(held.is_some() == wanted.is_some());
+            prop_assert!(held.as_ref().and_then(due).is_none_or(|moment| moment > now));
         }
     }
 }

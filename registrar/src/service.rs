@@ -1,172 +1,416 @@
-//! From an inspected container to what is registered for it. Pure: no I/O, no clock.
+//! From an inspected container to what is registered for it, and what is not and why. Pure: no I/O, no clock.
+//!
+//! `labels` is what the container says of itself, `alias` what it says in the words of other schemes; `ports` is how
+//! others come to it, `mapping` finds the host's port; `check` is how an instance is asked, `refusal` why something is
+//! left out. What a label says wrong leaves its port out, and nothing else.
 
-use std::net::{IpAddr, Ipv4Addr};
+mod alias;
+mod check;
+mod domains;
+mod labels;
+mod mapping;
+mod ports;
+mod refusal;
+mod rule;
 
-use bollard::models::ContainerInspectResponse;
-use registry::{AddressError, InstanceAddress};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-/// Why a container has no address that other hosts can use.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MappingError {
-    /// No host port leads to the port.
-    #[error("port {0} of this container is not published: start it with `-p {0}` (or `-p HOSTADDRESS::{0}`)")]
-    NotPublished(u16),
-    /// It is published on all addresses of the host, and none is known.
-    #[error(
-        "port {0} is published on every address of the host (0.0.0.0), and which one others use is not known: say it with \
-         `--ip ADDRESS`, or publish the port with `-p HOSTADDRESS::{0}`"
-    )]
-    NoHostAddress(u16),
-    /// The container shares the host's network, which has no mappings.
-    #[error("this container uses the host's network: say the host's address with `--ip ADDRESS`")]
-    HostNetwork,
-    /// An address that nobody else can use.
-    #[error("port {port} cannot be registered: {error}")]
-    Address {
-        /// The container's port.
-        port: u16,
-        /// What is wrong.
-        error: AddressError,
-    },
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum};
+use registry::settings::HostNames;
+use registry::{InstanceAddress, InstanceKey, NameError, Prefix, Record, ServiceName, Status, settings};
+
+pub use check::{Check, CheckKind, Expected, HttpCheck};
+pub use domains::{DomainError, Domains};
+pub use mapping::{MappingError, address};
+pub use ports::ContainerPort;
+pub use refusal::{Reason, Refusal};
+pub use rule::RuleError;
+
+use crate::config::CheckFlags;
+use alias::Aliases;
+use labels::{Labels, PortLabels};
+use ports::Ports;
+
+/// What holds for all containers of this host: what the user said, and what the agent found out about its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// The directory below which each service has one of its own.
+    pub prefix: Prefix,
+    /// The agent's id.
+    pub agent: String,
+    /// This host's name.
+    pub host_name: String,
+    /// This host's address, where the user said it.
+    pub ip: Option<IpAddr>,
+    /// The address of the interface with the default route, where there is one.
+    pub default_address: Option<IpAddr>,
+    /// Only containers that ask for it are registered.
+    pub explicit: bool,
+    /// The containers' own addresses and ports are registered.
+    pub internal: bool,
+    /// The network whose addresses are meant then.
+    pub network: Option<String>,
+    /// The host names that containers may claim.
+    pub domains: Domains,
+    /// Whether checks may run commands in containers.
+    pub allow_exec: bool,
+    /// How containers are asked, unless they say otherwise.
+    pub check: CheckFlags,
 }
 
-/// One way in from the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Binding {
-    /// IPv4 sorts before IPv6.
-    ip: IpAddr,
-    port: u16,
+/// What was found in one container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// What is to be registered while it answers; sorted by key, each key once.
+    pub registrations: Vec<Registration>,
+    /// What was left out, and why; sorted by port.
+    pub refusals: Vec<Refusal>,
 }
 
-/// Where other hosts reach this port of the container: the Docker host's address and the mapped port.
+/// One instance of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Its key, in the layout with a directory for each service.
+    pub key: InstanceKey,
+    /// What is known of it, as running.
+    pub record: Record,
+    /// The container's port.
+    pub port: u16,
+    /// Where the address in the key comes from.
+    pub address_from: AddressSource,
+    /// How it is asked.
+    pub check: Check,
+}
+
+/// Where the address that is registered comes from; the first of these that there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressSource {
+    /// `SERVICE_IP`.
+    Label,
+    /// `--ip`.
+    Flag,
+    /// The one address that the port is published on.
+    Published,
+    /// The interface with the default route.
+    DefaultRoute,
+    /// The container's own (`--internal`).
+    Container,
+}
+
+/// Reads what is to be registered for a container, and what is not and why.
 ///
-/// `ip` is the host's address if the user said it. Else the port must be published on one address
-/// (Docker Engine API 1.41, `NetworkSettings.Ports`). Of several mappings IPv4 goes first.
-pub fn address(
+/// `network_of` is the container whose network this one shares (`network_mode: container:X`), where there is one.
+pub fn services(
     container: &ContainerInspectResponse,
-    port: u16,
-    ip: Option<IpAddr>,
-) -> Result<InstanceAddress, MappingError> {
-    let new = |ip, mapped| InstanceAddress::new(ip, mapped).map_err(|error| MappingError::Address { port, error });
-    let network = container.host_config.as_ref().and_then(|config| config.network_mode.as_deref());
-    if network == Some("host") {
-        return new(ip.ok_or(MappingError::HostNetwork)?, port);
+    network_of: Option<&ContainerInspectResponse>,
+    scope: &Scope,
+) -> Findings {
+    if let Some(state) = standstill(container) {
+        return Findings::refused(Refusal::of_container(Reason::NotRunning(state)));
     }
-    let bindings = bindings(container, port);
-    let first = *bindings.first().ok_or(MappingError::NotPublished(port))?;
-    match ip {
-        Some(ip) => {
-            let of_this_address = bindings.iter().find(|binding| binding.ip == ip);
-            let of_all =
-                || bindings.iter().find(|binding| binding.ip.is_unspecified() && binding.ip.is_ipv4() == ip.is_ipv4());
-            new(ip, of_this_address.or_else(of_all).unwrap_or(&first).port)
+    let (labels, mut refusals) = Labels::of(container);
+    if let Some(setting) = labels.general("ignore") {
+        return Findings::refused(Refusal::of_setting(setting, Reason::Ignored));
+    }
+    let mut named = labels.ports();
+    for (port, setting) in Aliases::named_ports(&labels) {
+        named.entry(port).or_insert(setting);
+    }
+    let asked = labels.ask() || Aliases::ask(&labels);
+    let ports = Ports::of(container, network_of, &named, asked, scope);
+    let mut numbers = ports.numbers();
+    for port in ports.numbers() {
+        if let Some(setting) = labels.ignored(port) {
+            numbers.remove(&port);
+            refusals.push(Refusal::of_setting(setting, Reason::Ignored).at(ContainerPort::tcp(port)));
         }
-        None => {
-            let of_one_address = bindings.iter().find(|binding| !binding.ip.is_unspecified());
-            let binding = of_one_address.ok_or(MappingError::NoHostAddress(port))?;
-            new(binding.ip, binding.port)
+    }
+    let aliases = Aliases::of(&labels, &numbers);
+    if let Some(setting) = aliases.disabled.as_ref().filter(|_| !labels.ask()) {
+        return Findings::refused(Refusal::of_setting(setting, Reason::Ignored));
+    }
+    refusals.extend(aliases.refusals.iter().cloned());
+    refusals.extend(ports.refusals.iter().cloned());
+
+    let (wanted, not_asked): (Vec<_>, Vec<_>) = numbers
+        .into_iter()
+        .map(|port| labels.for_port(port, &aliases))
+        .partition(|labels| !scope.explicit || labels.asks());
+    let not_asked = not_asked.into_iter().map(|labels| ContainerPort::tcp(labels.port));
+    refusals.extend(not_asked.map(|port| Refusal::of_port(port, Reason::NotAsked)));
+    let has_several_ports = wanted.len() > 1;
+    let mut registrations = BTreeMap::new();
+    for labels in wanted {
+        let mut reader = Reader { container, labels, ports: &ports, has_several_ports, scope, refusals: Vec::new() };
+        let found = reader.registrations();
+        let is_refused = reader.refusals.iter().any(|refusal| refusal.reason != Reason::Inert);
+        let port = ContainerPort::tcp(labels.port);
+        refusals.extend(reader.refusals.into_iter().map(|refusal| refusal.at(port)));
+        let found = found.filter(|_| !is_refused).into_iter().flatten();
+        registrations.extend(found.map(|registration| (registration.key.clone(), registration)));
+    }
+    let mut unique = Vec::new();
+    for refusal in refusals {
+        if !unique.contains(&refusal) {
+            unique.push(refusal);
         }
+    }
+    unique.sort_by(|a, b| (&a.port, &a.label).cmp(&(&b.port, &b.label)));
+    Findings { registrations: registrations.into_values().collect(), refusals: unique }
+}
+
+/// The labels and variables of a container that mean something here, sorted.
+pub fn said(container: &ContainerInspectResponse) -> Vec<(String, String)> {
+    let (labels, _) = Labels::of(container);
+    let is_ours = |label: &str| {
+        let label = label.to_ascii_lowercase();
+        ["service_", "virtual_", "traefik."].iter().any(|prefix| label.starts_with(prefix))
+    };
+    let ours = labels.all.into_iter().filter(|(label, _)| is_ours(label));
+    ours.map(|(label, setting)| (label, setting.value)).collect()
+}
+
+/// The id or name of the container whose network this one shares.
+pub fn network_owner(container: &ContainerInspectResponse) -> Option<&str> {
+    container.host_config.as_ref()?.network_mode.as_deref()?.strip_prefix("container:")
+}
+
+impl Findings {
+    fn refused(refusal: Refusal) -> Self {
+        Self { registrations: Vec::new(), refusals: vec![refusal] }
     }
 }
 
-/// The mappings of a TCP port, in an order that does not depend on Docker's. What cannot be read is left out.
-fn bindings(container: &ContainerInspectResponse, port: u16) -> Vec<Binding> {
-    let ports = container.network_settings.as_ref().and_then(|settings| settings.ports.as_ref());
-    let of_port = ports.and_then(|ports| ports.get(&format!("{port}/tcp"))?.as_ref());
-    let read = |binding: &bollard::models::PortBinding| {
-        let ip = match binding.host_ip.as_deref() {
-            None | Some("") => Ipv4Addr::UNSPECIFIED.into(),
-            Some(text) => text.parse().ok()?,
+/// In which state the container is that does not take requests. `None`: it runs.
+fn standstill(container: &ContainerInspectResponse) -> Option<String> {
+    let state = container.state.as_ref();
+    let is = |flag: fn(&bollard::models::ContainerState) -> Option<bool>| state.and_then(flag) == Some(true);
+    let runs = is(|state| state.running) && !is(|state| state.paused) && !is(|state| state.restarting);
+    let called = state.and_then(|state| state.status).filter(|status| *status != ContainerStateStatusEnum::EMPTY);
+    (!runs).then(|| called.map_or_else(|| "in no state that is known".to_owned(), |status| status.to_string()))
+}
+
+/// Reads one port. What is wrong is kept, so that all of it is told at once.
+struct Reader<'a> {
+    container: &'a ContainerInspectResponse,
+    labels: PortLabels<'a>,
+    ports: &'a Ports,
+    has_several_ports: bool,
+    scope: &'a Scope,
+    refusals: Vec<Refusal>,
+}
+
+impl Reader<'_> {
+    /// One registration for each name. `None`, or with refusals beside: nothing is registered.
+    fn registrations(&mut self) -> Option<Vec<Registration>> {
+        let port = self.labels.port;
+        self.refusals.extend(check::strangers(&self.labels));
+        let http_path = check::http_path(&self.labels);
+        let http_path = self.keep(http_path).flatten();
+        let attributes = self.attributes(http_path);
+        let names = self.names(&attributes);
+        let names = self.keep(names);
+        let address = self.address();
+        let (address, address_from) = self.keep(address)?;
+        let surroundings = check::Surroundings {
+            targets: self.ports.targets(port, address),
+            proxied: self.ports.is_published(port),
+            address,
+            has_healthcheck: has_healthcheck(self.container),
+            tls: attributes.get("proto").is_some_and(|proto| proto == "https"),
+            host: attributes.get("host").and_then(|hosts| Some(hosts.split(',').next()?.to_owned())),
+            allow_exec: self.scope.allow_exec,
+            defaults: self.scope.check,
         };
-        let port = binding.host_port.as_deref()?.parse().ok().filter(|port| *port != 0)?;
-        Some(Binding { ip, port })
-    };
-    let mut bindings: Vec<Binding> = of_port.into_iter().flatten().filter_map(read).collect();
-    bindings.sort();
-    bindings
+        let check = check::read(&self.labels, surroundings);
+        let check = self.keep(check);
+        let record = self.record(attributes);
+        let (names, check, record) = (names?, check?, record?);
+        let registration = |name| Registration {
+            key: InstanceKey::nested(self.scope.prefix.clone(), name, address),
+            record: record.clone(),
+            port,
+            address_from,
+            check: check.clone(),
+        };
+        Some(names.into_iter().map(registration).collect())
+    }
+
+    fn keep<T>(&mut self, result: Result<T, Refusal>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(refusal) => {
+                if !self.refusals.contains(&refusal) {
+                    self.refusals.push(refusal);
+                }
+                None
+            }
+        }
+    }
+
+    /// The names of the services: those that are said, else the first host name, else the image's.
+    fn names(&self, attributes: &BTreeMap<String, String>) -> Result<BTreeSet<ServiceName>, Refusal> {
+        let Some(setting) = self.labels.get("name")? else {
+            let host = attributes.get("host").and_then(|hosts| hosts.split(',').next());
+            let name = match host {
+                Some(host) => {
+                    let path = attributes.get("path").map_or("", |path| path.trim_end_matches('/'));
+                    format!("{host}{}", path.replace(['/', '~'], "-"))
+                }
+                None => default_name(self.container).ok_or(Refusal::of_container(Reason::NoName))?.to_owned(),
+            };
+            let is_of_this_port =
+                host.is_some() && self.labels.get("host")?.is_some_and(labels::Setting::is_of_one_port);
+            let name = if is_of_this_port { name } else { self.with_port(&name) };
+            let refused = |error| Refusal::of_container(Reason::DefaultName(name.clone(), error));
+            return Ok([name.parse().map_err(refused)?].into());
+        };
+        let is_of_this_port = setting.is_of_one_port();
+        let names = setting.value.split(',').map(|name| {
+            let name = name.trim();
+            let name = if is_of_this_port { name.to_owned() } else { self.with_port(name) };
+            name.parse().map_err(|error: NameError| Refusal::of_setting(setting, error.into()))
+        });
+        names.collect()
+    }
+
+    /// Ports that share what they are called by are told apart.
+    fn with_port(&self, name: &str) -> String {
+        if self.has_several_ports { format!("{name}-{}", self.labels.port) } else { name.to_owned() }
+    }
+
+    fn address(&self) -> Result<(InstanceAddress, AddressSource), Refusal> {
+        let said = self.labels.get("ip")?;
+        let ip = |setting: &labels::Setting| {
+            let ip = setting.value.parse::<IpAddr>().ok();
+            ip.ok_or_else(|| Refusal::of_setting(setting, Reason::Value("an IP address such as 10.0.0.1")))
+        };
+        let ip = said.map(ip).transpose()?;
+        self.ports.address(self.labels.port, ip, self.scope).map_err(|reason| match (said, reason) {
+            (Some(setting), reason @ Reason::Address(_)) => Refusal::of_setting(setting, reason),
+            (_, reason) => Refusal::of_container(reason),
+        })
+    }
+
+    /// Settings and whatever else is said, in words that the discoverer reads.
+    fn attributes(&mut self, http_path: Option<(bool, settings::UrlPath)>) -> BTreeMap<String, String> {
+        let mut attributes = BTreeMap::new();
+        for name in self.labels.names() {
+            if matches!(name, "name" | "tags" | "ignore" | "weight" | "ip") || check::is_about_check(name) {
+                continue;
+            }
+            let setting = self.labels.get(name);
+            let Some(setting) = self.keep(setting).flatten() else { continue };
+            match settings::check(name, &setting.value) {
+                Ok(()) => drop(attributes.insert(name.to_owned(), setting.value.clone())),
+                Err(error) => self.refusals.push(Refusal::of_setting(setting, error.into())),
+            }
+        }
+        // One form for the same hosts, so that instances agree.
+        if let Some(hosts) = attributes.get("host").and_then(|hosts| hosts.parse::<HostNames>().ok()) {
+            let outside = hosts.iter().find(|host| !self.scope.domains.contains(host));
+            if let Some(host) = outside {
+                let reason = Reason::Domain { host: host.to_owned(), domains: self.scope.domains.to_string() };
+                self.refuse_setting("host", reason);
+            }
+            attributes.insert("host".to_owned(), hosts.to_string());
+        } else if matches!(self.labels.get("host"), Ok(None))
+            && attributes.contains_key("path")
+            && !self.scope.domains.is_any()
+        {
+            self.refuse_setting("path", Reason::PathOnEveryHost(self.scope.domains.to_string()));
+        }
+        if let Some((over_tls, path)) = http_path {
+            if over_tls {
+                attributes.entry("proto".to_owned()).or_insert_with(|| "https".to_owned());
+            }
+            // HAProxy asks over what the instance is said to speak.
+            if !over_tls || attributes.get("proto").is_some_and(|proto| proto == "https") {
+                attributes.insert("check_http".to_owned(), path.to_string());
+            }
+        }
+        attributes
+    }
+
+    fn refuse_setting(&mut self, name: &str, reason: Reason) {
+        let refusal = match self.labels.get(name) {
+            Ok(Some(setting)) => Refusal::of_setting(setting, reason),
+            _ => Refusal::of_container(reason),
+        };
+        self.refusals.push(refusal);
+    }
+
+    fn record(&mut self, attributes: BTreeMap<String, String>) -> Option<Record> {
+        let weight = self.weight();
+        let weight = self.keep(weight)?;
+        let tags = self.labels.get("tags");
+        let tags = self.keep(tags)?.map(|setting| split_tags(&setting.value)).unwrap_or_default();
+        let name = self.container.name.as_deref().map(|name| name.trim_start_matches('/').to_owned());
+        let started = self.container.state.as_ref().and_then(|state| state.started_at.as_deref());
+        let record = Record {
+            status: Status::Running,
+            id: self.container.id.clone(),
+            agent: Some(self.scope.agent.clone()),
+            name: name.filter(|name| !name.is_empty()),
+            host: Some(self.scope.host_name.clone()),
+            weight,
+            tags,
+            attributes,
+            // Docker writes the year 1 for never.
+            registered: started
+                .filter(|started| !started.starts_with("0001-"))
+                .and_then(|started| started.parse().ok()),
+        };
+        // What goes to etcd is what others will read.
+        let read = Record::parse(&record.to_value()).map_err(|error| Refusal::of_container(error.into()));
+        self.keep(read)
+    }
+
+    fn weight(&self) -> Result<Option<u16>, Refusal> {
+        let Some(setting) = self.labels.get("weight")? else { return Ok(None) };
+        let weight = setting.value.parse().ok().filter(|weight| *weight <= registry::record::WEIGHT_LIMIT);
+        weight.map(Some).ok_or_else(|| Refusal::of_setting(setting, Reason::Value("a number from 0 to 256")))
+    }
+}
+
+/// What a container is called by that does not say: the last part of its image's name, or its name in Docker Compose.
+fn default_name(container: &ContainerInspectResponse) -> Option<&str> {
+    let config = container.config.as_ref()?;
+    let of_image = config.image.as_deref().and_then(image_name);
+    let of_compose = || config.labels.as_ref()?.get("com.docker.compose.service").map(String::as_str);
+    of_image.or_else(of_compose)
+}
+
+/// `registry.example:5000/team/web:1.2@sha256:...` is called `web`. An image without a name has its id in its place.
+fn image_name(image: &str) -> Option<&str> {
+    let is_id = image.starts_with("sha256:") || (image.len() == 64 && image.bytes().all(|b| b.is_ascii_hexdigit()));
+    let last = image.split('@').next()?.rsplit('/').next()?;
+    last.split(':').next().filter(|name| !name.is_empty() && !is_id)
+}
+
+/// Words joined by commas; `\,` is a comma in a word.
+fn split_tags(text: &str) -> Vec<String> {
+    let mut tags = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match (c, tags.last_mut()) {
+            (',', _) => tags.push(String::new()),
+            ('\\', Some(tag)) if rest.next_if_eq(&',').is_some() => tag.push(','),
+            (c, Some(tag)) => tag.push(c),
+            (_, None) => {}
+        }
+    }
+    tags.into_iter().map(|tag| tag.trim().to_owned()).filter(|tag| !tag.is_empty()).collect()
+}
+
+fn has_healthcheck(container: &ContainerInspectResponse) -> bool {
+    let test = container.config.as_ref().and_then(|config| config.healthcheck.as_ref()?.test.as_deref());
+    let is_test = |test: &[String]| test.first().is_some_and(|first| first != "NONE");
+    let health = container.state.as_ref().and_then(|state| state.health.as_ref()?.status);
+    let has_state = health.is_some_and(|status| !matches!(status, HealthStatusEnum::EMPTY | HealthStatusEnum::NONE));
+    test.is_some_and(is_test) || has_state
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn recorded(name: &str) -> ContainerInspectResponse {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/docker-20.10.24");
-        serde_json::from_str(&std::fs::read_to_string(format!("{path}/inspect-{name}.json")).unwrap()).unwrap()
-    }
-
-    fn with_ports(bindings: &str) -> ContainerInspectResponse {
-        serde_json::from_str(&format!(r#"{{"NetworkSettings":{{"Ports":{{"8000/tcp":{bindings}}}}}}}"#)).unwrap()
-    }
-
-    fn found(container: &ContainerInspectResponse, ip: Option<&str>) -> String {
-        match address(container, 8000, ip.map(|ip| ip.parse().unwrap())) {
-            Ok(address) => address.to_string(),
-            Err(error) => error.to_string(),
-        }
-    }
-
-    #[test]
-    fn the_mapped_port_of_recorded_containers_is_found() {
-        let cases = [
-            ("any", Some("10.1.0.101"), "10.1.0.101:49153"),
-            ("named", None, "127.0.0.6:"),
-            ("named", Some("10.1.0.101"), "10.1.0.101:"),
-            ("two", None, "127.0.0.5:8001"),
-            ("two", Some("127.0.0.5"), "127.0.0.5:8001"),
-            ("host", Some("10.1.0.101"), "10.1.0.101:8000"),
-        ];
-        for (name, ip, expected) in cases {
-            let container = recorded(name);
-            let expected = match expected.rsplit_once(':') {
-                // Docker chose the port.
-                Some((host, "" | "49153")) => {
-                    let ports = container.network_settings.clone().unwrap().ports.unwrap();
-                    format!("{host}:{}", ports["8000/tcp"].as_ref().unwrap()[0].host_port.as_ref().unwrap())
-                }
-                _ => expected.to_owned(),
-            };
-            assert_eq!(found(&container, ip), expected, "{name} {ip:?}");
-        }
-    }
-
-    #[test]
-    fn a_port_that_leads_nowhere_is_an_error_that_says_the_way_out() {
-        let cases = [
-            ("none", None, "`-p 8000`"),
-            ("exposed", Some("10.1.0.101"), "`-p 8000`"),
-            ("any", None, "`--ip ADDRESS`"),
-            ("any", None, "`-p HOSTADDRESS::8000`"),
-            ("host", None, "`--ip ADDRESS`"),
-        ];
-        for (name, ip, expected) in cases {
-            let error = found(&recorded(name), ip);
-            assert!(error.contains(expected), "{name}: {error}");
-        }
-    }
-
-    #[test]
-    fn ipv4_goes_first_and_what_cannot_be_read_is_left_out() {
-        let both = r#"[{"HostIp":"::","HostPort":"2"},{"HostIp":"0.0.0.0","HostPort":"1"}]"#;
-        let cases = [
-            (both, Some("10.0.0.1"), "10.0.0.1:1"),
-            (both, Some("2001:db8::1"), "[2001:db8::1]:2"),
-            (both, None, "--ip ADDRESS"),
-            (r#"[{"HostIp":"2001:db8::1","HostPort":"2"},{"HostIp":"10.0.0.1","HostPort":"1"}]"#, None, "10.0.0.1:1"),
-            (r#"[{"HostIp":"2001:db8::1","HostPort":"2"}]"#, None, "[2001:db8::1]:2"),
-            (r#"[{"HostIp":"","HostPort":"7"}]"#, Some("10.0.0.1"), "10.0.0.1:7"),
-            (r#"[{"HostPort":"7"}]"#, None, "--ip ADDRESS"),
-            (r#"[{"HostIp":"10.0.0.1","HostPort":""},{"HostIp":"x","HostPort":"1"}]"#, None, "not published"),
-            (r#"[{"HostIp":"10.0.0.1","HostPort":"0"}]"#, None, "not published"),
-            (r#"[{"HostIp":"10.0.0.1","HostPort":"99999"}]"#, None, "not published"),
-            (r#"[{"HostIp":"224.0.0.1","HostPort":"80"}]"#, None, "not the address of one host"),
-            ("[]", None, "not published"),
-            ("null", None, "not published"),
-        ];
-        for (bindings, ip, expected) in cases {
-            let found = found(&with_ports(bindings), ip);
-            assert!(found.contains(expected), "{bindings} {ip:?}: {found}");
-        }
-        assert!(found(&ContainerInspectResponse::default(), None).contains("not published"));
-    }
-}
+mod tests;

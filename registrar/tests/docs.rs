@@ -4,23 +4,39 @@
 
 use std::path::Path;
 
-use clap::CommandFactory;
-use registrar::config::Config;
+use registrar::config::Program;
 
-#[test]
-fn the_reference_holds_the_help_of_this_program() {
-    let mut command = Config::command().mut_args(|arg| arg.hide_env_values(true)).term_width(100);
+/// The help as the page shows it.
+fn help(command: &mut clap::Command) -> String {
     let help = command.render_long_help().to_string();
     let help: Vec<&str> = help.lines().map(str::trim_end).collect();
-    let help = format!("```text\n{}\n```\n", help.join("\n").trim_end());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/registrar.md");
-    let page = std::fs::read_to_string(&path).unwrap();
-    let (start, end) = ("<!-- help -->\n", "<!-- end of help -->\n");
-    let (before, rest) = page.split_once(start).unwrap();
-    let (shown, after) = rest.split_once(end).unwrap();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, format!("{before}{start}{help}{end}{after}")).unwrap();
-        return;
+    format!("```text\n{}\n```\n", help.join("\n").trim_end())
+}
+
+#[test]
+fn the_reference_holds_the_help_of_this_program_and_of_each_subcommand() {
+    let mut command = Program::command().term_width(100);
+    command.build();
+    let mut helps = vec![("help".to_owned(), help(&mut command))];
+    for subcommand in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+        let name = format!("help of {}", subcommand.get_name());
+        helps.push((name, help(subcommand)));
     }
-    assert_eq!(shown, help, "docs/registrar.md is out of date; run UPDATE_DOCS=1 cargo test -p registrar --test docs");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/registrar.md");
+    let mut page = std::fs::read_to_string(&path).unwrap();
+    let update = std::env::var_os("UPDATE_DOCS").is_some();
+    for (name, help) in helps {
+        let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
+        let (before, rest) = page.split_once(&start).unwrap_or_else(|| panic!("docs/registrar.md has no {start:?}"));
+        let (shown, after) = rest.split_once(&end).unwrap_or_else(|| panic!("docs/registrar.md has no {end:?}"));
+        if update {
+            page = format!("{before}{start}{help}{end}{after}");
+        } else {
+            let how = "docs/registrar.md is out of date; run UPDATE_DOCS=1 cargo test -p registrar --test docs";
+            assert_eq!(shown, help, "{name}: {how}");
+        }
+    }
+    if update {
+        std::fs::write(&path, page).unwrap();
+    }
 }

@@ -4,17 +4,39 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use registrar::config::Check;
-use registrar::probe::{Probe, ProbeError};
+use registrar::probe::{ProbeError, Prober};
+use registrar::service::{CheckKind, Expected, HttpCheck};
+use reqwest::Method;
+use reqwest::header::HeaderMap;
 use support::etcd::free_port;
 use support::{Answer, Application};
 
 const LIMIT: Duration = Duration::from_millis(300);
 
-async fn ask(check: Check, port: u16) -> Result<(), ProbeError> {
-    Probe::new(check, port, "/", LIMIT).unwrap().ask().await
+fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+fn http(port: u16, path: &str) -> CheckKind {
+    CheckKind::Http(HttpCheck {
+        tls: false,
+        targets: vec![local(port)],
+        path: path.to_owned(),
+        method: Method::GET,
+        headers: HeaderMap::new(),
+        expected: Expected::Below500,
+    })
+}
+
+fn tcp(targets: impl IntoIterator<Item = SocketAddr>) -> CheckKind {
+    CheckKind::Tcp { targets: targets.into_iter().collect(), proxied: true }
+}
+
+async fn ask(check: CheckKind) -> Result<(), ProbeError> {
+    Prober::new().unwrap().ask(&check, 0, LIMIT).await.result
 }
 
 #[tokio::test]
@@ -39,7 +61,7 @@ async fn any_status_below_500_is_an_answer_and_everything_else_is_none() {
     for (answer, expected) in cases {
         let application = Application::start(answer.clone()).await;
         let start = Instant::now();
-        match (ask(Check::Http, application.port).await, expected) {
+        match (ask(http(application.port, "/")).await, expected) {
             (Ok(()), Ok(())) => {}
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{answer:?}: {error}"),
             (result, _) => panic!("{answer:?}: {result:?}"),
@@ -47,8 +69,8 @@ async fn any_status_below_500_is_an_answer_and_everything_else_is_none() {
         assert!(start.elapsed() < LIMIT * 3, "{answer:?} took {:?}", start.elapsed());
         assert_eq!(application.requests(), 1, "{answer:?}");
     }
-    let error = ask(Check::Http, free_port()).await.unwrap_err();
-    assert!(matches!(error, ProbeError::Connect(_)), "{error}");
+    let error = ask(http(free_port(), "/")).await.unwrap_err();
+    assert!(matches!(error, ProbeError::Refused(_)), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
 }
 
@@ -56,7 +78,7 @@ async fn any_status_below_500_is_an_answer_and_everything_else_is_none() {
 async fn the_request_is_a_plain_get_of_the_path() {
     let application = Application::start(Answer::status("200 OK")).await;
     let port = application.port;
-    Probe::new(Check::Http, port, "/health?full=1", LIMIT).unwrap().ask().await.unwrap();
+    ask(http(port, "/health?full=1")).await.unwrap();
     let request = application.last_request().to_ascii_lowercase();
     assert!(request.starts_with("get /health?full=1 http/1.1\r\n"), "{request}");
     assert!(request.contains(&format!("host: 127.0.0.1:{port}\r\n")), "{request}");
@@ -66,8 +88,27 @@ async fn the_request_is_a_plain_get_of_the_path() {
 async fn for_tcp_a_connection_that_stays_is_an_answer() {
     for (answer, expected) in [(Answer::Hang, true), (Answer::Close, false)] {
         let application = Application::start(answer.clone()).await;
-        assert_eq!(ask(Check::Tcp, application.port).await.is_ok(), expected, "{answer:?}");
+        assert_eq!(ask(tcp([local(application.port)])).await.is_ok(), expected, "{answer:?}");
     }
-    let error = ask(Check::Tcp, free_port()).await.unwrap_err();
-    assert!(matches!(error, ProbeError::Connect(_)), "{error}");
+    let error = ask(tcp([local(free_port())])).await.unwrap_err();
+    assert!(matches!(error, ProbeError::Refused(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_target_with_another_behind_it_is_asked_directly_and_its_refusal_is_the_last_word() {
+    let application = Application::start(Answer::Close).await;
+    let behind = [local(application.port), local(free_port())];
+    assert_eq!(ask(tcp(behind)).await, Ok(()));
+    let refused = [local(free_port()), local(application.port)];
+    assert!(matches!(ask(tcp(refused)).await, Err(ProbeError::Refused(_))));
+}
+
+#[tokio::test]
+async fn where_there_is_no_way_to_the_first_target_the_next_is_asked_and_remembered() {
+    let application = Application::start(Answer::Hang).await;
+    // TCP has no way to a multicast address.
+    let nowhere = ([224, 0, 0, 1], 80).into();
+    let check = tcp([nowhere, local(application.port)]);
+    let asked = Prober::new().unwrap().ask(&check, 0, LIMIT).await;
+    assert_eq!((asked.result, asked.target), (Ok(()), 1));
 }

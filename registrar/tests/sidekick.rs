@@ -7,6 +7,7 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use registrar::{Config, RunError, Traces, run};
 use registry::{InstanceKey, Store};
 use support::etcd::{Etcd, free_port};
@@ -33,7 +34,7 @@ impl Running {
                 all += &format!(" {flag} {value}");
             }
         }
-        let config = Config::from_args(all.split_whitespace()).unwrap();
+        let config = Config::try_parse_from(all.split_whitespace()).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async {
             stopped.await.unwrap();

@@ -1,12 +1,13 @@
 //! The contract in etcd: what a key and a value may be, and the store that holds them.
 //!
-//! `key` and `record` are pure: text from etcd becomes a typed value there or is refused with a reason.
+//! `key`, `record` and `settings` are pure: text from etcd becomes a typed value there or is refused with a reason.
 //! `store` talks to etcd, `watch` follows it. Nothing here knows Docker or HAProxy.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod key;
 pub mod record;
+pub mod settings;
 pub mod store;
 pub mod watch;
 

@@ -308,7 +308,7 @@ impl Store {
     pub async fn put(&self, key: &InstanceKey, value: &str, ttl: Duration) -> Result<Ownership, StoreError> {
         let path = key.path();
         let answer = self.ask(v2::put(&path, value, ttl)).await?;
-        answer.into_ownership(path)
+        answer.into_entry(path).map(|entry| entry.ownership)
     }
 
     /// Writes the key only if there is none.
@@ -324,15 +324,16 @@ impl Store {
                 Some(entry) if answer.uncertain && entry.value == value => Ok(entry.ownership),
                 _ => Err(StoreError::Taken { path }),
             },
-            _ => answer.into_ownership(path),
+            _ => answer.into_entry(path).map(|entry| entry.ownership),
         }
     }
 
-    /// Gives the key its full time to live again. Wakes nobody who watches.
+    /// Gives the key its full time to live again. Wakes nobody who watches. Its value comes back: others may have
+    /// changed it in place, which leaves the key ours.
     ///
     /// # Errors
     /// [`StoreError::Lost`] where the key is gone, [`StoreError::Taken`] where it is someone else's now.
-    pub async fn refresh(&self, key: &InstanceKey, ttl: Duration, owned: &Ownership) -> Result<Ownership, StoreError> {
+    pub async fn refresh(&self, key: &InstanceKey, ttl: Duration, owned: &Ownership) -> Result<Entry, StoreError> {
         self.compare_write(key, owned, |path, index| v2::refresh(path, ttl, index)).await
     }
 
@@ -347,7 +348,8 @@ impl Store {
         ttl: Duration,
         owned: &Ownership,
     ) -> Result<Ownership, StoreError> {
-        self.compare_write(key, owned, |path, index| v2::update(path, value, ttl, index)).await
+        let entry = self.compare_write(key, owned, |path, index| v2::update(path, value, ttl, index)).await?;
+        Ok(entry.ownership)
     }
 
     /// Deletes the key if it is still ours.
@@ -440,7 +442,7 @@ impl Store {
         key: &InstanceKey,
         owned: &Ownership,
         request: impl Fn(&str, u64) -> Request,
-    ) -> Result<Ownership, StoreError> {
+    ) -> Result<Entry, StoreError> {
         let path = key.path();
         let mut owned = *owned;
         for _ in 0..COMPARE_TRIES {
@@ -454,7 +456,7 @@ impl Store {
                     Some(entry) if entry.ownership.created_index == owned.created_index => owned = entry.ownership,
                     Some(_) => return Err(StoreError::Taken { path }),
                 },
-                _ => return answer.into_ownership(path),
+                _ => return answer.into_entry(path),
             }
         }
         Err(StoreError::Contended { path })
@@ -468,9 +470,9 @@ fn not_asked_to_wait(endpoint: &str) -> StoreError {
 
 impl Answer {
     /// What a write gives back.
-    fn into_ownership(self, path: String) -> Result<Ownership, StoreError> {
+    fn into_entry(self, path: String) -> Result<Entry, StoreError> {
         match self.content {
-            Content::Change(change) => Ok(change.node.ownership()),
+            Content::Change(change) => Ok(change.node.into_entry()),
             Content::Refused(refusal) => Err(refusal.into_error(self.endpoint, path)),
             Content::Waiting(_) => Err(not_asked_to_wait(&self.endpoint)),
         }

@@ -163,12 +163,12 @@ async fn create_takes_only_an_absent_key_and_refresh_and_update_only_an_own_one(
     let key = key("10.0.0.1:80");
     let first = store.create(&key, "first", TTL).await.unwrap();
     assert!(matches!(store.create(&key, "first", TTL).await, Err(StoreError::Taken { .. })));
-    let first = store.refresh(&key, TTL, &first).await.unwrap();
+    let first = store.refresh(&key, TTL, &first).await.unwrap().ownership();
     // Someone sets another value by comparison: the key stays ours.
     by_hand("PUT", &etcd, ("/service/10.0.0.1:80", "value=draining&prevExist=true&ttl=20")).await;
-    let first = store.refresh(&key, TTL, &first).await.unwrap();
-    assert_eq!(store.get(&key).await.unwrap().unwrap().value, "draining");
-    let first = store.update(&key, "changed", TTL, &first).await.unwrap();
+    let refreshed = store.refresh(&key, TTL, &first).await.unwrap();
+    assert_eq!((refreshed.value.as_str(), refreshed.ttl), ("draining", Some(TTL)));
+    let first = store.update(&key, "changed", TTL, &refreshed.ownership()).await.unwrap();
 
     let second = store.put(&key, "second", TTL).await.unwrap();
     assert!(matches!(store.refresh(&key, TTL, &first).await, Err(StoreError::Taken { .. })));
@@ -190,11 +190,11 @@ async fn a_refresh_wakes_nobody() {
     let position = store.list(&prefix()).await.unwrap().position;
     let (prefix, key) = (prefix(), key("10.0.0.1:80"));
     let (poll, refreshed) = tokio::join!(store.poll(&prefix, &position), async {
-        let owned = store.refresh(&key, TTL, &owned).await?;
+        let owned = store.refresh(&key, TTL, &owned).await?.ownership();
         store.refresh(&key, TTL, &owned).await
     });
     assert!(matches!(poll.unwrap(), Poll::Quiet(_)));
-    let changed = store.update(&key, "draining", TTL, &refreshed.unwrap()).await.unwrap();
+    let changed = store.update(&key, "draining", TTL, &refreshed.unwrap().ownership()).await.unwrap();
     let Poll::Events(events, after) = store.poll(&prefix, &position).await.unwrap() else { panic!("no event") };
     assert!(matches!(&events[..], [Event::Put(entry)] if entry.value == "draining"), "{events:?}");
     store.delete(&key, &changed).await.unwrap();
@@ -235,7 +235,7 @@ async fn a_write_whose_reply_was_lost_is_known_as_ones_own() {
     let (_server, store) = losing().await;
     assert!(matches!(store.create(&key, "agent-2", TTL).await, Err(StoreError::Taken { .. })));
     let (_server, store) = losing().await;
-    let owned = store.refresh(&key, TTL, &owned).await.unwrap();
+    let owned = store.refresh(&key, TTL, &owned).await.unwrap().ownership();
     let (_server, store) = losing().await;
     let owned = store.update(&key, "other", TTL, &owned).await.unwrap();
     let (_server, store) = losing().await;

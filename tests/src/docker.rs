@@ -1,7 +1,7 @@
 //! Docker from outside, through its command: networks and containers of one test, removed when the test ends.
 
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -9,18 +9,20 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::process::{Finished, find_program, run, tail};
-use crate::{http, secs, wait_until};
+use crate::{app, http, secs, wait_until};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// What `./demo build` makes.
-pub const IMAGE_NAMES: [&str; 3] = ["local/dockreg", "local/etcd", "local/haproxy-discoverer"];
+pub const IMAGE_NAMES: [&str; 5] =
+    ["local/dockreg", "local/etcd", "local/haproxy-discoverer", "local/hello", "local/registrar"];
 
-/// A private network and what was started in it. Dropping it removes all of it; when the test is failing, the containers' logs
-/// are printed first.
+/// The containers of one test, in a private network where it asks for one. Dropping it removes all of it; when the test is
+/// failing, the containers' logs are printed first.
 pub struct Docker {
     name: String,
-    _images: Flock<File>,
+    network: String,
+    _images: Option<Flock<File>>,
 }
 
 impl Docker {
@@ -31,36 +33,66 @@ impl Docker {
             let found = docker(&["image", "inspect", "--format", "{{.Id}}", image]).await;
             assert_eq!(found.code, Some(0), "no image {image}: run `./demo build` first\n{}", found.stderr);
         }
-        let name = format!("e2e-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = next_name();
         docker_ok(&["network", "create", &name]).await;
-        Docker { name, _images: images }
+        Docker { network: name.clone(), name, _images: Some(images) }
     }
 
-    /// The name of the network, and the beginning of each container's name.
+    /// One on Docker's default network, for the tests' own application alone, whose image it makes where it is not there.
+    pub async fn for_apps() -> Docker {
+        app::provide_image().await;
+        Docker { name: next_name(), network: "bridge".to_owned(), _images: None }
+    }
+
+    /// The beginning of each container's name, and the name of the private network.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// `docker run --detach` in the network with a network alias; gives the container. `args` are the flags, then the image, then
-    /// the command.
+    /// `docker run --detach` in the network, where that is private with a network alias; gives the container. `args` are the flags,
+    /// then the image, then the command.
     pub async fn run(&self, alias: &str, args: &[&str]) -> Container {
+        self.made("run", alias, &[&["--detach"], args].concat()).await
+    }
+
+    /// `docker create`: [`Docker::run`] without the start.
+    pub async fn create(&self, alias: &str, args: &[&str]) -> Container {
+        self.made("create", alias, args).await
+    }
+
+    async fn made(&self, verb: &str, alias: &str, args: &[&str]) -> Container {
         let name = format!("{}-{alias}", self.name);
         let label = format!("e2e={}", self.name);
-        let mut all = vec![
-            "run",
-            "--detach",
-            "--name",
-            &name,
-            "--label",
-            &label,
-            "--network",
-            &self.name,
-            "--network-alias",
-            alias,
-        ];
+        let mut all = vec![verb, "--name", &name, "--label", &label];
+        if !args.contains(&"--network") {
+            all.extend(["--network", &self.network]);
+            if self.network == self.name {
+                all.extend(["--network-alias", alias]);
+            }
+        }
         all.extend(args);
         let id = docker_ok(&all).await;
         Container { id: id.trim().to_owned() }
+    }
+
+    /// One more private network, which goes with the test; gives its name.
+    pub async fn network(&self, alias: &str) -> String {
+        let name = format!("{}-{alias}", self.name);
+        docker_ok(&["network", "create", "--label", &format!("e2e={}", self.name), &name]).await;
+        name
+    }
+
+    /// Starts the tests' own application as the service [`Docker::service`], its port 8000 published on a port of 127.0.0.1 that
+    /// Docker chooses; `flags` are more of `docker run`.
+    pub async fn app(&self, alias: &str, flags: &[&str]) -> Container {
+        let label = format!("SERVICE_NAME={}", self.service(alias));
+        let all = [&["--publish", "127.0.0.1::8000", "--label", &label], flags, &[app::IMAGE]].concat();
+        self.run(alias, &all).await
+    }
+
+    /// The name that [`Docker::app`] gives a service: no other test has it.
+    pub fn service(&self, alias: &str) -> String {
+        format!("{}-{alias}", self.name)
     }
 
     /// Starts etcd (image `local/etcd`) under the alias `etcd`, and gives its address on this host.
@@ -149,8 +181,18 @@ impl Drop for Docker {
         if !containers.is_empty() {
             blocking(&[&["rm", "--force", "--volumes"], &containers[..]].concat());
         }
-        blocking(&["network", "rm", &self.name]);
+        let mut networks = blocking(&["network", "ls", "--quiet", "--filter", &filter]);
+        if self.network == self.name {
+            networks.push_str(&self.name);
+        }
+        for network in networks.split_whitespace() {
+            blocking(&["network", "rm", network]);
+        }
     }
+}
+
+fn next_name() -> String {
+    format!("e2e-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// One container.
@@ -176,6 +218,13 @@ impl Container {
         first.parse().unwrap_or_else(|_| panic!("docker port {} {port}: {shown:?}", self.id))
     }
 
+    /// Its address in its only network.
+    pub async fn own_ip(&self) -> IpAddr {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        let shown = docker_ok(&["inspect", "--format", format, &self.id]).await;
+        shown.trim().parse().unwrap_or_else(|_| panic!("the address of {}: {shown:?}", self.id))
+    }
+
     /// All it wrote to standard output and standard error.
     pub async fn logs(&self) -> String {
         let logs = docker(&["logs", &self.id]).await;
@@ -196,9 +245,10 @@ impl Container {
         docker_ok(&[&["exec", &self.id], command].concat()).await
     }
 
-    /// `docker stop`, `kill`, `start`, `restart`, ... of it.
-    pub async fn tell(&self, verb: &str) {
-        docker_ok(&[verb, &self.id]).await;
+    /// `docker stop`, `kill`, `start`, `restart`, ... of it, with flags where the words have some.
+    pub async fn tell(&self, words: &str) {
+        let words: Vec<&str> = words.split(' ').collect();
+        docker_ok(&[&words[..], &[&self.id]].concat()).await;
     }
 }
 

@@ -4,10 +4,13 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::{TcpStream, UnixStream};
 
 /// The limit of one exchange, connecting included.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -31,8 +34,8 @@ impl Reply {
 }
 
 /// One connection, for one request after another.
-pub struct Connection {
-    stream: BufReader<TcpStream>,
+pub struct Connection<S = TcpStream> {
+    stream: BufReader<S>,
 }
 
 impl Connection {
@@ -42,7 +45,16 @@ impl Connection {
         stream.set_nodelay(true)?;
         Ok(Connection { stream: BufReader::new(stream) })
     }
+}
 
+impl Connection<UnixStream> {
+    /// Connects to a unix socket.
+    pub async fn open_unix(path: &Path) -> io::Result<Connection<UnixStream>> {
+        Ok(Connection { stream: BufReader::new(UnixStream::connect(path).await?) })
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Sends one request and reads its whole reply. `headers` come in addition to `Host` and the length.
     pub async fn exchange(
         &mut self,
@@ -51,6 +63,27 @@ impl Connection {
         headers: &[(&str, &str)],
         body: &str,
     ) -> io::Result<Reply> {
+        self.send(method, path, headers, body).await?;
+        read_reply(&mut self.stream).await
+    }
+
+    /// Sends a `GET` whose reply does not end, reads its head, and gives the status; [`Connection::line`] reads on.
+    pub async fn stream(&mut self, path: &str) -> io::Result<u16> {
+        self.send("GET", path, &[], "").await?;
+        let (first, _) = read_head(&mut self.stream).await?;
+        status_of(&first)
+    }
+
+    /// The next chunk that holds a line, of a reply that comes in chunks of whole lines.
+    pub async fn line(&mut self) -> io::Result<String> {
+        let chunk = read_chunk(&mut self.stream).await?;
+        if chunk.is_empty() {
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, "the stream ended"));
+        }
+        Ok(String::from_utf8_lossy(&chunk).trim_end().to_owned())
+    }
+
+    async fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> io::Result<()> {
         let mut request = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             request.push_str("Host: localhost\r\n");
@@ -63,8 +96,7 @@ impl Connection {
         }
         request.push_str("\r\n");
         request.push_str(body);
-        self.stream.get_mut().write_all(request.as_bytes()).await?;
-        read_reply(&mut self.stream).await
+        self.stream.get_mut().write_all(request.as_bytes()).await
     }
 }
 
@@ -132,20 +164,15 @@ pub async fn get_host(address: SocketAddr, host: &str) -> io::Result<Reply> {
 
 async fn read_reply(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Reply> {
     let (first, headers) = read_head(stream).await?;
-    let status = first.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| bad(&first))?;
-    let mut reply = Reply { status, headers, body: String::new() };
+    let mut reply = Reply { status: status_of(&first)?, headers, body: String::new() };
     let mut body = Vec::new();
     if reply.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
         loop {
-            let size = read_line(stream).await?;
-            let size =
-                usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16).map_err(|_| bad(&size))?;
-            let mut chunk = vec![0; size + 2];
-            stream.read_exact(&mut chunk).await?;
-            if size == 0 {
+            let chunk = read_chunk(stream).await?;
+            if chunk.is_empty() {
                 break;
             }
-            body.extend_from_slice(&chunk[..size]);
+            body.extend(chunk);
         }
     } else if let Some(length) = reply.header("content-length").map(str::to_owned) {
         body = vec![0; length.parse().map_err(|_| bad(&length))?];
@@ -155,6 +182,20 @@ async fn read_reply(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Repl
     }
     reply.body = String::from_utf8_lossy(&body).into_owned();
     Ok(reply)
+}
+
+fn status_of(first: &str) -> io::Result<u16> {
+    first.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| bad(first))
+}
+
+/// One chunk (RFC 9112, section 7.1); the last is empty.
+async fn read_chunk(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<u8>> {
+    let size = read_line(stream).await?;
+    let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16).map_err(|_| bad(&size))?;
+    let mut chunk = vec![0; size + 2];
+    stream.read_exact(&mut chunk).await?;
+    chunk.truncate(size);
+    Ok(chunk)
 }
 
 /// Reads a request's or reply's head: the first line, and the headers with names in lower case.
@@ -193,4 +234,24 @@ pub fn encode(text: &str) -> String {
         }
         out
     })
+}
+
+/// What [`encode`] was given; bytes that are no text are replaced, and so are those after a `%` that begins no code.
+pub fn decode(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, others @ ..] = rest {
+        let code = others.get(..2).filter(|_| *first == b'%').and_then(|code| std::str::from_utf8(code).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &others[2..];
+            }
+            None => {
+                bytes.push(if *first == b'+' { b' ' } else { *first });
+                rest = others;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }

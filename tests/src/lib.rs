@@ -4,13 +4,17 @@
 //! here panics with the reason when something is not as a test needs it: a panic is how a test says no.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod agent;
+pub mod app;
 pub mod backend;
 pub mod between;
 pub mod discoverer;
 pub mod docker;
 pub mod etcd;
+pub mod fake_docker;
 pub mod fake_etcd;
 pub mod haproxy;
+pub mod history;
 pub mod http;
 pub mod load;
 pub mod ports;

@@ -177,10 +177,10 @@ pub fn find_program(program: &str, package: &str) -> PathBuf {
     )
 }
 
-/// Finds a program of this workspace beside the test's own executable.
+/// Finds a program of this workspace beside the test's own executable, which lies in `deps`, or beside the benchmark's.
 pub fn find_workspace_binary(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap();
-    let dir = exe.parent().and_then(Path::parent).unwrap();
+    let dir = exe.ancestors().skip(1).find(|dir| !dir.ends_with("deps")).unwrap();
     let path = dir.join(name);
     assert!(path.is_file(), "{} is not built: run `cargo build --workspace --bins` first", path.display());
     path

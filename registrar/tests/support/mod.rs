@@ -4,6 +4,7 @@
 
 #[path = "../../../registry/tests/support/etcd.rs"]
 pub(crate) mod etcd;
+pub(crate) mod program;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

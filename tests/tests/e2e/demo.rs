@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use e2e::docker::{IMAGE_NAMES, Images, docker, docker_ok};
+use e2e::http;
 use e2e::load::{Load, requests};
 use e2e::ports::free_port;
 use e2e::process::{Finished, run};
@@ -34,6 +35,43 @@ impl Demo {
 
     fn http(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.http_port))
+    }
+
+    /// The agent's part: registered from its labels, answered by its host name and no other, and listed.
+    async fn has_a_plain_image_on_its_own_host_name(&self, said: &str) {
+        let hello = self.container("hello").await;
+        let answer = http::get_host(self.http(), "hello.localhost").await.unwrap();
+        assert_eq!((answer.status, answer.body), (200, format!("Hello from {hello}\n")));
+        let seen = requests(self.http(), 8).await;
+        assert!(!seen.contains_key(&format!("Hello from {hello}\n")), "{seen:?}");
+        let agent = self.container("agent").await;
+        let list = docker_ok(&["exec", &agent, "registrar", "list"]).await;
+        let line = list.lines().find(|line| line.contains("hello")).unwrap_or_else(|| panic!("{list}"));
+        assert!(line.contains("running") && line.contains("demo-host"), "{list}");
+        assert!(said.contains(line.split_whitespace().nth(1).unwrap()), "./demo shows it too: {said}");
+        // It goes with its container.
+        docker_ok(&["stop", &hello]).await;
+        wait_until(secs(10), "nobody answers for it", async || {
+            match http::get_host(self.http(), "hello.localhost").await {
+                Ok(reply) if reply.status == 503 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        docker_ok(&["start", &hello]).await;
+        wait_until(secs(20), "it is back", async || match http::get_host(self.http(), "hello.localhost").await {
+            Ok(reply) if reply.status == 200 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+
+    /// The short id of the only container of a service.
+    async fn container(&self, service: &str) -> String {
+        let project = format!("label=com.docker.compose.project={}", self.project);
+        let service = format!("label=com.docker.compose.service={service}");
+        let listed = docker_ok(&["ps", "--quiet", "--filter", &project, "--filter", &service]).await;
+        listed.trim().to_owned()
     }
 
     /// What of it Docker knows: `ps`, `network` or `volume` by the project's label.
@@ -72,6 +110,7 @@ async fn the_demo_ends_with_answers_from_several_containers_and_down_removes_it_
         assert!(up.stdout.contains("Hello from") && up.stdout.contains("= running"), "{}", up.stdout);
         let seen = requests(demo.http(), 8).await;
         assert_eq!(seen.len(), 2, "{seen:?}");
+        demo.has_a_plain_image_on_its_own_host_name(&up.stdout).await;
 
         let load = Load::start(demo.http());
         load.wait_served(50).await;

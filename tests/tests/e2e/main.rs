@@ -1,6 +1,14 @@
 //! End-to-end tests: the built programs against the real etcd, HAProxy and Docker. One binary, a module for each subject.
 #![allow(clippy::unwrap_used)]
 
+mod agent_checks;
+mod agent_commands;
+mod agent_docker;
+mod agent_harness;
+mod agent_keys;
+mod agent_labels;
+mod agent_life;
+mod agent_way;
 mod commands;
 mod demo;
 mod etcd_trouble;

@@ -1,0 +1,376 @@
+//! The agent: one task that owns everything known of this host's containers, and one loop in which Docker, the
+//! containers' answers and etcd go on side by side, so that none of them waits for another.
+//!
+//! What to do is decided in `containers`, `service`, `health` and `reconcile`; here it is done.
+
+mod container;
+mod containers;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry::watch::Backoff;
+use registry::{InstanceKey, Listing, Record, StoreError};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tracing::{error, info, warn};
+
+use crate::config::AgentConfig;
+use crate::docker::events::{News, follow};
+use crate::docker::{Client, Docker, DockerError};
+use crate::host::{self, IdError, ResolveError};
+use crate::keeper::{Claim, Keeper, Told, ended, until};
+use crate::probe::{ProbeError, Prober};
+use crate::service::Scope;
+use containers::Containers;
+use work::{Listed, Work};
+
+/// How often all containers are listed and compared with what the events told.
+const LIST_EVERY: Duration = Duration::from_secs(60);
+/// How often the host's address is read again.
+const HOST_EVERY: Duration = Duration::from_secs(30);
+/// The pauses while Docker or etcd cannot be asked for a list, or the resolver for a name.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// How many inspections go on at once: enough for a host that starts, few enough for Docker to do other things.
+const INSPECTIONS_AT_ONCE: usize = 16;
+/// How many questions go on at once. One that gets no answer takes its whole limit, so that it must be many.
+const QUESTIONS_AT_ONCE: usize = 256;
+/// How many events may wait. While they do, Docker keeps those after them.
+const EVENTS: usize = 64;
+
+/// Why the agent cannot begin, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// No client for etcd.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No client for the applications.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// No id.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// A task that should go on for ever has ended.
+    #[error("the task that follows Docker's events has ended: this is a fault of the registrar, please report it")]
+    Ended,
+}
+
+/// Runs the agent until `shutdown` is done; then removes its keys, unless it is to keep them, and lingers.
+///
+/// Docker and etcd may each be away at any time: it waits for them, and keeps what is registered.
+///
+/// # Errors
+/// Only for what cannot get better by waiting: no client can be made from the configuration, or there is no id.
+pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let id = host::id(&config.scope)?;
+    let keeper = Keeper::new(&config.etcd, Claim::Own(id.clone()), config.ttl)?;
+    let prober = Arc::new(Prober::new()?);
+    info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
+
+    let (sender, mut news) = mpsc::channel(EVENTS);
+    let follower = follow(Docker::new(config.scope.docker.clone()), sender);
+    let mut agent = Agent::new(config, id, keeper, prober);
+    agent.work.spawn(async move {
+        follower.await;
+        Work::EventsEnded
+    });
+    let mut shutdown = pin!(shutdown);
+    loop {
+        agent.begin();
+        let due = agent.due();
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(news) = news.recv() => agent.news(news),
+            told = agent.keeper.next() => agent.told(&told),
+            Some(done) = agent.work.join_next() => if let Some(work) = ended(done) {
+                agent.done(work)?;
+            },
+            () = until(due) => {}
+        }
+    }
+    agent.end().await;
+    Ok(())
+}
+
+/// Something that is done now and then, and told of once when it fails.
+#[derive(Debug)]
+struct Chore {
+    /// When it is to be done next; never, or not while it is being done, where there is none.
+    at: Option<Instant>,
+    pause: Backoff,
+    trouble: Option<String>,
+}
+
+impl Chore {
+    fn new(at: Option<Instant>) -> Self {
+        Self { at, pause: Backoff::new(PAUSES.0, PAUSES.1), trouble: None }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        self.at.take_if(|at| *at <= now).is_some()
+    }
+
+    fn done(&mut self, every: Option<Duration>) {
+        self.pause.reset();
+        self.trouble = None;
+        // Shortened by chance, so that many agents do not fall into step.
+        self.at = every.map(|every| Instant::now() + every.mul_f64(rand::random_range(0.8..=1.0)));
+    }
+
+    /// Whether that is news.
+    fn failed(&mut self, trouble: &str) -> bool {
+        self.at = Some(Instant::now() + self.pause.pause());
+        self.trouble.replace(trouble.to_owned()).as_deref() != Some(trouble)
+    }
+}
+
+/// All that is known.
+struct Agent {
+    config: AgentConfig,
+    id: String,
+    keeper: Keeper,
+    prober: Arc<Prober>,
+    containers: Containers,
+    /// All that goes on, but for the writes to etcd.
+    work: JoinSet<Work>,
+    inspecting: usize,
+    asking: usize,
+    /// Docker, once it has answered.
+    client: Option<Client>,
+    /// What is wrong with its events, told once.
+    docker_trouble: Option<String>,
+    /// By what containers are judged, once that is known.
+    scope: Option<Arc<Scope>>,
+    /// The address of the default route is that of a container.
+    is_in_container: bool,
+    host: Chore,
+    list: Chore,
+    is_listed: bool,
+    /// Looking for the keys that an earlier run has left.
+    left: Chore,
+    is_left_asked: bool,
+}
+
+impl Agent {
+    fn new(config: AgentConfig, id: String, keeper: Keeper, prober: Arc<Prober>) -> Self {
+        let now = Instant::now();
+        Self {
+            containers: Containers::new(config.kill_grace),
+            config,
+            id,
+            keeper,
+            prober,
+            work: JoinSet::new(),
+            inspecting: 0,
+            asking: 0,
+            client: None,
+            docker_trouble: None,
+            scope: None,
+            is_in_container: false,
+            host: Chore::new(Some(now)),
+            list: Chore::new(None),
+            is_listed: false,
+            left: Chore::new(Some(now)),
+            is_left_asked: false,
+        }
+    }
+
+    /// Begins all that is to be done now.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        if self.host.is_due(now) {
+            let (flags, id) = (self.config.scope.clone(), self.id.clone());
+            self.work.spawn(async move { Work::Host(host::scope(&flags, id).await) });
+        }
+        if self.left.is_due(now) {
+            let (store, prefix) = (self.keeper.store().clone(), self.config.scope.key.clone());
+            self.work.spawn(async move { Work::Left(store.list(&prefix).await) });
+        }
+        if let Some(client) = &self.client
+            && self.list.is_due(now)
+        {
+            self.work.spawn(work::list(client.clone(), now));
+        }
+        // Not before it is known what an earlier run has left, so that this goes on without a gap.
+        if let (Some(client), Some(scope), true, true) = (&self.client, &self.scope, self.is_listed, self.is_left_asked)
+        {
+            for inspection in self.containers.inspections(INSPECTIONS_AT_ONCE - self.inspecting) {
+                self.inspecting += 1;
+                self.work.spawn(work::inspect(client.clone(), Arc::clone(scope), inspection));
+            }
+        }
+        for question in self.containers.questions(now.into_std(), QUESTIONS_AT_ONCE - self.asking, rand::random) {
+            self.asking += 1;
+            self.work.spawn(work::ask(Arc::clone(&self.prober), self.client.clone(), question));
+        }
+        for (key, wish) in self.containers.wishes() {
+            self.keeper.want(&key, wish);
+        }
+    }
+
+    /// When there is something to begin by the passing of time alone.
+    fn due(&self) -> Option<Instant> {
+        let may_ask = self.asking < QUESTIONS_AT_ONCE;
+        let containers = self.containers.due().filter(|_| may_ask).map(Instant::from_std);
+        let list = self.list.at.filter(|_| self.client.is_some());
+        [containers, self.host.at, list, self.left.at].into_iter().flatten().min()
+    }
+
+    fn news(&mut self, news: News) {
+        match news {
+            News::Open(client) => {
+                if self.docker_trouble.take().is_some() {
+                    info!("Docker answers again");
+                }
+                self.client = Some(client);
+                self.list.at = Some(Instant::now());
+            }
+            News::Event(event) => self.containers.event(&event, Instant::now().into_std()),
+            News::Lost(error) => {
+                let trouble = error.to_string();
+                if self.docker_trouble.as_ref() != Some(&trouble) {
+                    error!(
+                        error = trouble,
+                        "Docker does not tell what happens; what is registered stays, trying again"
+                    );
+                    self.docker_trouble = Some(trouble);
+                }
+            }
+        }
+    }
+
+    fn told(&mut self, told: &Told) {
+        match told {
+            Told::Found(key, record) => self.containers.found(key, record),
+            Told::NotWritten(_) => {}
+        }
+    }
+
+    fn done(&mut self, work: Work) -> Result<(), AgentError> {
+        let now = Instant::now().into_std();
+        match work {
+            Work::EventsEnded => return Err(AgentError::Ended),
+            Work::Host(result) => self.host(result),
+            Work::Left(result) => self.left(result),
+            Work::Listed(begun, result) => self.listed(begun, result),
+            Work::Inspected(inspection, result) => {
+                self.inspecting -= 1;
+                match result {
+                    Ok(inspected) => self.containers.inspected(&inspection, inspected.map(|boxed| *boxed), now),
+                    Err(error) => {
+                        if self.containers.not_inspected(&inspection, now) {
+                            let container = inspection.container;
+                            warn!(%container, %error, "the container cannot be read; what is known of it stays, trying again");
+                        }
+                    }
+                }
+            }
+            Work::Answered(question, asked) => {
+                self.asking -= 1;
+                self.containers.answered(&question, &asked.result, asked.target, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what is known of the host.
+    fn host(&mut self, result: Result<Scope, ResolveError>) {
+        match result {
+            Ok(scope) => {
+                self.host.done(Some(HOST_EVERY));
+                self.judge_by(scope);
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.host.failed(&error) {
+                    error!(error, "the host's address is not known; trying again");
+                }
+            }
+        }
+    }
+
+    fn judge_by(&mut self, mut scope: Scope) {
+        scope.default_address = scope.default_address.filter(|_| !self.is_in_container);
+        if self.scope.as_deref() == Some(&scope) {
+            return;
+        }
+        info!(host = scope.host_name, ip = ?scope.ip, default_address = ?scope.default_address, "this is the host");
+        self.scope = Some(Arc::new(scope));
+        self.containers.inspect_all();
+    }
+
+    /// Takes all that is below the prefix, of which some is ours.
+    fn left(&mut self, result: Result<Listing, StoreError>) {
+        self.is_left_asked = true;
+        let listing = match result {
+            Ok(listing) => listing,
+            Err(error) => {
+                let error = error.to_string();
+                if self.left.failed(&error) {
+                    error!(error, "etcd cannot be asked for the keys of an earlier run; trying again");
+                }
+                return;
+            }
+        };
+        self.left.done(None);
+        let mut left = BTreeMap::new();
+        for entry in &listing.entries {
+            let Ok(key) = InstanceKey::parse(&self.config.scope.key, &entry.path) else { continue };
+            let Ok(record) = Record::parse(&entry.value) else { continue };
+            if record.agent.as_deref() == Some(&self.id) {
+                self.keeper.take_over(&key, entry);
+                left.insert(key, record);
+            }
+        }
+        info!(keys = left.len(), "looked for keys of an earlier run");
+        self.containers.found_left(left);
+    }
+
+    fn listed(&mut self, begun: Instant, result: Result<Listed, DockerError>) {
+        match result {
+            Ok(Listed { digests, addresses }) => {
+                self.list.done(Some(LIST_EVERY));
+                self.is_listed = true;
+                self.containers.listed(&digests, begun.into_std());
+                self.doubt_address(&addresses);
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.list.failed(&error) {
+                    error!(error, "Docker does not list its containers; what is registered stays, trying again");
+                }
+            }
+        }
+    }
+
+    /// An agent in a container of its own takes that container for the host.
+    fn doubt_address(&mut self, of_containers: &BTreeSet<IpAddr>) {
+        let Some(scope) = &self.scope else { return };
+        let Some(address) = scope.default_address.filter(|address| of_containers.contains(address)) else { return };
+        error!(
+            %address,
+            "the address of the default route is a container's, where other hosts do not reach this one: run the agent with \
+             --network host, or say the host's address with --ip"
+        );
+        self.is_in_container = true;
+        self.judge_by(scope.as_ref().clone());
+    }
+
+    /// Removes what is registered, or leaves it to a successor.
+    async fn end(self) {
+        if self.config.keep_on_exit {
+            info!("the keys are left to their time to live");
+        } else if self.keeper.withdraw().await {
+            sleep(self.config.linger).await;
+        }
+    }
+}

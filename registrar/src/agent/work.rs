@@ -1,0 +1,123 @@
+//! What the agent has done in the background: lists, inspections, questions. Edge: each asks, and gives back what it was
+//! told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::models::ContainerSummary;
+use jiff::Timestamp;
+use registry::{Listing, StoreError};
+use tokio::time::{Instant, timeout};
+
+use super::container::Facts;
+use super::containers::{Inspected, Inspection, Question};
+use crate::docker::events::ContainerId;
+use crate::docker::{Client, DockerError};
+use crate::host::ResolveError;
+use crate::probe::{Asked, ProbeError, Prober};
+use crate::service::{CheckKind, Scope, services};
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// By what containers are judged.
+    Host(Result<Scope, ResolveError>),
+    /// What is below the prefix in etcd.
+    Left(Result<Listing, StoreError>),
+    /// What runs, as it was asked for at a moment.
+    Listed(Instant, Result<Listed, DockerError>),
+    /// What a container is; `None` where there is no such container.
+    Inspected(Inspection, Result<Option<Box<Inspected>>, DockerError>),
+    /// What an instance answered.
+    Answered(Question, Asked),
+    /// Nobody follows Docker's events any more.
+    EventsEnded,
+}
+
+/// All containers that run.
+#[derive(Debug)]
+pub(super) struct Listed {
+    /// Each with a digest of what may change of it.
+    pub(super) digests: BTreeMap<ContainerId, u64>,
+    /// Their own addresses.
+    pub(super) addresses: BTreeSet<IpAddr>,
+}
+
+pub(super) async fn list(client: Client, begun: Instant) -> Work {
+    Work::Listed(begun, client.running().await.map(|containers| read_list(&containers)))
+}
+
+fn read_list(containers: &[ContainerSummary]) -> Listed {
+    let mut listed = Listed { digests: BTreeMap::new(), addresses: BTreeSet::new() };
+    for container in containers {
+        let Some(id) = container.id.as_deref() else { continue };
+        let networks = container.network_settings.iter().filter_map(|settings| settings.networks.as_ref()).flatten();
+        let mut addresses: Vec<IpAddr> =
+            networks.filter_map(|(_, network)| network.ip_address.as_deref()?.parse().ok()).collect();
+        addresses.sort();
+        listed.digests.insert(id.into(), digest(container, &addresses));
+        listed.addresses.extend(addresses);
+    }
+    listed
+}
+
+/// Of what of a container may change while it runs.
+fn digest(container: &ContainerSummary, addresses: &[IpAddr]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let mut ports: Vec<_> =
+        container.ports.iter().flatten().map(|port| (port.private_port, port.public_port)).collect();
+    ports.sort_unstable();
+    // "Up 2 minutes (healthy)": the time moves by itself.
+    let in_brackets = container.status.as_deref().and_then(|status| Some(status.split_once('(')?.1));
+    let state = container.state.map(|state| state.to_string());
+    (&container.names, state, in_brackets, ports, addresses).hash(&mut hasher);
+    hasher.finish()
+}
+
+pub(super) async fn inspect(client: Client, scope: Arc<Scope>, inspection: Inspection) -> Work {
+    let inspected = read_container(&client, &scope, &inspection.container).await;
+    Work::Inspected(inspection, inspected)
+}
+
+async fn read_container(client: &Client, scope: &Scope, id: &str) -> Result<Option<Box<Inspected>>, DockerError> {
+    let Some(container) = client.inspect(id).await? else { return Ok(None) };
+    let facts = Facts::read(&container);
+    let network_of = match &facts.network_of {
+        Some(id) => client.inspect(id).await?,
+        None => None,
+    };
+    let findings = services(&container, network_of.as_ref(), scope);
+    let age = facts.started.and_then(|started| Timestamp::now().duration_since(started).try_into().ok());
+    Ok(Some(Box::new(Inspected { facts, findings, age: age.unwrap_or(Duration::ZERO) })))
+}
+
+pub(super) async fn ask(prober: Arc<Prober>, client: Option<Client>, question: Question) -> Work {
+    let check = &question.registration.check;
+    let asked = match &check.kind {
+        CheckKind::Exec { command } => {
+            let result = match client {
+                Some(client) => run(&client, &question.container, command, check.timeout).await,
+                None => Err(ProbeError::Exec("Docker has not answered yet".to_owned())),
+            };
+            Asked { result, target: 0 }
+        }
+        kind => prober.ask(kind, question.target, check.timeout).await,
+    };
+    Work::Answered(question, asked)
+}
+
+/// Runs a check in a container.
+///
+/// # Errors
+/// That it failed, took too long, or could not be run.
+async fn run(client: &Client, container: &str, command: &[String], limit: Duration) -> Result<(), ProbeError> {
+    match timeout(limit, client.exec(container, command)).await {
+        Err(_) => Err(ProbeError::Timeout(limit)),
+        Ok(Ok(0)) => Ok(()),
+        Ok(Ok(code)) => Err(ProbeError::Exit(code)),
+        Ok(Err(error)) => Err(ProbeError::Exec(error.to_string())),
+    }
+}

@@ -1,0 +1,337 @@
+//! `registrar explain`: each step from Docker's state to the key in etcd, with the first that says no, and what to do.
+//!
+//! Everything is read once, then `Explanation` is made of it without asking anybody.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use bollard::models::{ContainerInspectResponse, ContainerSummary, HealthStatusEnum};
+use registry::{Entry, Record, Status, Store, StoreError};
+use tokio::time::timeout;
+
+use crate::config::ExplainConfig;
+use crate::docker::{Client, Docker, DockerError};
+use crate::host;
+use crate::list::status;
+use crate::probe::{ProbeError, Prober};
+use crate::service::{
+    self, AddressSource, Check, CheckKind, Expected, Findings, HttpCheck, Registration, Scope, network_owner, services,
+};
+
+/// How many characters of an id are shown, as Docker does.
+const SHORT_ID: usize = 12;
+
+/// What a step says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Says {
+    Yes,
+    No,
+    /// Nothing: it is told by the way.
+    Aside,
+}
+
+/// Each step, in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Explanation {
+    steps: Vec<(Says, String)>,
+}
+
+/// What was found out about one registration.
+struct Evidence {
+    registration: Registration,
+    answer: Result<(), ProbeError>,
+    entry: Result<Option<Entry>, StoreError>,
+}
+
+/// Why nothing can be explained.
+#[derive(Debug, thiserror::Error)]
+pub enum ExplainError {
+    /// No client for etcd.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No client for the application.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+}
+
+/// Follows a container from Docker to etcd.
+///
+/// # Errors
+/// Only for what is wrong with the configuration; a Docker or an etcd that does not answer is a step that says no.
+pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
+    let store = Store::new(config.etcd.store_options())?;
+    let prober = Prober::new()?;
+    let mut explanation = Explanation::default();
+    let (client, container) = match look_up(config).await {
+        Ok((client, Some(container))) => (client, container),
+        Ok((_, None)) => {
+            let name = &config.container;
+            explanation.no(format!("Docker knows no container {name}: `docker ps --all` shows those that there are"));
+            return Ok(explanation);
+        }
+        Err(error) => {
+            explanation.no(error.to_string());
+            return Ok(explanation);
+        }
+    };
+    explanation.add_container(&container);
+    let id = host::known_id(&config.scope);
+    let scope = match host::scope(&config.scope, id.clone().unwrap_or_else(|| "unknown".to_owned())).await {
+        Ok(scope) => scope,
+        Err(error) => {
+            explanation.no(error.to_string());
+            return Ok(explanation);
+        }
+    };
+    // An agent in a container of its own does not take that container's address for the host's.
+    let of_containers = addresses(&client.running().await.unwrap_or_default());
+    let default_address = scope.default_address.filter(|address| !of_containers.contains(address));
+    let scope = Scope { default_address, ..scope };
+    explanation.add_scope(&scope, id.as_deref());
+    let network_of = match network_owner(&container) {
+        Some(owner) => client.inspect(owner).await.ok().flatten(),
+        None => None,
+    };
+    let findings = services(&container, network_of.as_ref(), &scope);
+    explanation.add_refusals(&findings);
+    for registration in findings.registrations {
+        let answer = ask(&prober, &client, &container, &registration.check).await;
+        let entry = store.get(&registration.key).await;
+        explanation.add_registration(&Evidence { registration, answer, entry }, &container, id.as_deref());
+    }
+    Ok(explanation)
+}
+
+/// The containers' own addresses.
+fn addresses(containers: &[ContainerSummary]) -> BTreeSet<IpAddr> {
+    let settings = containers.iter().filter_map(|container| container.network_settings.as_ref()?.networks.as_ref());
+    settings.flatten().filter_map(|(_, network)| network.ip_address.as_deref()?.parse().ok()).collect()
+}
+
+async fn look_up(config: &ExplainConfig) -> Result<(Client, Option<ContainerInspectResponse>), DockerError> {
+    let client = Docker::new(config.scope.docker.clone()).connect().await?;
+    let container = client.inspect(&config.container).await?;
+    Ok((client, container))
+}
+
+/// Asks once, as the agent does.
+async fn ask(
+    prober: &Prober,
+    client: &Client,
+    container: &ContainerInspectResponse,
+    check: &Check,
+) -> Result<(), ProbeError> {
+    match &check.kind {
+        CheckKind::None => Ok(()),
+        CheckKind::Docker => healthcheck(container),
+        CheckKind::Exec { command } => {
+            let id = container.id.as_deref().unwrap_or_default();
+            match timeout(check.timeout, client.exec(id, command)).await {
+                Err(_) => Err(ProbeError::Timeout(check.timeout)),
+                Ok(Ok(0)) => Ok(()),
+                Ok(Ok(code)) => Err(ProbeError::Exit(code)),
+                Ok(Err(error)) => Err(ProbeError::Exec(error.to_string())),
+            }
+        }
+        kind @ (CheckKind::Http(_) | CheckKind::Tcp { .. }) => {
+            let mut asked = prober.ask(kind, 0, check.timeout).await;
+            if matches!(asked.result, Err(ProbeError::Timeout(_))) && asked.target != 0 {
+                // Perhaps there is no way to the first: the agent goes on with the next.
+                asked = prober.ask(kind, asked.target, check.timeout).await;
+            }
+            asked.result
+        }
+    }
+}
+
+fn healthcheck(container: &ContainerInspectResponse) -> Result<(), ProbeError> {
+    match container.state.as_ref().and_then(|state| state.health.as_ref()?.status) {
+        Some(HealthStatusEnum::HEALTHY) => Ok(()),
+        Some(HealthStatusEnum::UNHEALTHY) => Err(ProbeError::Unhealthy("unhealthy")),
+        Some(HealthStatusEnum::STARTING) => Err(ProbeError::Unhealthy("starting")),
+        Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Err(ProbeError::Unhealthy("nothing")),
+    }
+}
+
+impl Explanation {
+    /// Whether no step says no.
+    pub fn is_registered(&self) -> bool {
+        !self.steps.iter().any(|(says, _)| *says == Says::No)
+    }
+
+    fn yes(&mut self, text: impl Into<String>) {
+        self.steps.push((Says::Yes, text.into()));
+    }
+
+    fn no(&mut self, text: impl Into<String>) {
+        self.steps.push((Says::No, text.into()));
+    }
+
+    fn aside(&mut self, text: impl Into<String>) {
+        self.steps.push((Says::Aside, text.into()));
+    }
+
+    fn add_container(&mut self, container: &ContainerInspectResponse) {
+        let id: String = container.id.as_deref().unwrap_or_default().chars().take(SHORT_ID).collect();
+        let name = container.name.as_deref().unwrap_or_default().trim_start_matches('/');
+        let image = container.config.as_ref().and_then(|config| config.image.as_deref()).unwrap_or("unknown");
+        self.yes(format!("Docker knows container {name} ({id}), of image {image}"));
+        for (label, value) in service::said(container) {
+            self.aside(format!("it says {}={value:?}", label.escape_debug()));
+        }
+    }
+
+    fn add_scope(&mut self, scope: &Scope, id: Option<&str>) {
+        let address = match (scope.ip, scope.default_address) {
+            (Some(ip), _) => format!("{ip} (--ip)"),
+            (None, Some(ip)) => format!("{ip} (the default route's)"),
+            (None, None) => "not known: there is no default route, and no --ip".to_owned(),
+        };
+        let agent = match id {
+            Some(id) => format!("its agent is {id}"),
+            None => "its agent's id is not known here: give --state-dir or --agent-id as the agent has them".to_owned(),
+        };
+        self.aside(format!("this host is {}, its address {address}; {agent}", scope.host_name));
+    }
+
+    /// What is left out by choice says no only where nothing else is registered.
+    fn add_refusals(&mut self, findings: &Findings) {
+        for refusal in &findings.refusals {
+            let aside = refusal.is_by_choice() && !findings.registrations.is_empty();
+            self.steps.push((if aside { Says::Aside } else { Says::No }, refusal.to_string()));
+        }
+        if findings.registrations.is_empty() && findings.refusals.is_empty() {
+            self.no("nothing of it is to be registered");
+        }
+    }
+
+    fn add_registration(&mut self, evidence: &Evidence, container: &ContainerInspectResponse, agent: Option<&str>) {
+        let Evidence { registration, answer, entry } = evidence;
+        let Registration { key, port, check, record, .. } = registration;
+        let source = source(registration.address_from);
+        self.yes(format!("port {port} is service {} at {}, {source}", key.service(), key.address()));
+        let attributes = record.attributes.iter().map(|(name, value)| format!("{name}={value}"));
+        let weight = record.weight.map(|weight| format!("weight {weight}"));
+        let tags = (!record.tags.is_empty()).then(|| format!("tags {}", record.tags.join(",")));
+        let said: Vec<String> = weight.into_iter().chain(tags).chain(attributes).collect();
+        if !said.is_empty() {
+            self.aside(format!("port {port}: {}", said.join(" ")));
+        }
+        let how = described(check);
+        match answer {
+            Ok(()) if check.kind == CheckKind::None => self.yes(format!("port {port}: {how}")),
+            Ok(()) => self.yes(format!("port {port}: {how}: it answers")),
+            Err(error) => self.no(format!("port {port}: {how}: {error}{}", advice(error, check, *port))),
+        }
+        let path = key.path();
+        let entry = match entry {
+            Ok(Some(entry)) => entry,
+            Ok(None) if answer.is_err() => {
+                return self.no(format!("{path} is not in etcd: it is written when the check is answered"));
+            }
+            Ok(None) => {
+                return self.no(format!(
+                    "{path} is not in etcd: no agent has written it. Does one run on this host, with the same --etcd and --key? \
+                     Its log says what it does"
+                ));
+            }
+            Err(error) => return self.no(format!("{path} cannot be read: {error}")),
+        };
+        let left = match entry.ttl {
+            Some(ttl) => format!("{}s left of its time to live", ttl.as_secs()),
+            None => "it does not expire".to_owned(),
+        };
+        let found = match Record::parse(&entry.value) {
+            Ok(found) => found,
+            Err(error) => return self.no(format!("{path} is in etcd, {left}, but not as an agent writes it: {error}")),
+        };
+        let writer = found.agent.as_deref().unwrap_or("somebody who is no agent");
+        if found.id.is_none() || found.id != container.id {
+            let of: String = found.id.as_deref().unwrap_or("not known").chars().take(SHORT_ID).collect();
+            return self.no(format!(
+                "{path} is in etcd, {left}, but for another container ({of}), written by {writer}: where that one is gone it \
+                 goes with its time to live, else two hosts register the same address: see --ip"
+            ));
+        }
+        let whose = if agent.is_none_or(|agent| agent == writer) { "" } else { ", which is not this host's agent" };
+        let meaning = match found.status {
+            Status::Running => "",
+            Status::Draining => ": it finishes what it has and gets nothing new",
+        };
+        self.yes(format!("{path} is in etcd: {}{meaning}; {left}, written by {writer}{whose}", status(found.status)));
+    }
+}
+
+fn source(source: AddressSource) -> &'static str {
+    match source {
+        AddressSource::Label => "as SERVICE_IP says",
+        AddressSource::Flag => "as --ip says",
+        AddressSource::Published => "where the port is published",
+        AddressSource::DefaultRoute => "the address of the default route's interface",
+        AddressSource::Container => "the container's own (--internal)",
+    }
+}
+
+/// How it is asked, in a line.
+fn described(check: &Check) -> String {
+    let time = humantime::format_duration;
+    let how = match &check.kind {
+        CheckKind::Http(HttpCheck { tls, targets, path, method, expected, .. }) => {
+            let scheme = if *tls { "https" } else { "http" };
+            let target = targets.first().map_or_else(String::new, ToString::to_string);
+            let expected = match expected {
+                Expected::Below500 => String::new(),
+                Expected::Ranges(ranges) => {
+                    let range = |range: &std::ops::RangeInclusive<u16>| format!("{}-{}", range.start(), range.end());
+                    format!(" for a status of {}", ranges.iter().map(range).collect::<Vec<_>>().join(","))
+                }
+            };
+            format!("{method} {scheme}://{target}{path}{expected}")
+        }
+        CheckKind::Tcp { targets, .. } => {
+            format!("a connection to {}", targets.first().map_or_else(String::new, ToString::to_string))
+        }
+        CheckKind::Docker => return "asked by its HEALTHCHECK".to_owned(),
+        CheckKind::Exec { command } => format!("{:?} in the container", command.last().map_or("", String::as_str)),
+        CheckKind::None => return "it is not asked, and counts as answering while it runs".to_owned(),
+    };
+    format!("asked by {how}, every {} within {}", time(check.interval), time(check.timeout))
+}
+
+/// What to do about a missing answer.
+fn advice(error: &ProbeError, check: &Check, port: u16) -> String {
+    match error {
+        ProbeError::Refused(_) | ProbeError::Closed => {
+            format!(". Does the application listen on port {port} yet, and on 0.0.0.0 instead of 127.0.0.1?")
+        }
+        ProbeError::NoWay(_) | ProbeError::Timeout(_) => {
+            ". Is there a firewall between this host and the container, or does the application hang?".to_owned()
+        }
+        ProbeError::Status(_) if matches!(&check.kind, CheckKind::Http(http) if http.expected == Expected::Below500) => {
+            ". The application's log may say why; SERVICE_CHECK_STATUS says which statuses are good".to_owned()
+        }
+        ProbeError::Status(_) => ". SERVICE_CHECK_STATUS says which statuses are good".to_owned(),
+        ProbeError::Broken(_) => ". Does it speak HTTP there, or TLS (SERVICE_CHECK_HTTPS)?".to_owned(),
+        ProbeError::Unhealthy("starting") => ": wait for its HEALTHCHECK".to_owned(),
+        ProbeError::Unhealthy(_) => ". `docker inspect` shows what its HEALTHCHECK printed".to_owned(),
+        ProbeError::Client(_) | ProbeError::Exit(_) | ProbeError::Exec(_) => String::new(),
+    }
+}
+
+/// A line for each step; the first that says no has an arrow.
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first_no = self.steps.iter().position(|(says, _)| *says == Says::No);
+        for (at, (says, text)) in self.steps.iter().enumerate() {
+            let mark = match says {
+                Says::Yes => "   yes  ",
+                Says::No if first_no == Some(at) => "-> NO   ",
+                Says::No => "   no   ",
+                Says::Aside => "        ",
+            };
+            writeln!(f, "{mark}{text}")?;
+        }
+        Ok(())
+    }
+}

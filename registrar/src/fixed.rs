@@ -1,0 +1,152 @@
+//! `registrar static`: keeps the key of something that does not run in Docker, for as long as it answers.
+//!
+//! One task with one loop, in which the question and etcd go on side by side.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::{Pin, pin};
+
+use jiff::Timestamp;
+use registry::{InstanceKey, Record, Status, StoreError};
+use reqwest::Method;
+use reqwest::header::HeaderMap;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use crate::config::{StaticCheck, StaticConfig};
+use crate::health::{Answer, Change, Health};
+use crate::host;
+use crate::keeper::{Claim, Keeper, Told, until};
+use crate::probe::{Asked, ProbeError, Prober};
+use crate::service::{CheckKind, Expected, HttpCheck};
+
+/// Why it cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StaticError {
+    /// No client for etcd.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No client for the application.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+}
+
+/// Keeps the key until `shutdown` is done; then removes it, lingers and returns. `now` is what the key says of when it
+/// was registered.
+///
+/// # Errors
+/// Only for what cannot get better by waiting: no client can be made from the configuration.
+pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Output = ()>) -> Result<(), StaticError> {
+    let host_name = config.host.clone().unwrap_or_else(host::host_name);
+    let agent = config.agent_id.clone().unwrap_or_else(|| mark(&host_name));
+    let mut keeper = Keeper::new(&config.etcd, Claim::Own(agent.clone()), config.ttl)?;
+    let prober = Prober::new()?;
+    let check = check(&config);
+    let key = InstanceKey::nested(config.key.clone(), config.name.clone(), config.address);
+    info!(%key, agent, version = env!("CARGO_PKG_VERSION"), "keeping the key while the address answers");
+
+    let mut record = record(&config, agent, host_name, now);
+    let asking = config.asking;
+    let mut health = Health::new(asking.rise, asking.fall, asking.interval, Instant::now().into_std());
+    if config.check == StaticCheck::None {
+        health.assume_up();
+    }
+    let mut told_missing = false;
+    let mut shutdown = pin!(shutdown);
+    let mut ask_at = (config.check != StaticCheck::None).then(Instant::now);
+    let mut question: Option<Pin<Box<dyn Future<Output = Asked> + '_>>> = None;
+    loop {
+        let now = Instant::now();
+        if question.is_none() && ask_at.is_some_and(|at| at <= now) {
+            ask_at = Some(now + health.gap(now.into_std()));
+            question = Some(Box::pin(prober.ask(&check, 0, asking.timeout)));
+        }
+        keeper.want(&key, health.is_up().then(|| record.to_value().into()));
+        let wake = ask_at.filter(|_| question.is_none());
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(asked) = going_on(&mut question) => told_missing = answered(&mut health, &asked.result, told_missing),
+            told = keeper.next() => if let Told::Found(_, found) = told
+                && found.status != record.status
+            {
+                info!(%key, status = ?found.status, "an operator has set the status of the key");
+                record.status = found.status;
+            },
+            () = until(wake) => {}
+        }
+    }
+    if keeper.withdraw().await {
+        sleep(config.linger).await;
+    }
+    Ok(())
+}
+
+/// Waits for what goes on, and forgets it when it is done. `None` at once where nothing goes on.
+async fn going_on<T>(doing: &mut Option<Pin<Box<dyn Future<Output = T> + '_>>>) -> Option<T> {
+    let result = doing.as_mut()?.await;
+    *doing = None;
+    Some(result)
+}
+
+/// Takes an answer. Gives whether it was told that there is none.
+fn answered(health: &mut Health, result: &Result<(), ProbeError>, told_missing: bool) -> bool {
+    let answer = result.as_ref().map_or_else(ProbeError::answer, |()| Answer::Good);
+    match (health.record(answer), result) {
+        (Some(Change::Up), _) => info!("it answers"),
+        (Some(Change::Down), Err(error)) => warn!(%error, "it no longer answers"),
+        (_, Err(error)) if !told_missing => info!(%error, "it does not answer"),
+        (_, Err(error)) => debug!(%error, "it does not answer"),
+        (_, Ok(())) => debug!("it answered"),
+    }
+    result.is_err()
+}
+
+/// By what a key of this host's is known that no agent keeps.
+fn mark(host_name: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' };
+    format!("static-{host_name}").chars().map(allowed).take(registry::key::NAME_LIMIT).collect()
+}
+
+fn check(config: &StaticConfig) -> CheckKind {
+    let targets = vec![config.address.socket_addr()];
+    match config.check {
+        StaticCheck::None => CheckKind::None,
+        StaticCheck::Tcp => CheckKind::Tcp { targets, proxied: true },
+        StaticCheck::Http | StaticCheck::Https => CheckKind::Http(HttpCheck {
+            tls: config.check == StaticCheck::Https,
+            targets,
+            path: config.check_path.clone(),
+            method: Method::GET,
+            headers: HeaderMap::new(),
+            expected: Expected::Below500,
+        }),
+    }
+}
+
+fn record(config: &StaticConfig, agent: String, host_name: String, now: Timestamp) -> Record {
+    let attributes: BTreeMap<String, String> = config.attribute.iter().cloned().collect();
+    Record {
+        status: Status::Running,
+        agent: Some(agent),
+        host: Some(host_name),
+        weight: config.weight,
+        tags: config.tags.clone(),
+        attributes,
+        registered: Some(now),
+        ..Record::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_of_a_host_is_an_agents_id() {
+        let long = "a".repeat(100);
+        for name in ["host-1", "", "höst 1", long.as_str()] {
+            assert!(crate::config::is_agent_id(&mark(name)), "{name:?}: {}", mark(name));
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What this host is: its name, its addresses, and the agent's id on it. Edge: it asks the kernel and the resolver, and
+//! keeps one small file.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::config::{Host, ScopeFlags};
+use crate::service::Scope;
+
+/// The file with the agent's id, in its state directory.
+const ID_FILE: &str = "agent-id";
+/// The limit on resolving a name.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The name in --ip does not resolve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}, which --ip names, does not resolve: {what}")]
+pub struct ResolveError {
+    name: String,
+    what: String,
+}
+
+/// The first IPv4 address of a name, else its first IPv6 address.
+///
+/// # Errors
+/// What the resolver says, or that it takes too long.
+pub async fn resolve(name: &str) -> Result<IpAddr, ResolveError> {
+    let failed = |what: String| ResolveError { name: name.to_owned(), what };
+    let found = timeout(RESOLVE_LIMIT, tokio::net::lookup_host((name, 0))).await;
+    let too_slow = |_| failed(format!("no answer within {}", humantime::format_duration(RESOLVE_LIMIT)));
+    let addresses = found.map_err(too_slow)?.map_err(|error| failed(error.to_string()))?;
+    let mut addresses: Vec<IpAddr> = addresses.map(|address| address.ip()).collect();
+    // Sorted by family alone: within it the resolver's order is kept.
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses.into_iter().next().ok_or_else(|| failed("it has no address".to_owned()))
+}
+
+/// The address of the interface with the default route, as the kernel chooses it for a packet to somewhere else.
+/// Nothing is sent. IPv4 goes first.
+fn default_address() -> Option<IpAddr> {
+    // Addresses that no network of one's own has (RFC 5737, "TEST-NET-3"; any global address of IPv6).
+    let v4 = (IpAddr::from([203, 0, 113, 1]), IpAddr::from(Ipv4Addr::UNSPECIFIED));
+    let v6 = (IpAddr::from([0x2600, 0, 0, 0, 0, 0, 0, 1]), IpAddr::from(Ipv6Addr::UNSPECIFIED));
+    let chosen = |(somewhere, any): (IpAddr, IpAddr)| {
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((somewhere, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let usable = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified();
+    [v4, v6].into_iter().filter_map(chosen).find(usable)
+}
+
+/// The kernel's name for this host.
+pub(crate) fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+/// Why there is no id for the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum IdError {
+    /// The file cannot be read or written.
+    #[error(
+        "the agent's id cannot be {what} {path}: {error}; make --state-dir a directory that it may write to and that \
+         outlives it (in a container: a volume), or give it an id of its own with --agent-id"
+    )]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// What is in the file is no id.
+    #[error("{0} holds no agent's id; remove it, and the agent takes a new one")]
+    Content(PathBuf),
+}
+
+/// By what the agent of this host judges its containers.
+///
+/// # Errors
+/// The name in `--ip` does not resolve.
+pub async fn scope(flags: &ScopeFlags, agent: String) -> Result<Scope, ResolveError> {
+    let ip = match &flags.ip {
+        Host::Published => None,
+        Host::Address(ip) => Some(*ip),
+        Host::Name(name) => Some(resolve(name).await?),
+    };
+    Ok(Scope {
+        prefix: flags.key.clone(),
+        agent,
+        host_name: flags.host.clone().unwrap_or_else(host_name),
+        ip,
+        default_address: default_address(),
+        explicit: flags.explicit,
+        internal: flags.internal,
+        network: flags.network.clone(),
+        domains: flags.domains.clone(),
+        allow_exec: flags.allow_exec,
+        check: flags.check,
+    })
+}
+
+/// The agent's id: `--agent-id`, else the one in `--state-dir`.
+///
+/// # Errors
+/// The directory cannot be used.
+pub fn id(flags: &ScopeFlags) -> Result<String, IdError> {
+    flags.agent_id.clone().map_or_else(|| agent_id(&flags.state_dir), Ok)
+}
+
+/// The id of the agent on this host, as far as it is known: nothing is written.
+pub fn known_id(flags: &ScopeFlags) -> Option<String> {
+    let read = || std::fs::read_to_string(flags.state_dir.join(ID_FILE)).ok().map(|text| text.trim().to_owned());
+    flags.agent_id.clone().or_else(read).filter(|id| crate::config::is_agent_id(id))
+}
+
+/// The id by which the agent on this host knows its own keys: from the directory, where a new one is put the first time.
+fn agent_id(state_dir: &Path) -> Result<String, IdError> {
+    let path = state_dir.join(ID_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) if crate::config::is_agent_id(text.trim()) => return Ok(text.trim().to_owned()),
+        Ok(_) => return Err(IdError::Content(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(IdError::File { what: "read from", path, error }),
+    }
+    let id = format!("{:016x}", rand::random::<u64>());
+    // Another agent that starts at the same moment must not read half of it.
+    let written = || {
+        std::fs::create_dir_all(state_dir)?;
+        let draft = state_dir.join(format!(".agent-id.{id}"));
+        let mut file = std::fs::File::create_new(&draft)?;
+        writeln!(file, "{id}")?;
+        file.sync_all()?;
+        std::fs::rename(&draft, &path)
+    };
+    match written() {
+        Ok(()) => Ok(id),
+        Err(error) => Err(IdError::File { what: "written to", path, error }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn an_agent_keeps_its_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = directory.path().join("state");
+        let id = agent_id(&state_dir).unwrap();
+        assert_eq!(agent_id(&state_dir).unwrap(), id);
+        std::fs::write(state_dir.join("agent-id"), "a b").unwrap();
+        assert!(agent_id(&state_dir).unwrap_err().to_string().contains("remove it"));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_said_with_the_way_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        let error = agent_id(&file).unwrap_err().to_string();
+        assert!(error.contains("--agent-id") && error.contains("--state-dir"), "{error}");
+    }
+
+    #[test]
+    fn the_default_address_is_no_loopback() {
+        assert!(default_address().is_none_or(|ip| !ip.is_loopback()));
+    }
+}

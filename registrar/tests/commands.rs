@@ -1,0 +1,267 @@
+//! The commands beside the daemons: list, explain, static, completions and man, as processes against the real etcd.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use registry::{InstanceKey, Record, Store};
+use serde_json::{Value, json};
+use support::etcd::{Etcd, free_port};
+use support::program::{Program, registrar, text};
+use support::{Answer, Application, Docker, entries, eventually, paths, recorded, store};
+
+/// Runs a command to its end: its exit code, and all that it wrote.
+async fn run(etcd: &str, args: &[&str]) -> (i32, String) {
+    let mut command = registrar();
+    command.env("REGISTRAR_ETCD", etcd).args(args);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    (output.status.code().unwrap(), text(&output))
+}
+
+async fn put(store: &Store, below: &str, value: &str) {
+    let key = InstanceKey::parse(&"service".parse().unwrap(), &format!("/service/{below}")).unwrap();
+    store.put(&key, value, Duration::from_secs(60)).await.unwrap();
+}
+
+#[tokio::test]
+async fn list_shows_what_is_registered_as_a_table_and_as_json() {
+    let etcd = Etcd::start();
+    let store = store(&etcd.url());
+    put(&store, "web/10.0.0.1:80", r#"{"name":"web-1","host":"host-1","agent":"a1","status":"draining"}"#).await;
+    put(&store, "10.0.0.2:8000", "running").await;
+    put(&store, "web/10.0.0.3:80", "nonsense").await;
+    let (code, table) = run(&etcd.url(), &["list"]).await;
+    assert_eq!(code, 0, "{table}");
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[1][..3], ["service", "10.0.0.2:8000", "running"], "{table}");
+    assert_eq!(lines[2][..3], ["web", "10.0.0.1:80", "draining"], "{table}");
+    assert_eq!(lines[2][4..], ["host-1", "web-1", "a1"], "{table}");
+    assert!(table.contains("/service/web/10.0.0.3:80: its value is neither"), "{table}");
+    let (code, json) = run(&etcd.url(), &["list", "--json"]).await;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, json["instances"][1]["address"].as_str()), (0, Some("10.0.0.1:80")));
+    assert!((50..=60).contains(&json["instances"][1]["ttl"].as_u64().unwrap()), "{json}");
+    let (code, error) = run(&format!("http://127.0.0.1:{}", free_port()), &["list"]).await;
+    assert!(code == 1 && error.contains("no usable answer from etcd"), "{code} {error}");
+}
+
+/// A container whose own address is 127.0.0.1, so that an application of the test stands for the one in it.
+fn container(port: u16, labels: &[(&str, &str)]) -> Value {
+    let mut container: Value = serde_json::from_str(&recorded("inspect-owner")).unwrap();
+    let binding = json!([{ "HostIp": "0.0.0.0", "HostPort": "40001" }]);
+    container["NetworkSettings"]["Ports"] = json!({ format!("{port}/tcp"): binding, "53/udp": null });
+    container["NetworkSettings"]["Networks"]["bridge"]["IPAddress"] = json!("127.0.0.1");
+    container["Config"]["ExposedPorts"] = json!({});
+    container["Config"]["Env"] = json!([]);
+    container["Config"]["Labels"] = labels.iter().map(|(label, value)| ((*label).to_owned(), json!(value))).collect();
+    container
+}
+
+/// The marks at the beginning of the lines.
+fn marks(explanation: &str) -> Vec<&str> {
+    explanation.lines().map(|line| line.get(..8).unwrap_or_default().trim()).filter(|mark| !mark.is_empty()).collect()
+}
+
+#[tokio::test]
+async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_no() {
+    let (etcd, docker) = (Etcd::start(), Docker::start());
+    let store = store(&etcd.url());
+    let application = Application::start(Answer::status("200 OK")).await;
+    let state = tempfile::tempdir().unwrap();
+    let url = etcd.url();
+    let explain = async |name: &str, more: &[&str]| {
+        let args = ["explain", name, "--ip", "10.1.0.101", "--docker", docker.socket.to_str().unwrap()];
+        let state = ["--state-dir", state.path().to_str().unwrap()];
+        run(&url, &[&args[..], &state[..], more].concat()).await
+    };
+
+    let (code, text) = explain("nobody", &[]).await;
+    assert!(code == 1 && text.contains("-> NO   Docker knows no container nobody"), "{text}");
+
+    let labels = [("SERVICE_NAME", "shop"), ("SERVICE_CHECK_HTTP", "/health"), ("SERVICE_REGION", "eu")];
+    docker.knows("web", container(application.port, &labels).to_string());
+    let (code, text) = explain("web", &[]).await;
+    let key = "/service/shop/10.1.0.101:40001";
+    assert_eq!((code, marks(&text)), (1, vec!["yes", "yes", "yes", "-> NO"]), "{text}");
+    for expected in [
+        "it says SERVICE_NAME=\"shop\"",
+        "port 53/udp: only TCP ports are registered",
+        "is service shop at 10.1.0.101:40001, as --ip says",
+        "check_http=/health region=eu",
+        &format!("asked by GET http://127.0.0.1:{}/health, every 5s within 3s: it answers", application.port),
+        &format!("{key} is not in etcd: no agent has written it"),
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(std::fs::read_dir(state.path()).unwrap().next().is_none(), "it only looks");
+
+    std::fs::write(state.path().join("agent-id"), "agent-1\n").unwrap();
+    let id = container(1, &[])["Id"].as_str().unwrap().to_owned();
+    put(&store, "shop/10.1.0.101:40001", &json!({ "id": id, "agent": "agent-1", "status": "draining" }).to_string())
+        .await;
+    let (code, text) = explain("web", &[]).await;
+    assert_eq!((code, marks(&text)), (0, vec!["yes"; 4]), "{text}");
+    assert!(text.contains(&format!("{key} is in etcd: draining: it finishes what it has")), "{text}");
+    let (_, text) = explain("web", &["--agent-id", "other"]).await;
+    assert!(text.contains("written by agent-1, which is not this host's agent"), "{text}");
+
+    application.answers(Answer::status("503 Unavailable"));
+    let (code, text) = explain("web", &[]).await;
+    assert_eq!((code, marks(&text)), (1, vec!["yes", "yes", "-> NO", "yes"]), "{text}");
+    assert!(text.contains("status 503"), "{text}");
+    application.answers(Answer::status("200 OK"));
+
+    put(&store, "shop/10.1.0.101:40001", "{\"id\":\"0123456789abcdef\",\"agent\":\"a2\"}").await;
+    let (code, text) = explain("web", &[]).await;
+    assert!(code == 1 && text.contains("for another container (0123456789ab), written by a2"), "{text}");
+
+    let (code, text) = explain("web", &["--domains", "a.example", "--explicit"]).await;
+    assert!(code == 1 && text.contains("for another container"), "{text}");
+    docker.knows("web", container(application.port, &[("SERVICE_WEIGHT", "heavy")]).to_string());
+    let (code, text) = explain("web", &["--explicit"]).await;
+    assert!(code == 1 && text.contains("--explicit, and no label asks for it"), "{text}");
+    let (code, text) = explain("web", &[]).await;
+    assert!(code == 1 && text.contains("SERVICE_WEIGHT=\"heavy\": it must be a number from 0 to 256"), "{text}");
+
+    docker.knows("web", recorded("inspect-exited"));
+    let (code, text) = explain("web", &[]).await;
+    assert!(code == 1 && text.contains("-> NO   it is not running: it is exited"), "{text}");
+}
+
+#[tokio::test]
+async fn explain_says_which_of_docker_and_etcd_does_not_answer() {
+    let docker = Docker::start();
+    let application = Application::start(Answer::status("200 OK")).await;
+    docker.knows("web", container(application.port, &[]).to_string());
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let (code, text) = run(&dead, &["explain", "web", "--docker", "/no/such.sock"]).await;
+    assert!(code == 1 && text.contains("-> NO   there is no Docker socket at /no/such.sock"), "{text}");
+    let socket = docker.socket.to_str().unwrap();
+    let (code, text) = run(&dead, &["explain", "web", "--docker", socket, "--ip", "10.1.0.101"]).await;
+    assert_eq!((code, marks(&text)), (1, vec!["yes", "yes", "yes", "-> NO"]), "{text}");
+    assert!(text.contains("cannot be read: no usable answer from etcd"), "{text}");
+}
+
+#[tokio::test]
+async fn static_keeps_a_key_while_its_address_answers_and_takes_it_over_after_a_kill() {
+    let etcd = Etcd::start();
+    let store = store(&etcd.url());
+    let application = Application::start(Answer::status("200 OK")).await;
+    let address = format!("127.0.0.1:{}", application.port);
+    let mut command = registrar();
+    command.env("REGISTRAR_ETCD", etcd.url()).env("REGISTRAR_TAGS", "blue,v1").env("REGISTRAR_HOST", "host-1");
+    command.args([
+        "static",
+        "--address",
+        &address,
+        "--name",
+        "db",
+        "--check",
+        "http",
+        "--interval",
+        "100ms",
+        "--fall",
+        "1",
+    ]);
+    command.args([
+        "--attribute",
+        "mode=tcp;listen=5432",
+        "--attribute",
+        "region=eu",
+        "--weight",
+        "7",
+        "--linger",
+        "0s",
+    ]);
+    let mut program = Program::start(&mut command);
+    program.says("registered").await;
+    let before = entries(&store).await.remove(0);
+    assert_eq!(before.path, format!("/service/db/{address}"));
+    let record = Record::parse(&before.value).unwrap();
+    let attributes: Vec<_> = record.attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(attributes, ["listen=5432", "mode=tcp", "region=eu"]);
+    assert_eq!((record.tags, record.weight), (vec!["blue".to_owned(), "v1".to_owned()], Some(7)));
+    assert_eq!((record.agent.as_deref(), record.host.as_deref()), (Some("static-host-1"), Some("host-1")));
+    assert!(record.registered.is_some());
+
+    application.answers(Answer::status("500 X"));
+    eventually("the key removed", async || paths(&store).await.is_empty()).await;
+    application.answers(Answer::status("200 OK"));
+    eventually("the key back", async || paths(&store).await.len() == 1).await;
+
+    let before = entries(&store).await.remove(0);
+    program.child.kill().unwrap();
+    program.child.wait().unwrap();
+    let mut program = Program::start(&mut command);
+    eventually("the key taken over", async || entries(&store).await[0].value != before.value).await;
+    assert_eq!(entries(&store).await[0].created_index(), before.created_index(), "it was there all the time");
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.ended().await, Some(0));
+    assert_eq!(paths(&store).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn static_leaves_alone_what_someone_else_has_written_and_needs_no_answer_without_a_check() {
+    let etcd = Etcd::start();
+    let store = store(&etcd.url());
+    put(&store, "db/127.0.0.1:1", "running").await;
+    let mut command = registrar();
+    command.env("REGISTRAR_ETCD", etcd.url()).args(["static", "--check", "none", "--linger", "0s", "--name", "db"]);
+    let mut first = Program::start(command.env("REGISTRAR_ADDRESS", "127.0.0.1:1"));
+    first.says("someone else has written the key").await;
+    let mut second = Program::start(command.env("REGISTRAR_ADDRESS", "127.0.0.1:2"));
+    second.says("registered").await;
+    assert_eq!(paths(&store).await, ["/service/db/127.0.0.1:1", "/service/db/127.0.0.1:2"]);
+    for program in [&mut first, &mut second] {
+        program.signal(Signal::SIGTERM);
+        assert_eq!(program.ended().await, Some(0));
+    }
+    assert_eq!(paths(&store).await, ["/service/db/127.0.0.1:1"]);
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = registrar().args(["completions", shell]).output().unwrap();
+        let script = text(&output);
+        assert!(output.status.success() && script.contains("explain") && script.contains("kill-grace"), "{shell}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let pages = directory.path().join("man1");
+    assert!(registrar().arg("man").arg(&pages).status().unwrap().success());
+    for page in ["registrar", "registrar-agent", "registrar-list", "registrar-explain", "registrar-static"] {
+        let page = std::fs::read_to_string(pages.join(format!("{page}.1"))).unwrap();
+        assert!(page.contains("REGISTRAR_ETCD"), "{page}");
+    }
+    let output = registrar().args(["man", "/proc/none"]).output().unwrap();
+    assert!(output.status.code() == Some(1) && text(&output).contains("writing to /proc/none"), "{}", text(&output));
+}
+
+#[test]
+fn a_wrong_value_is_refused_with_what_is_right() {
+    let etcd = ["--etcd", "http://h1:2379"];
+    let cases: [(&[&str], &str); 9] = [
+        (&["list", "--key", "_x"], "begins with '_'"),
+        (&["explain"], "<CONTAINER>"),
+        (&["explain", "a/b"], "no name or id"),
+        (&["explain", "web", "--domains", "*"], "write a.example"),
+        (&["static", "--name", "db"], "--address"),
+        (&["static", "--name", "db", "--address", "0.0.0.0:1"], "not the address of one host"),
+        (&["static", "--name", "a b", "--address", "10.0.0.1:1"], "not allowed in a name"),
+        (
+            &["static", "--name", "db", "--address", "10.0.0.1:1", "--attribute", "maxconn=lots"],
+            "a number of connections",
+        ),
+        (&["static", "--name", "db", "--address", "10.0.0.1:1", "--weight", "257"], "256"),
+    ];
+    for (args, expected) in cases {
+        let started = Instant::now();
+        let output = registrar().args(args).args(etcd).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output));
+        assert!(text(&output).contains(expected), "{args:?}: {}", text(&output));
+        assert!(started.elapsed() < Duration::from_secs(5), "{args:?}");
+    }
+}

@@ -1,0 +1,231 @@
+//! The keeper against the real etcd: what is wanted comes, stays and goes, whatever happens meanwhile.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use registrar::config::EtcdFlags;
+use registrar::keeper::{Claim, Keeper, Told};
+use registry::{Entry, InstanceKey, Record, Status, Store};
+use support::etcd::Etcd;
+use support::{entries, eventually, paths, store};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+const TTL: Duration = Duration::from_secs(20);
+/// Refreshed three times a second.
+const SHORT_TTL: Duration = Duration::from_secs(1);
+
+fn key(at: u16) -> InstanceKey {
+    InstanceKey::parse(&"service".parse().unwrap(), &format!("/service/web/10.0.0.1:{at}")).unwrap()
+}
+
+fn record(agent: &str, status: Status) -> Arc<str> {
+    Record { agent: Some(agent.to_owned()), status, ..Record::default() }.to_value().into()
+}
+
+fn running() -> Arc<str> {
+    record("a1", Status::Running)
+}
+
+fn draining() -> Arc<str> {
+    record("a1", Status::Draining)
+}
+
+fn keeper(etcd: &Etcd, ttl: Duration) -> Keeper {
+    let flags = EtcdFlags { endpoints: etcd.url().parse().unwrap(), etcd_timeout: Duration::from_secs(1) };
+    Keeper::new(&flags, Claim::Own("a1".to_owned()), ttl).unwrap()
+}
+
+/// A keeper at work.
+struct AtWork {
+    wishes: mpsc::Sender<(InstanceKey, Option<Arc<str>>)>,
+    told: mpsc::Receiver<Told>,
+    task: JoinHandle<Keeper>,
+}
+
+impl AtWork {
+    fn start(mut keeper: Keeper) -> Self {
+        let (wishes, mut wished) = mpsc::channel(1000);
+        let (tell, told) = mpsc::channel(1000);
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    wish = wished.recv() => match wish {
+                        Some((key, value)) => keeper.want(&key, value),
+                        None => return keeper,
+                    },
+                    told = keeper.next() => tell.send(told).await.unwrap(),
+                }
+            }
+        });
+        Self { wishes, told, task }
+    }
+
+    async fn want(&self, at: u16, value: Option<Arc<str>>) {
+        self.wishes.send((key(at), value)).await.unwrap();
+    }
+
+    async fn stop(self) -> Keeper {
+        drop(self.wishes);
+        self.task.await.unwrap()
+    }
+}
+
+async fn value(store: &Store, at: u16) -> Option<String> {
+    store.get(&key(at)).await.unwrap().map(|entry| entry.value)
+}
+
+async fn eventually_holds(store: &Store, at: u16, expected: Option<&str>) {
+    eventually("the value", async || value(store, at).await.as_deref() == expected).await;
+}
+
+async fn found(told: &mut mpsc::Receiver<Told>) -> Status {
+    loop {
+        if let Told::Found(_, record) = tokio::time::timeout(support::DEADLINE, told.recv()).await.unwrap().unwrap() {
+            return record.status;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_wanted_is_written_changed_and_removed() {
+    let etcd = Etcd::start();
+    let (store, keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, TTL)));
+    keeper.want(1, Some(running())).await;
+    eventually_holds(&store, 1, Some(&running())).await;
+    let created = store.get(&key(1)).await.unwrap().unwrap().created_index();
+    keeper.want(1, Some(draining())).await;
+    eventually_holds(&store, 1, Some(&draining())).await;
+    assert_eq!(store.get(&key(1)).await.unwrap().unwrap().created_index(), created);
+    keeper.want(1, None).await;
+    eventually_holds(&store, 1, None).await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_longer_wanted_while_it_is_written_is_removed() {
+    let mut etcd = Etcd::start();
+    let (store, keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, TTL)));
+    // Written while etcd stands still, so that the request is on its way when the wish changes.
+    etcd.freeze();
+    for at in 1..=40 {
+        keeper.want(at, Some(running())).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for at in 1..=40 {
+        keeper.want(at, None).await;
+    }
+    keeper.want(41, Some(running())).await;
+    // Until the limit on a request is over: what became of it is not known.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    etcd.thaw();
+    eventually("only the last", async || paths(&store).await == [key(41).path()]).await;
+    keeper.stop().await.withdraw().await;
+    assert_eq!(paths(&store).await, Vec::<String>::new());
+    etcd.stop();
+}
+
+#[tokio::test]
+async fn what_others_have_written_is_left_alone_until_it_is_gone() {
+    let etcd = Etcd::start();
+    let (store, keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, SHORT_TTL)));
+    for (at, theirs) in [(1, "running".to_owned()), (2, record("a2", Status::Running).to_string())] {
+        let ownership = store.put(&key(at), &theirs, TTL).await.unwrap();
+        keeper.want(at, Some(running())).await;
+        keeper.want(at + 10, Some(running())).await;
+        eventually_holds(&store, at + 10, Some(&running())).await;
+        assert_eq!(value(&store, at).await.as_ref(), Some(&theirs));
+        store.delete(&key(at), &ownership).await.unwrap();
+        eventually_holds(&store, at, Some(&running())).await;
+        // Taken from us later, it is left alone too, also when we go.
+        store.put(&key(at), &theirs, TTL).await.unwrap();
+        tokio::time::sleep(SHORT_TTL).await;
+        keeper.want(at, None).await;
+        keeper.want(at + 10, None).await;
+        eventually_holds(&store, at + 10, None).await;
+        assert_eq!(value(&store, at).await.as_ref(), Some(&theirs));
+    }
+}
+
+#[tokio::test]
+async fn an_operators_word_in_our_key_is_told_whether_it_was_set_or_changed_in_place() {
+    let etcd = Etcd::start();
+    let (store, mut keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, SHORT_TTL)));
+    keeper.want(1, Some(running())).await;
+    eventually_holds(&store, 1, Some(&running())).await;
+    // Set anew.
+    store.put(&key(1), &draining(), TTL).await.unwrap();
+    assert_eq!(found(&mut keeper.told).await, Status::Draining);
+    keeper.want(1, Some(draining())).await;
+    tokio::time::sleep(SHORT_TTL).await;
+    // Changed in place.
+    let entry = store.get(&key(1)).await.unwrap().unwrap();
+    assert_eq!(entry.value, *draining());
+    store.update(&key(1), &running(), TTL, &entry.ownership()).await.unwrap();
+    assert_eq!(found(&mut keeper.told).await, Status::Running);
+}
+
+#[tokio::test]
+async fn a_key_of_an_earlier_run_is_taken_over_in_place() {
+    let etcd = Etcd::start();
+    let store = store(&etcd.url());
+    store.put(&key(1), &running(), SHORT_TTL).await.unwrap();
+    store.put(&key(2), &running(), SHORT_TTL).await.unwrap();
+    let before = entries(&store).await;
+    let mut keeper = keeper(&etcd, SHORT_TTL);
+    keeper.take_over(&key(1), &before[0]);
+    let mut keeper = AtWork::start(keeper);
+    // One that was not found at the start is found when it is written.
+    keeper.want(2, Some(running())).await;
+    assert_eq!(found(&mut keeper.told).await, Status::Running);
+    tokio::time::sleep(SHORT_TTL * 2).await;
+    let created = |entries: &[Entry]| entries.iter().map(Entry::created_index).collect::<Vec<_>>();
+    assert_eq!(created(&entries(&store).await), created(&before));
+    keeper.want(1, None).await;
+    eventually_holds(&store, 1, None).await;
+}
+
+#[tokio::test]
+async fn after_an_outage_of_etcd_everything_is_there_within_seconds() {
+    let mut etcd = Etcd::start();
+    let (store, keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, SHORT_TTL)));
+    keeper.want(1, Some(running())).await;
+    eventually_holds(&store, 1, Some(&running())).await;
+    etcd.stop();
+    for at in 2..=100 {
+        keeper.want(at, Some(running())).await;
+    }
+    keeper.want(1, None).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    etcd.run();
+    let back = Instant::now();
+    eventually("all of them", async || paths(&store).await.len() == 99).await;
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
+    assert_eq!(value(&store, 1).await, None);
+}
+
+#[tokio::test]
+async fn all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time() {
+    let etcd = Etcd::start();
+    let store = store(&etcd.url());
+    for is_frozen in [false, true] {
+        let keeper = AtWork::start(keeper(&etcd, TTL));
+        for at in 1..=50 {
+            keeper.want(at, Some(running())).await;
+        }
+        eventually("all of them", async || paths(&store).await.len() == 50).await;
+        let keeper = keeper.stop().await;
+        if is_frozen {
+            etcd.freeze();
+        }
+        let start = Instant::now();
+        assert!(keeper.withdraw().await);
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert!(is_frozen || paths(&store).await.is_empty());
+        etcd.thaw();
+    }
+}

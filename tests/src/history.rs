@@ -1,0 +1,111 @@
+//! All that happens below a directory of etcd, as a watcher sees it, with the moment: what a list shows too late, or never.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::http::{Connection, get};
+use crate::wait_until;
+
+/// The pause where etcd does not answer.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// One event.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// When it came.
+    pub at: Instant,
+    /// `set`, `create`, `update`, `compareAndSwap`, `delete`, `compareAndDelete`, `expire`.
+    pub action: String,
+    /// The key's path.
+    pub key: String,
+    /// Its value; empty where the key is gone.
+    pub value: String,
+}
+
+impl Event {
+    /// Whether the key went.
+    pub fn is_removal(&self) -> bool {
+        matches!(self.action.as_str(), "delete" | "compareAndDelete" | "expire")
+    }
+
+    /// Whether the key is there and its record drains.
+    pub fn is_draining(&self) -> bool {
+        !self.is_removal() && self.value.contains(r#""status":"draining""#)
+    }
+
+    /// Whether the key is there and its record takes work.
+    pub fn is_running(&self) -> bool {
+        !self.is_removal() && !self.is_draining()
+    }
+}
+
+/// The events since its start. Dropping it ends the watch.
+pub struct History {
+    events: Arc<Mutex<Vec<Event>>>,
+    task: JoinHandle<()>,
+}
+
+impl History {
+    /// Watches everything below `/service`.
+    pub async fn start(etcd: SocketAddr) -> History {
+        let reply = get(etcd, "/v2/keys/").await.expect("etcd answers");
+        let mut index: u64 = reply.header("x-etcd-index").and_then(|index| index.parse().ok()).expect("an index");
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&events);
+        let task = tokio::spawn(async move {
+            let mut connection = None;
+            loop {
+                let path = format!("/v2/keys/service?wait=true&recursive=true&waitIndex={}", index + 1);
+                match poll(etcd, &mut connection, &path).await {
+                    Some(body) if !body["node"]["modifiedIndex"].is_null() => {
+                        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                        index = body["node"]["modifiedIndex"].as_u64().unwrap_or(index + 1);
+                        let (action, node) = (text(&body["action"]), &body["node"]);
+                        let event =
+                            Event { at: Instant::now(), action, key: text(&node["key"]), value: text(&node["value"]) };
+                        into.lock().unwrap().push(event);
+                    }
+                    // The server ended a poll that was quiet for long, or it is away.
+                    _ => {
+                        connection = None;
+                        tokio::time::sleep(TRY_AGAIN).await;
+                    }
+                }
+            }
+        });
+        History { events, task }
+    }
+
+    /// What happened to keys with `part` in their path, in its order.
+    pub fn of(&self, part: &str) -> Vec<Event> {
+        self.events.lock().unwrap().iter().filter(|event| event.key.contains(part)).cloned().collect()
+    }
+
+    /// Waits for the first event of these keys that is `wanted`, and gives it.
+    pub async fn wait(&self, limit: Duration, part: &str, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+        wait_until(limit, &format!("{part}: {what}"), async || {
+            let events = self.of(part);
+            events.iter().find(|event| wanted(event)).cloned().ok_or_else(|| format!("{events:?}"))
+        })
+        .await
+    }
+}
+
+impl Drop for History {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn poll(etcd: SocketAddr, connection: &mut Option<Connection>, path: &str) -> Option<Value> {
+    let kept = match connection {
+        Some(kept) => kept,
+        None => connection.insert(Connection::open(etcd).await.ok()?),
+    };
+    let reply = kept.exchange("GET", path, &[], "").await.ok()?;
+    serde_json::from_str(&reply.body).ok()
+}
