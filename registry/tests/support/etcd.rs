@@ -1,10 +1,15 @@
 //! Starts the real etcd for a test: own data directory, free ports, ended when it is dropped.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+#[path = "../../../tests/src/ports.rs"]
+#[allow(unreachable_pub, dead_code, reason = "a module of a library, of which the tests here take a part")]
+mod ports;
+
+pub(crate) use ports::free_port;
 
 /// How long etcd may take to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -62,6 +67,11 @@ impl Etcd {
         self.signal("-CONT");
     }
 
+    /// The file with what it says, beside its data.
+    fn log(&self) -> PathBuf {
+        self.directory.with_extension("log")
+    }
+
     fn signal(&self, signal: &str) {
         let pid = self.process.as_ref().expect("etcd runs").id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().expect("running kill").success());
@@ -87,7 +97,7 @@ impl Etcd {
             .args(["--initial-cluster", &format!("one={peer}")])
             .args(["--initial-cluster-token", &format!("token-{}", self.token)])
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stderr(std::fs::File::create(self.log()).expect("creating etcd's log"));
         let process = match command.spawn() {
             Ok(process) => process,
             Err(error) => panic!("etcd cannot be started ({error}); install it: apt-get install etcd-server"),
@@ -97,7 +107,8 @@ impl Etcd {
         while !self.answers() {
             let ended = self.process.as_mut().map(|process| process.try_wait().expect("asking after etcd"));
             if !matches!(ended, Some(None)) {
-                return Err(format!("etcd ended at its start: {ended:?}"));
+                let said = std::fs::read_to_string(self.log()).unwrap_or_default();
+                return Err(format!("etcd ended at its start: {ended:?}; it said:\n{said}"));
             }
             if Instant::now() > deadline {
                 return Err(format!("etcd does not answer within {START_LIMIT:?}"));
@@ -136,11 +147,6 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         self.stop();
         let _already_gone = std::fs::remove_dir_all(&self.directory);
+        let _never_written = std::fs::remove_file(self.log());
     }
-}
-
-/// A port that nobody listens on now.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("binding port 0");
-    listener.local_addr().expect("the address of a bound listener").port()
 }
