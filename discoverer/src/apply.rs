@@ -4,22 +4,27 @@
 //! the file follows right behind (`settle`): validated, written whole, and compared with what HAProxy says. Whatever
 //! fails, HAProxy goes on with the last good file, and the failure is named.
 
+mod leaving;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::pending;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use registry::watch::Backoff;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::catalog::Step;
 use crate::compose::{ComposeError, Composer, Wanted, check};
-use crate::haproxy::{Command, Program, ReloadError, Reloader, Runtime, RuntimeError, is_deleted};
+use crate::haproxy::{Command, Program, ReloadError, Reloader, Runtime, RuntimeError, Worker};
 use crate::output::{Output, OutputError};
-use crate::plan::{self, Change, Parsed, Plan, Reason, ServerId, Version};
-use crate::readback;
+use crate::plan::{self, Bind, Change, Parsed, Plan, Reason, ServerId, Version, WorkerLimits};
+use crate::{readback, until};
+
+use self::leaving::{Leaving, not_deleted};
 
 /// The file is written at once after a change, and then at most this often while changes pour in: each time costs
 /// `haproxy -c`, up to 0.6 s for 10,000 servers.
@@ -31,13 +36,13 @@ const COMPARE_EVERY: Duration = Duration::from_secs(5);
 const AFTER_STEPS: Duration = Duration::from_millis(100);
 /// How often HAProxy is asked whether it is still the worker that we know.
 const ASK_WORKER_EVERY: Duration = Duration::from_secs(2);
-/// The first pause before a server that still has connections is tried again; it doubles up to the longest.
-const FIRST_REMOVAL_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause before a server that still has connections is tried again.
-const LONGEST_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+/// HAProxy tells its uptime in whole seconds.
+const UPTIME_ERROR: Duration = Duration::from_secs(2);
+/// The longest pause before the file is tried again where it could not be written.
+const LONGEST_SETTLE_PAUSE: Duration = Duration::from_secs(10);
 /// After this many contradictions in a row the short way is closed.
 const MOST_CONTRADICTIONS: u32 = 2;
-/// The pause where as many old workers live as may.
+/// The pause where one reload more would end an old worker before its time.
 const CROWDED_PAUSE: Duration = Duration::from_secs(1);
 /// A service that was left out because its port was taken is tried again after this.
 const BIND_AGAIN: Duration = Duration::from_secs(60);
@@ -174,30 +179,27 @@ pub struct Applier {
     /// to templates that do not keep to it.
     contradictions: u32,
     /// Servers that are out of the text and finish their connections.
-    leaving: BTreeMap<ServerId, Leaving>,
+    leaving: Leaving,
     /// Counts what was changed over the runtime API.
     changes: u64,
+    /// How long old workers live, by the last text that HAProxy loaded.
+    limits: Option<WorkerLimits>,
     /// The text that the file on disk holds.
     filed: Option<Arc<str>>,
     settling: Option<JoinHandle<Result<Settled, ComposeError>>>,
     settle_at: Option<Instant>,
-    worker: Option<u32>,
+    settle_pause: Backoff,
+    /// Who answers on the stats socket, and when that was asked.
+    worker: Option<(Worker, Instant)>,
     ask_worker_at: Instant,
+    /// Why a new worker's servers could not be set right; it is tried again.
+    unrepaired: Option<String>,
     /// Why the runtime API cannot be used until the next reload.
     distrust: Option<String>,
     reloads: VecDeque<Instant>,
     again_at: Option<Instant>,
     last_settled: Option<Instant>,
     last_compared: Option<Instant>,
-}
-
-#[derive(Debug, Clone)]
-struct Leaving {
-    /// The words it was added with, or would be; none where they are not known.
-    arguments: Option<String>,
-    deadline: Instant,
-    next: Instant,
-    pause: Duration,
 }
 
 impl Applier {
@@ -209,13 +211,16 @@ impl Applier {
             running: None,
             ahead: BTreeMap::new(),
             contradictions: 0,
-            leaving: BTreeMap::new(),
+            leaving: Leaving::default(),
             changes: 0,
+            limits: None,
             filed: None,
             settling: None,
             settle_at: None,
+            settle_pause: Backoff::new(SETTLE_EVERY, LONGEST_SETTLE_PAUSE),
             worker: None,
             ask_worker_at: Instant::now(),
+            unrepaired: None,
             distrust: None,
             reloads: VecDeque::new(),
             again_at: None,
@@ -239,22 +244,23 @@ impl Applier {
         let mut changes = BTreeMap::new();
         let mut told = BTreeMap::new();
         for step in steps {
-            let id = ServerId { backend: step.service.name.to_string(), server: step.instance.server.clone() };
-            if self.ahead.contains_key(&id) || self.leaving.contains_key(&id) || changes.contains_key(&id) {
+            let id = ServerId { backend: step.settings.name.to_string(), server: step.instance.server.clone() };
+            if self.ahead.contains_key(&id) || self.leaving.contains(&id) || changes.contains_key(&id) {
                 return false;
             }
-            let change = if step.came {
-                let Some(line) = self.composer.server_line(&step.service, &step.instance) else { return false };
-                let Ok(change) = plan::addition(running, &id.backend, &line, self.config.version) else { return false };
-                told.insert(id.clone(), Some(line));
-                change
+            let (change, line) = if step.came {
+                let Some(line) = self.composer.server_line(&step.settings, &step.instance) else { return false };
+                (plan::addition(running, &id.backend, &line, self.config.version), Some(line))
             } else {
-                told.insert(id.clone(), None);
-                Change::Remove { id: id.clone() }
+                (plan::removal(running, &id, self.config.version), None)
             };
+            let Ok(change) = change else { return false };
+            told.insert(id.clone(), line);
             changes.insert(id, change);
         }
-        let changes: Vec<Change> = changes.into_values().collect();
+        let mut changes: Vec<Change> = changes.into_values().collect();
+        // No backend is empty in between.
+        changes.sort_by_key(|change| matches!(change, Change::Remove { .. }));
         let mut script: Vec<Command> = changes.iter().flat_map(commands).collect();
         script.extend(deletions(&changes));
         match runtime.run(&script).await {
@@ -271,10 +277,28 @@ impl Applier {
         true
     }
 
+    /// While the whole has to wait for a reload, or could not be loaded: carries out what needs none.
+    pub async fn meanwhile(&mut self, wanted: &Wanted) {
+        self.merge_told();
+        let Some(running) = self.running.clone().filter(|_| self.config.runtime.is_some()) else { return };
+        let Some(text) = self.composer.good_text(wanted).filter(|_| self.distrust.is_none()) else { return };
+        let part = plan::part(&running, &Parsed::new(text), self.config.version);
+        if part.changes.is_empty() {
+            return;
+        }
+        match self.change(&part.changes).await {
+            Ok(()) => {
+                self.now_runs(running.with_lines(&part.lines));
+                info!(servers = part.lines.len(), "servers changed; the rest waits for a reload");
+            }
+            Err(error) => self.distrust(&error),
+        }
+    }
+
     /// Brings HAProxy to one state.
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<Applied, ApplyError> {
         if let Some(text) = self.composer.quick_text(wanted) {
-            let (way, text) = self.way_to(text);
+            let (way, text) = self.way_to(text, wanted);
             match way {
                 Way::Nothing => {
                     self.now_runs(text);
@@ -296,7 +320,7 @@ impl Applier {
         }
         self.stop_settling();
         let (text, templates) = self.composer.checked_text(wanted).await?;
-        let (way, text) = self.way_to(text);
+        let (way, text) = self.way_to(text, wanted);
         let applied = match way {
             Way::Nothing => {
                 self.config.output.discard();
@@ -316,7 +340,7 @@ impl Applier {
                 }
             },
             Way::Reload(why) => {
-                let loaded = match self.try_binds(text.text(), wanted) {
+                let loaded = match self.try_binds(&text, wanted) {
                     Ok(true) => self.load(text, wanted, &format!("by a reload: {why}")).await,
                     Ok(false) => return Box::pin(self.apply(wanted)).await,
                     Err(error) => Err(error),
@@ -336,7 +360,7 @@ impl Applier {
         if !self.composer.is_good(&templates) {
             self.contradictions = 0;
         }
-        if applied != Applied::Nothing && self.composer.took(&templates, wanted) {
+        if self.composer.took(&templates, wanted) {
             return Box::pin(self.apply(wanted)).await;
         }
         Ok(applied)
@@ -344,7 +368,7 @@ impl Applier {
 
     /// Waits for what has become due. Loses nothing when it is dropped.
     pub async fn wait(&mut self) -> Due {
-        let removal_at = self.leaving.values().map(|leaving| leaving.next).min();
+        let removal_at = self.leaving.next();
         let settle_at = self.settle_at.filter(|_| self.settling.is_none());
         let worker_at = self.config.runtime.as_ref().filter(|_| self.running.is_some()).map(|_| self.ask_worker_at);
         tokio::select! {
@@ -383,18 +407,25 @@ impl Applier {
     }
 
     /// The way from what HAProxy runs to a text, and that text, read.
-    fn way_to(&mut self, text: impl AsRef<str> + Into<Arc<str>>) -> (Way, Parsed) {
-        let told = std::mem::take(&mut self.ahead);
-        if !told.is_empty() {
-            self.running = self.running.take().map(|running| running.with_lines(&told));
-        }
+    fn way_to(&mut self, text: impl AsRef<str> + Into<Arc<str>>, wanted: &Wanted) -> (Way, Parsed) {
+        let told = self.merge_told();
         // Where it is the text that is known already, it need not be read again.
         let known = self.running.clone().filter(|running| running.text() == text.as_ref());
-        let wanted = known.unwrap_or_else(|| Parsed::new(text));
-        (self.way_between(&told, &wanted), wanted)
+        let text = known.unwrap_or_else(|| Parsed::new(text));
+        let way = self.way_between(&told, &text, wanted);
+        (way, text)
     }
 
-    fn way_between(&mut self, told: &BTreeMap<ServerId, Option<String>>, wanted: &Parsed) -> Way {
+    /// Takes what HAProxy was told of single servers into the text that it runs; gives it.
+    fn merge_told(&mut self) -> BTreeMap<ServerId, Option<String>> {
+        let told = std::mem::take(&mut self.ahead);
+        if let Some(running) = self.running.take_if(|_| !told.is_empty()) {
+            self.now_runs(running.with_lines(&told));
+        }
+        told
+    }
+
+    fn way_between(&mut self, told: &BTreeMap<ServerId, Option<String>>, text: &Parsed, wanted: &Wanted) -> Way {
         let Some(running) = &self.running else {
             return Way::Reload(self.distrust.clone().map_or(Why::Unknown, Why::Distrust));
         };
@@ -402,17 +433,12 @@ impl Applier {
         if let Some(error) = &self.distrust {
             return Way::Reload(Why::Distrust(error.clone()));
         }
-        if running.text() == wanted.text() {
-            self.contradictions = 0;
-            return Way::Nothing;
-        }
-        if self.config.runtime.is_none() {
+        if self.config.runtime.is_none() && running.text() != text.text() {
             return Way::Reload(Why::NoRuntime);
         }
-        let plan = plan::between(running, wanted, self.config.version);
-        let contradicts = matches!(&plan, Plan::Reload(Reason::Server { id, .. }) if told.contains_key(id));
+        let plan = plan::between(running, text, self.config.version);
         if !told.is_empty() {
-            self.contradictions = if contradicts { self.contradictions + 1 } else { 0 };
+            self.contradictions = if contradicts(told, &plan, wanted) { self.contradictions + 1 } else { 0 };
         }
         match plan {
             Plan::Nothing => Way::Nothing,
@@ -430,14 +456,14 @@ impl Applier {
                 script.extend(commands(change));
                 continue;
             };
-            let Some(leaving) = self.leaving.remove(id) else {
+            let Some(added_with) = self.leaving.take(id) else {
                 script.extend(commands(change));
                 continue;
             };
             // It is back before its last connection was done.
             let name = id.to_string();
             let (words, weight) = without_weight(arguments);
-            if leaving.arguments.as_deref().is_some_and(|before| without_weight(before).0 == words) {
+            if added_with.as_deref().is_some_and(|before| without_weight(before).0 == words) {
                 script.extend([Command::weight(&name, weight), Command::ready(&name)]);
             } else {
                 script.extend([Command::shutdown_sessions(&name), Command::delete(&name)]);
@@ -453,24 +479,18 @@ impl Applier {
 
     /// Remembers the removed servers that HAProxy did not delete yet: each is in maintenance, and goes when its last
     /// connection has gone.
-    fn leave(&mut self, changes: &[Change], not_deleted: &BTreeSet<&str>) {
+    fn leave(&mut self, changes: &[Change], not_deleted: &BTreeMap<&str, &str>) {
         let now = Instant::now();
         for change in changes {
             let Change::Remove { id } = change else { continue };
-            if !not_deleted.contains(id.to_string().as_str()) {
+            if !not_deleted.contains_key(id.to_string().as_str()) {
                 continue;
             }
             let added_with = match self.running.as_ref().map(|running| self.words_of(running, id)) {
                 Some(Some(Change::Add { arguments, .. })) => Some(arguments),
                 _ => None,
             };
-            let leaving = Leaving {
-                arguments: added_with,
-                deadline: now + self.config.drain_timeout,
-                next: now + FIRST_REMOVAL_PAUSE,
-                pause: FIRST_REMOVAL_PAUSE * 2,
-            };
-            self.leaving.insert(id.clone(), leaving);
+            self.leaving.add(id.clone(), added_with, now, now + self.config.drain_timeout);
         }
     }
 
@@ -502,17 +522,19 @@ impl Applier {
     /// When the next reload may be; none where it may be now.
     async fn next_reload(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        let (lifetime, most) = self.running.as_ref().map_or((Duration::ZERO, usize::MAX), worker_limits);
+        let lifetime = self.limits.map_or(Duration::ZERO, |limits| limits.lifetime);
         while self.reloads.front().is_some_and(|&at| at + lifetime.max(self.config.min_interval) <= now) {
             self.reloads.pop_front();
         }
         let after_last = self.reloads.back().map(|&at| at + self.config.min_interval).filter(|&at| at > now);
-        // One old worker more, and HAProxy would end the oldest before its time.
-        if after_last.is_none() && self.reloads.len() >= most {
-            let old_workers = self.config.reloader.old_workers().await.unwrap_or(most);
-            return (old_workers >= most).then(|| now + CROWDED_PAUSE);
-        }
-        after_last
+        let (None, Some(limits)) = (after_last, self.limits) else { return after_last };
+        // HAProxy's master counts for each worker the reloads that it has survived, and ends it before its time when it
+        // survives one too many. Where the master cannot be asked, all reloads of that time count.
+        let most = match self.config.reloader.most_survived().await {
+            Some(survived) => survived,
+            None => self.reloads.len() as u64,
+        };
+        (limits.most_survived > 0 && most >= limits.most_survived).then(|| now + CROWDED_PAUSE)
     }
 
     /// What the file on disk holds, as far as it is known or can be read.
@@ -528,13 +550,14 @@ impl Applier {
         self.save_state(&text).await;
         self.reloads.push_back(Instant::now());
         if let Err(error) = self.config.reloader.reload().await {
+            // The same worker as before runs what it ran.
+            let goes_on = error.keeps_the_old_worker() || error.is_an_end() && self.is_same_worker().await;
+            if !goes_on {
+                self.running = None;
+            }
             if error.says_nothing_of_the_file() {
                 // It passed the check, and whoever starts HAProxy next finds it right.
-                self.running = None;
                 return Err(error.into());
-            }
-            if !error.keeps_the_old_worker() {
-                self.running = None;
             }
             if let Some(before) = before {
                 self.config.output.prepare(Arc::clone(&before)).await?;
@@ -544,6 +567,7 @@ impl Applier {
             return Err(error.into());
         }
         self.say_applied(wanted, how);
+        self.limits = text.worker_limits();
         self.running = Some(text);
         self.ahead.clear();
         self.leaving.clear();
@@ -562,21 +586,54 @@ impl Applier {
 
     /// Sets in a new worker what the model says of each server, whatever it took over from the old one.
     async fn take_over_worker(&mut self) {
-        let (Some(runtime), Some(running)) = (&self.config.runtime, &self.running) else { return };
-        self.worker = runtime.worker().await.ok();
+        let (Some(runtime), Some(running)) = (self.config.runtime.clone(), self.running.clone()) else { return };
+        if let Ok(worker) = runtime.worker().await {
+            self.saw(worker);
+        }
         self.ask_worker_at = Instant::now() + ASK_WORKER_EVERY;
-        let repair = match runtime.servers_state(None).await {
-            Ok(state) => readback::repairs(&state, running),
-            Err(error) => return self.distrust(&error),
-        };
-        if repair.is_empty() {
-            return;
+        match repair(&runtime, &running).await {
+            Ok(()) => {
+                // What was not trusted since is another matter.
+                if self.unrepaired.take().is_some_and(|error| self.distrust.as_ref() == Some(&error)) {
+                    self.distrust = None;
+                }
+            }
+            Err(error) => {
+                self.distrust(&error);
+                self.unrepaired = self.distrust.clone();
+            }
         }
-        let count = repair.len();
-        match runtime.run(&repair).await {
-            Ok(_) => info!(count, "servers brought to their state after the reload"),
-            Err(error) => self.distrust(&error),
+    }
+
+    /// Whether the worker that answers is the one that we know.
+    async fn is_same_worker(&mut self) -> bool {
+        let Some(runtime) = self.config.runtime.as_ref().filter(|_| self.worker.is_some()) else { return false };
+        match runtime.worker().await {
+            Ok(worker) => !self.saw(worker),
+            Err(_) => false,
         }
+    }
+
+    /// Remembers who answers. Says whether it is another process than before.
+    fn saw(&mut self, worker: Worker) -> bool {
+        let now = Instant::now();
+        if let Some(version) = worker.version.as_ref().and_then(|version| version.parse::<Version>().ok())
+            && self.config.version != Some(version)
+        {
+            let program = self.config.version.filter(|_| self.config.program.is_some());
+            // Our own child is always the program itself.
+            if let Some(program) = program.filter(|_| !matches!(self.config.reloader, Reloader::Supervised(_))) {
+                warn!(%program, running = %version, "files are not checked: the program is of another version than the running HAProxy");
+                self.config.program = None;
+                self.composer.forget_program();
+            }
+            self.config.version = Some(version);
+        }
+        let is_other = self.worker.as_ref().is_some_and(|(before, then)| {
+            before.pid != worker.pid || worker.uptime + UPTIME_ERROR < before.uptime + (now - *then)
+        });
+        self.worker = Some((worker, now));
+        is_other
     }
 
     /// Keeps the servers' health over the reload: a new worker would take dead ones for alive.
@@ -584,11 +641,15 @@ impl Applier {
         let haproxy = &self.composer.surroundings().haproxy;
         let (Some(runtime), Some(file)) = (&self.config.runtime, &haproxy.state_file) else { return };
         let file = Output::new(file);
-        let state = match runtime.servers_state(None).await {
+        let state = match runtime.servers_state().await {
             Ok(state) => readback::state_to_keep(&state, wanted),
-            // Before HAProxy's first start there is nothing to keep; a file with a version only spares its warning.
-            Err(_) if file.read().is_none() => "1\n".to_owned(),
-            Err(_) => return,
+            // What was true at some time is no more than a guess; a file with a version only spares HAProxy's warning.
+            Err(error) => {
+                if !self.config.reloader.is_down() && self.worker.is_some() {
+                    warn!(%error, "servers' health is not kept over the reload");
+                }
+                "1\n".to_owned()
+            }
         };
         let kept = match file.prepare(state).await {
             Ok(_) => file.promote().await,
@@ -601,31 +662,33 @@ impl Applier {
 
     /// Tries the addresses that only the new text listens on. Where one is taken that a service asks for, that service
     /// is set aside and it says no: another text has to be made.
-    fn try_binds(&mut self, text: &str, wanted: &Wanted) -> Result<bool, ApplyError> {
-        let mut ports = BTreeMap::new();
-        for (_, address) in binds(text) {
-            *ports.entry(address.port()).or_insert(0) += 1;
+    fn try_binds(&mut self, text: &Parsed, wanted: &Wanted) -> Result<bool, ApplyError> {
+        let binds = text.binds();
+        let mut sections: BTreeMap<u16, BTreeSet<usize>> = BTreeMap::new();
+        for bind in &binds {
+            sections.entry(bind.address.port()).or_default().insert(bind.section);
         }
-        let is_shared = |port: &u16| ports.get(port).is_some_and(|&count| count > 1);
+        let is_shared = |port: &u16| sections.get(port).is_some_and(|sections| sections.len() > 1);
         let sharing = wanted.services.values().find(|service| service.listen.as_ref().is_some_and(is_shared));
         if let Some(service) = sharing {
             let port = service.listen.unwrap_or_default();
-            self.composer.set_aside(service, format!("port {port} stands on another bind line too"));
+            self.composer.set_aside(service, format!("port {port} is bound by another section too"));
+            self.again_at = Some(Instant::now() + BIND_AGAIN);
             return Ok(false);
         }
         // What the HAProxy that runs has bound is its own: by its text, or where that is not known by the file. Where
         // that is not known either, or HAProxy may run on another host, nothing can be said.
         let own = match &self.running {
-            _ if self.config.reloader.is_down() => Arc::default(),
+            _ if self.config.reloader.is_down() => Vec::new(),
             _ if !self.config.reloader.is_here() => return Ok(true),
-            Some(running) => running.shared_text(),
+            Some(running) => running.binds(),
             None => match self.file_text() {
-                Some(text) => text,
+                Some(text) => Parsed::new(text).binds(),
                 None => return Ok(true),
             },
         };
-        let known: Vec<u16> = binds(&own).map(|(_, address)| address.port()).collect();
-        for (shown, address) in binds(text).filter(|(_, address)| !known.contains(&address.port())) {
+        let known: Vec<u16> = own.iter().map(|bind| bind.address.port()).collect();
+        for Bind { shown, address, .. } in binds.into_iter().filter(|bind| !known.contains(&bind.address.port())) {
             let Err(error) = TcpListener::bind(address) else { continue };
             if error.kind() != std::io::ErrorKind::AddrInUse {
                 continue;
@@ -641,32 +704,17 @@ impl Applier {
 
     async fn remove_leaving(&mut self) {
         let Some(runtime) = self.config.runtime.clone() else { return self.leaving.clear() };
-        let now = Instant::now();
-        let due: Vec<ServerId> =
-            self.leaving.iter().filter(|(_, leaving)| leaving.next <= now).map(|(id, _)| id.clone()).collect();
-        let mut commands = Vec::new();
-        for id in &due {
-            let name = id.to_string();
-            if self.leaving.get(id).is_some_and(|leaving| leaving.deadline <= now) {
-                commands.push(Command::shutdown_sessions(&name));
-            }
-            commands.push(Command::delete(&name));
-        }
-        let replies = match runtime.run(&commands).await {
+        let script = self.leaving.script(Instant::now());
+        let replies = match runtime.run(&script).await {
             Ok(replies) => replies,
             Err(error) => {
                 debug!(%error, "servers not removed yet");
                 Vec::new()
             }
         };
-        let not_deleted = not_deleted(&commands, &replies);
-        for id in due {
-            if !not_deleted.contains(id.to_string().as_str()) {
-                self.leaving.remove(&id);
-            } else if let Some(leaving) = self.leaving.get_mut(&id) {
-                leaving.next = Instant::now() + leaving.pause;
-                leaving.pause = (leaving.pause * 2).min(LONGEST_REMOVAL_PAUSE);
-            }
+        if self.leaving.tried(&script, &replies, Instant::now()) > 0 {
+            // A list of HAProxy's servers that is being read may still have them.
+            self.changes += 1;
         }
     }
 
@@ -694,7 +742,7 @@ impl Applier {
                 output.promote().await?;
             }
             let state = match runtime {
-                Some(runtime) => runtime.servers_state(None).await.ok(),
+                Some(runtime) => runtime.servers_state().await.ok(),
                 None => None,
             };
             Ok(Settled { changes, text, state })
@@ -706,6 +754,8 @@ impl Applier {
         if let Some(settling) = self.settling.take() {
             settling.abort();
             self.settle_at = Some(Instant::now());
+            // It may have come as far as the file.
+            self.filed = None;
         }
     }
 
@@ -714,8 +764,9 @@ impl Applier {
         let settled = match result {
             Ok(settled) => settled,
             Err(error) => {
-                error!(%error, "file not written; HAProxy runs what it would hold");
-                self.settle_at = Some(Instant::now() + SETTLE_EVERY);
+                let again = self.settle_pause.pause();
+                error!(%error, again_in = ?again, "file not written; HAProxy runs what it would hold");
+                self.settle_at = Some(Instant::now() + again);
                 // A text that HAProxy refuses has to be found out about, service by service.
                 if matches!(error, ComposeError::Refused { .. }) {
                     self.distrust = Some(error.to_string());
@@ -725,6 +776,7 @@ impl Applier {
                 return false;
             }
         };
+        self.settle_pause.reset();
         let is_behind = self.running.as_ref().is_some_and(|running| running.text() != &*settled.text);
         self.filed = Some(settled.text);
         if is_behind || settled.changes != self.changes {
@@ -740,7 +792,7 @@ impl Applier {
             return false;
         };
         let Some(running) = &self.running else { return false };
-        match readback::difference(&state, running, |id| self.leaving.contains_key(id)) {
+        match readback::difference(&state, running, |id| self.leaving.contains(id)) {
             None => false,
             Some(difference) => {
                 warn!(difference, "HAProxy's servers are not what they were set to; it is reloaded");
@@ -756,19 +808,59 @@ impl Applier {
         self.ask_worker_at = Instant::now() + ASK_WORKER_EVERY;
         let Some(runtime) = &self.config.runtime else { return false };
         let Ok(now) = runtime.worker().await else { return false };
-        let before = self.worker.replace(now);
-        if before.is_none_or(|before| before == now) {
+        let pid = now.pid;
+        if !self.saw(now) {
+            if self.unrepaired.is_some() {
+                self.take_over_worker().await;
+            }
             return false;
         }
-        warn!(worker = now, "HAProxy was restarted or reloaded by somebody else");
+        warn!(worker = pid, "HAProxy was restarted or reloaded by somebody else");
         self.stop_settling();
         self.running = self.config.output.read().map(Parsed::new);
         // It may have read another file than lies there now: the file is written, and its servers are compared.
         self.filed = None;
+        self.limits = self.running.as_ref().and_then(Parsed::worker_limits);
         self.ahead.clear();
         self.leaving.clear();
         self.take_over_worker().await;
         true
+    }
+}
+
+/// Sets the servers of a worker right that has read a text, and reads back whether they are.
+async fn repair(runtime: &Runtime, text: &Parsed) -> Result<(), RuntimeError> {
+    let repair = readback::repairs(&runtime.servers_state().await?, text);
+    if repair.is_empty() {
+        return Ok(());
+    }
+    runtime.run(&repair).await?;
+    let left = readback::repairs(&runtime.servers_state().await?, text);
+    if let Some(command) = left.first() {
+        // Somebody else sets it too, such as an agent: nothing that a reload would end.
+        warn!(wanted = command.text(), servers = left.len(), "servers are not what they were set to after the reload");
+    } else {
+        info!(commands = repair.len(), "servers brought to their state after the reload");
+    }
+    Ok(())
+}
+
+/// Whether what HAProxy was told of single servers is not what the whole text says of them, though the registry still does.
+fn contradicts(told: &BTreeMap<ServerId, Option<String>>, plan: &Plan, wanted: &Wanted) -> bool {
+    let is_registered = |id: &ServerId| {
+        let service = wanted.services.iter().find(|(name, _)| name.as_str() == id.backend);
+        service.is_some_and(|(_, service)| service.instances.iter().any(|instance| instance.server == id.server))
+    };
+    let undoes = |change: &Change| match (change, told.get(change.id())) {
+        (Change::Remove { id }, Some(Some(_))) => is_registered(id),
+        (Change::Add { id, .. }, Some(None)) => !is_registered(id),
+        _ => false,
+    };
+    match plan {
+        Plan::Nothing => false,
+        Plan::Runtime(changes) => changes.iter().any(undoes),
+        Plan::Reload(Reason::Server { id, .. }) => told.contains_key(id),
+        Plan::Reload(_) => false,
     }
 }
 
@@ -813,44 +905,6 @@ fn commands(change: &Change) -> Vec<Command> {
 fn deletions(changes: &[Change]) -> impl Iterator<Item = Command> {
     let removed = changes.iter().filter(|change| matches!(change, Change::Remove { .. }));
     removed.map(|change| Command::delete(&change.id().to_string()))
-}
-
-/// The servers that were to be deleted and are still there, or may be, where a reply is missing.
-fn not_deleted<'c>(script: &'c [Command], replies: &[String]) -> BTreeSet<&'c str> {
-    let is_there = |at: usize| replies.get(at).is_none_or(|reply| !is_deleted(reply));
-    let asked = script.iter().enumerate().filter_map(|(at, command)| Some((at, command.server_to_delete()?)));
-    asked.filter(|&(at, _)| is_there(at)).map(|(_, server)| server).collect()
-}
-
-/// How long an old worker may live, and how many may live, by a text's `hard-stop-after` and `mworker-max-reloads`.
-fn worker_limits(text: &Parsed) -> (Duration, usize) {
-    let value = |name: &str| {
-        let lines = text.text().lines().map(str::trim_start);
-        lines.filter_map(|line| line.strip_prefix(name)?.split_whitespace().next()).next()
-    };
-    let lifetime = value("hard-stop-after ").and_then(|value| humantime::parse_duration(value).ok());
-    let most = value("mworker-max-reloads ").and_then(|value| value.parse().ok());
-    (lifetime.unwrap_or_default(), most.unwrap_or(usize::MAX))
-}
-
-/// The TCP addresses that a text binds: as written, and as an address to try.
-fn binds(text: &str) -> impl Iterator<Item = (String, std::net::SocketAddr)> {
-    let lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("bind "));
-    let addresses = lines.flat_map(|line| line.split_whitespace().next().unwrap_or_default().split(','));
-    addresses.filter_map(|shown| {
-        let shown = shown.trim();
-        let (host, port) = shown.rsplit_once(':')?;
-        let host = host.trim_start_matches("ipv4@").trim_start_matches("ipv6@").trim_matches(['[', ']']);
-        let host = if matches!(host, "" | "*") { "0.0.0.0" } else { host };
-        Some((shown.to_owned(), std::net::SocketAddr::new(host.parse().ok()?, port.parse().ok()?)))
-    })
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
-    }
 }
 
 async fn ended(settling: Option<&mut JoinHandle<Result<Settled, ComposeError>>>) -> Result<Settled, ComposeError> {

@@ -55,8 +55,8 @@ pub struct Outcome {
 /// An instance that came or went, with everything else as it was.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// Its service, as it is now.
-    pub service: Arc<Service>,
+    /// Its service, without its instances: a batch of steps holds up none of their lists.
+    pub settings: Service,
     /// What it is.
     pub instance: Arc<Instance>,
     /// It came; else it went.
@@ -235,7 +235,7 @@ impl Catalog {
                 alter(built, published, |instances| instances.insert(at, Arc::clone(&instance)));
                 self.claims.insert(key.address(), vec![key.clone()]);
                 known.members.insert(key, member);
-                Some(Step { service: Arc::clone(published), instance, came: true })
+                Some(Step { settings: published.settings(), instance, came: true })
             }
             Event::Removed { path, .. } => {
                 let key = InstanceKey::parse(&self.options.prefix, path).ok()?;
@@ -251,7 +251,7 @@ impl Catalog {
                 let instance = alter(built, published, |instances| instances.remove(at));
                 self.claims.remove(&key.address());
                 known.members.remove(&key);
-                Some(Step { service: Arc::clone(published), instance, came: false })
+                Some(Step { settings: published.settings(), instance, came: false })
             }
             Event::RemovedTree { .. } => None,
         }
@@ -368,7 +368,7 @@ impl Catalog {
             let newest: Vec<_> = known.members.iter().filter(|(key, member)| self.is_newest(key, member)).collect();
             let built = if newest.is_empty() {
                 // Its last settings stay, so that HAProxy says 503 (nobody there) and not 404 (no such thing).
-                known.built.as_ref().map(|last| (emptied(last), known.refusals.clone()))
+                known.built.as_ref().map(|last| (last.settings(), known.refusals.clone()))
             } else {
                 Some(build(&name, &newest, known.built.as_deref(), &self.options))
             };
@@ -511,10 +511,6 @@ fn refusal(key: &str, reason: &str) -> Refusal {
         shown.push_str("...");
     }
     Refusal { key: shown, reason: reason.to_owned() }
-}
-
-fn emptied(last: &Service) -> Service {
-    last.settings()
 }
 
 /// Changes the instances of a service that two places share. Nothing is copied unless a third one holds it.

@@ -141,13 +141,24 @@ impl Composer {
         try_again
     }
 
-    /// The line of one server by itself, from the templates that HAProxy took last; none where it takes more than
-    /// that partial to know it.
-    pub fn server_line(&self, service: &Service, instance: &Instance) -> Option<String> {
-        if self.set_aside.contains_key(&service.name) {
+    /// The line of one server by itself, from its service's settings and the templates that HAProxy took last; none where
+    /// it takes more than that partial to know it.
+    pub fn server_line(&self, settings: &Service, instance: &Instance) -> Option<String> {
+        if self.set_aside.contains_key(&settings.name) {
             return None;
         }
-        self.good.as_ref()?.as_ref().as_ref().ok()?.render_server(service, instance, &self.surroundings)
+        self.good.as_ref()?.as_ref().as_ref().ok()?.render_server(settings, instance, &self.surroundings)
+    }
+
+    /// What the templates that HAProxy took last make of the services, whether they are the wanted ones or not; unchecked.
+    pub fn good_text(&self, wanted: &Wanted) -> Option<String> {
+        let templates = self.good.as_ref()?.as_ref().as_ref().ok()?;
+        templates.render(&self.included(wanted), &self.surroundings).ok()
+    }
+
+    /// To be called when HAProxy turns out to be of another version than the program: its check would say nothing.
+    pub fn forget_program(&mut self) {
+        self.program = None;
     }
 
     /// The text that the templates which HAProxy took last make of the services, unchecked; none where they are

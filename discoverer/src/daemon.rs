@@ -21,7 +21,7 @@ use crate::haproxy::{Layout, Program, Reloader, Runtime, Supervisor, SupervisorH
 use crate::output::Output;
 use crate::plan::Version;
 use crate::render::{TemplateError, Templates};
-use crate::{catalog_options, reloader, store, surroundings, templates, version};
+use crate::{catalog_options, reloader, store, surroundings, templates, until, version};
 
 /// The pause after the first failure that another try may mend.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -141,8 +141,12 @@ async fn checker(program: &Program, flags: &Flags) -> Option<Program> {
         warn!(%error, "files are not checked before they are applied");
         return None;
     }
-    if let (Ok(own), Some(socket)) = (&own, &flags.reload_socket)
-        && let Some(running) = crate::haproxy::running_version(socket).await
+    let running = match (&flags.reload_socket, flags.runtime_socket()) {
+        (Some(socket), _) => crate::haproxy::running_version(socket).await,
+        (None, Some(socket)) if !flags.supervise => Runtime::new(socket).version().await,
+        (None, _) => None,
+    };
+    if let (Ok(own), Some(running)) = (&own, running)
         && running != *own
     {
         warn!(
@@ -198,6 +202,9 @@ impl Daemon {
                 }
                 load = loads.recv() => {
                     let Some(load) = load else { return };
+                    if load.is_ok() {
+                        info!("templates read");
+                    }
                     self.templates = Some(Rc::new(load));
                     self.apply().await;
                 }
@@ -219,12 +226,13 @@ impl Daemon {
     async fn changed(&mut self, change: Change) {
         match change {
             Change::Nothing => {}
-            // After a failure, or a reload that was too short ago, it is known when to try again. Servers need not wait:
-            // what HAProxy is not told now, that will bring.
+            // After a failure, or a reload that was too short ago, it is known when to try again. Servers need not wait.
             Change::Steps(steps) if self.is_waiting() => {
-                self.applier.step(&steps).await;
+                if !self.applier.step(&steps).await {
+                    self.meanwhile().await;
+                }
             }
-            Change::More if self.is_waiting() => {}
+            Change::More if self.is_waiting() => self.meanwhile().await,
             Change::Steps(steps) => {
                 if !self.applier.step(&steps).await {
                     return self.apply().await;
@@ -241,13 +249,27 @@ impl Daemon {
         self.apply_at.is_some() && self.first_unproven.is_none()
     }
 
+    /// The newest state; none before there is one.
+    fn wanted(&self) -> Option<Wanted> {
+        let templates = self.templates.clone().filter(|_| self.registry.listed)?;
+        Some(Wanted { services: self.registry.catalog.services().clone(), templates })
+    }
+
+    async fn meanwhile(&mut self) {
+        if let Some(wanted) = self.wanted() {
+            self.applier.meanwhile(&wanted).await;
+        }
+    }
+
     async fn apply(&mut self) {
-        let Some(templates) = self.templates.clone().filter(|_| self.registry.listed) else { return };
+        let Some(wanted) = self.wanted() else { return };
         self.apply_at = None;
         self.first_unproven = None;
-        let wanted = Wanted { services: self.registry.catalog.services().clone(), templates };
         match self.applier.apply(&wanted).await {
-            Ok(Applied::Later(at)) => self.apply_at = Some(at),
+            Ok(Applied::Later(at)) => {
+                self.apply_at = Some(at);
+                self.applier.meanwhile(&wanted).await;
+            }
             Ok(applied) => {
                 debug!(?applied, "applied");
                 self.pause.reset();
@@ -258,6 +280,7 @@ impl Daemon {
                 // wrong with the input may be right at the next change.
                 let again = if error.may_pass() { self.pause.pause() } else { LONGEST_PAUSE };
                 error!(%error, again_in = ?again, "{message}");
+                self.applier.meanwhile(&wanted).await;
                 let at = Instant::now() + again;
                 self.apply_at = Some(at);
                 // An input that is wrong is tried again as soon as it changes.
@@ -363,12 +386,5 @@ impl Stop {
             received.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
         })
         .await
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }

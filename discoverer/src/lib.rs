@@ -1,7 +1,7 @@
 //! The discoverer: what is registered in etcd becomes what HAProxy runs.
 //!
-//! `catalog`, `render` and `blame` decide and do no I/O; `haproxy`, `output` and `templates` do and decide nothing.
-//! `apply` owns the way to HAProxy; the loop in here owns the catalog.
+//! `catalog`, `render`, `plan`, `readback` and `blame` decide and do no I/O; `haproxy`, `output` and `templates` do and decide
+//! nothing. `apply` owns the way to HAProxy; the loop in `daemon` owns the catalog.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -26,6 +26,7 @@ pub mod templates;
 use std::process::ExitCode;
 
 use registry::{Store, StoreOptions};
+use tokio::time::Instant;
 
 use crate::config::{Cli, Command, Flags, UsageError};
 use crate::haproxy::{Program, Reloader};
@@ -88,4 +89,12 @@ async fn surroundings(flags: &Flags, program: &Program) -> Surroundings {
     let drain = format!("{}ms", flags.drain_timeout.as_millis());
     options.entry("hard_stop_after".to_owned()).or_insert(drain);
     Surroundings { haproxy, options }
+}
+
+/// Waits until then; for ever where that is never.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }

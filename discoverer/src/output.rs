@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::libc::O_NOFOLLOW;
+use tokio::sync::Mutex;
 
 /// Who may read a new file: HAProxy often reads it as another user.
 const MODE: u32 = 0o644;
@@ -24,6 +25,8 @@ pub struct OutputError {
 pub struct Output {
     path: PathBuf,
     candidate: PathBuf,
+    /// Held while the disk is being written: who gave up waiting for that has not ended it.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Output {
@@ -32,7 +35,7 @@ impl Output {
         let path = path.into();
         let mut candidate = path.clone().into_os_string();
         candidate.push(".candidate");
-        Self { path, candidate: candidate.into() }
+        Self { path, candidate: candidate.into(), writing: Arc::default() }
     }
 
     /// The file.
@@ -48,7 +51,7 @@ impl Output {
     /// Writes a text beside the file and gives where.
     pub async fn prepare(&self, text: impl Into<Arc<str>>) -> Result<&Path, OutputError> {
         let (output, text) = (self.clone(), text.into());
-        let written = off_the_loop(move || output.write_candidate(&text)).await;
+        let written = self.off_the_loop(move || output.write_candidate(&text)).await;
         written.map_err(|error| {
             self.discard();
             OutputError { path: self.candidate.display().to_string(), error }
@@ -60,7 +63,7 @@ impl Output {
     /// also after the power failed. What was prepared is gone from its place then.
     pub async fn promote(&self) -> Result<(), OutputError> {
         let output = self.clone();
-        let done = off_the_loop(move || output.put_in_place()).await;
+        let done = self.off_the_loop(move || output.put_in_place()).await;
         done.map_err(|error| OutputError { path: self.path.display().to_string(), error })
     }
 
@@ -84,11 +87,16 @@ impl Output {
         let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     }
-}
 
-/// Does something that may wait for the disk on a thread of its own.
-async fn off_the_loop(work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> std::io::Result<()> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+    /// Does something that may wait for the disk on a thread of its own, after what was begun there before.
+    async fn off_the_loop(&self, work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> std::io::Result<()> {
+        let alone = Arc::clone(&self.writing).lock_owned().await;
+        let work = move || {
+            let _alone = alone;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+    }
 }
 
 #[cfg(test)]
@@ -120,6 +128,30 @@ mod tests {
         let error = Output::new(directory.path().join("haproxy.cfg")).prepare("x").await.unwrap_err().to_string();
         assert!(error.contains("haproxy.cfg.candidate cannot be written"), "{error}");
         assert_eq!(std::fs::read_to_string(victim).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_for_the_disk_does_not_write_into_what_comes_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().join("haproxy.cfg"));
+        let (slow, goes_on) = std::sync::mpsc::channel::<()>();
+        let late = output.clone();
+        let given_up = output.off_the_loop(move || {
+            goes_on.recv().map_err(std::io::Error::other)?;
+            late.write_candidate("late\n")?;
+            late.put_in_place()
+        });
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(20), given_up).await;
+        waited.unwrap_err();
+        let next = tokio::spawn(async move {
+            output.prepare("next\n").await.unwrap();
+            output.promote().await.unwrap();
+            output.read()
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        assert!(!next.is_finished());
+        slow.send(()).unwrap();
+        assert_eq!(next.await.unwrap().as_deref(), Some("next\n"));
     }
 
     #[tokio::test]

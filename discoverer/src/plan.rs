@@ -7,6 +7,7 @@
 
 mod context;
 mod difference;
+mod directives;
 pub mod keywords;
 mod reason;
 mod server;
@@ -16,15 +17,17 @@ mod tests;
 mod text;
 mod words;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+pub use self::directives::{Bind, WorkerLimits};
 pub use self::reason::Reason;
-pub use self::servers::ServerWeight;
+pub use self::servers::ServerSettings;
 pub use self::text::Parsed;
 
 use self::context::Context;
-use self::difference::Difference;
+use self::difference::{Difference, references, unnamed_elsewhere};
 use self::server::Server;
 use self::text::Place;
 use self::words::first_word;
@@ -172,6 +175,37 @@ pub fn addition(
         return Err(Reason::NotALine { backend: backend.to_owned() });
     }
     Server::read(&context, section.body.end, line)?.addition(&context, version)
+}
+
+/// The change that removes one server of the running configuration: what [`plan`] says once its line is out, at a cost
+/// of two searches through the text.
+pub fn removal(running: &Parsed, id: &ServerId, version: Option<Version>) -> Result<Change, Reason> {
+    known(version)?;
+    let Some(Place::At(index)) = running.backend(&id.backend) else {
+        return Err(Reason::Backend { backend: id.backend.clone() });
+    };
+    let context = Context::new(running, index)?;
+    let Some((place, line)) = running.line_in(index, &id.server) else {
+        let why = "the running configuration does not have exactly one line for it".to_owned();
+        return Err(Reason::Server { id: id.clone(), why });
+    };
+    unnamed_elsewhere(id, &references(running.text()))?;
+    Server::read(&context, place, line)?.removal()
+}
+
+/// What of the way from the running configuration to the wanted one needs no reload: the changes of the servers of
+/// backends that both have and that are otherwise the same, and the lines that these servers have then.
+pub fn part(running: &Parsed, wanted: &Parsed, version: Option<Version>) -> Part {
+    Difference::new(running, wanted, version).part()
+}
+
+/// Changes that need no reload, and what they come to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Part {
+    /// In the order in which they are to be carried out.
+    pub changes: Vec<Change>,
+    /// The line of each server that is another one then; nothing for one that is removed.
+    pub lines: BTreeMap<ServerId, Option<String>>,
 }
 
 fn known(version: Option<Version>) -> Result<Version, Reason> {

@@ -4,57 +4,73 @@ use std::borrow::Cow;
 
 use ahash::AHashMap;
 
-use crate::haproxy::{Command, ServerState, parse_servers, with_wanted_states};
-use crate::plan::{Parsed, ServerId, ServerWeight};
+use crate::haproxy::{Command, Kept, ServerState, parse_servers, with_wanted_states};
+use crate::plan::{Parsed, ServerId, ServerSettings};
 
-/// The weight of each server of a text whose weight can be told, by backend and name.
-struct Weights<'t>(AHashMap<Cow<'t, str>, AHashMap<Cow<'t, str>, u16>>);
+/// The servers of the backends whose servers a text tells, by backend and name.
+struct Wanted<'t> {
+    text: &'t Parsed,
+    servers: AHashMap<Cow<'t, str>, AHashMap<Cow<'t, str>, ServerSettings<'t>>>,
+}
 
-impl<'t> Weights<'t> {
+impl<'t> Wanted<'t> {
     fn of(text: &'t Parsed) -> Self {
-        let mut weights: AHashMap<_, AHashMap<_, _>> = AHashMap::new();
-        for ServerWeight { backend, name, weight } in text.servers() {
-            if let Some(weight) = weight {
-                weights.entry(backend).or_default().insert(name, weight);
-            }
+        let mut servers: AHashMap<_, AHashMap<_, _>> = AHashMap::new();
+        for server in text.servers() {
+            servers.entry(server.backend.clone()).or_default().insert(server.name.clone(), server);
         }
-        Self(weights)
+        Self { text, servers }
     }
 
-    fn get(&self, backend: &str, server: &str) -> Option<u16> {
-        self.0.get(backend)?.get(server).copied()
+    fn get(&self, backend: &str, server: &str) -> Option<&ServerSettings<'t>> {
+        self.servers.get(backend)?.get(server)
     }
 }
 
 /// What of a state is to be handed to a worker that reads this text; see [`with_wanted_states`].
 pub(crate) fn state_to_keep(state: &str, text: &Parsed) -> String {
-    let weights = Weights::of(text);
-    with_wanted_states(state, |backend, server| weights.get(backend, server))
+    let wanted = Wanted::of(text);
+    with_wanted_states(state, |backend, server| match wanted.get(backend, server) {
+        Some(ServerSettings { disabled: true, .. }) => Kept::Nothing,
+        Some(ServerSettings { weight: Some(weight), .. }) => Kept::Weight(*weight),
+        Some(_) => Kept::Unchanged,
+        None if wanted.text.tells_servers_of(backend) => Kept::Nothing,
+        None => Kept::Unchanged,
+    })
 }
 
 /// What sets the servers of a worker right that has read this text.
 pub(crate) fn repairs(state: &str, text: &Parsed) -> Vec<Command> {
-    let wanted = Weights::of(text);
+    let wanted = Wanted::of(text);
     let mut commands = Vec::new();
     for server in parse_servers(state) {
-        let Some(weight) = wanted.get(server.backend, server.server) else { continue };
+        let Some(settings) = wanted.get(server.backend, server.server) else { continue };
         let name = format!("{}/{}", server.backend, server.server);
-        if !server.admin.is_ready() {
+        if !server.admin.is_ready() && !settings.disabled {
             commands.push(Command::ready(&name));
         }
-        if server.weight != weight {
+        if let Some(weight) = settings.weight.filter(|&weight| weight != server.weight) {
             commands.push(Command::weight(&name, weight));
         }
     }
     commands
 }
 
-/// The first thing in which HAProxy's servers are not those of the text; those that leave may still be there.
-pub(crate) fn difference(state: &str, text: &Parsed, is_leaving: impl Fn(&ServerId) -> bool) -> Option<String> {
-    let is_same = |told: &ServerState<'_>, wanted: &ServerWeight<'_>| {
+/// The first thing in which HAProxy's servers are not those of the text; those that leave may still be there. Backends whose
+/// servers the text does not tell are passed over.
+pub(crate) fn difference<'s>(state: &'s str, text: &Parsed, is_leaving: impl Fn(&ServerId) -> bool) -> Option<String> {
+    let is_same = |told: &ServerState<'_>, wanted: &ServerSettings<'_>| {
         told.server == wanted.name && told.backend == wanted.backend
     };
-    let mut told = parse_servers(state).peekable();
+    // A backend's servers stand together.
+    let mut last: (&'s str, bool) = ("", false);
+    let is_told_by_text = move |server: &ServerState<'s>| {
+        if last.0 != server.backend {
+            last = (server.backend, text.tells_servers_of(server.backend));
+        }
+        last.1
+    };
+    let mut told = parse_servers(state).filter(is_told_by_text).peekable();
     let mut wanted = text.servers().peekable();
     // Mostly both are in one order. What is not is set aside until all have been seen, so that few need to be searched for.
     let (mut only_told, mut only_wanted) = (Vec::new(), Vec::new());
@@ -86,7 +102,7 @@ pub(crate) fn difference(state: &str, text: &Parsed, is_leaving: impl Fn(&Server
             }
         }
     }
-    let mut missing: AHashMap<(&str, &str), &ServerWeight<'_>> =
+    let mut missing: AHashMap<(&str, &str), &ServerSettings<'_>> =
         only_wanted.iter().map(|wanted| ((&*wanted.backend, &*wanted.name), wanted)).collect();
     for server in &only_told {
         match missing.remove(&(server.backend, server.server)) {
@@ -107,7 +123,7 @@ pub(crate) fn difference(state: &str, text: &Parsed, is_leaving: impl Fn(&Server
 }
 
 /// In what one server is not as the text says.
-fn difference_of(told: &ServerState<'_>, wanted: &ServerWeight<'_>) -> Option<String> {
+fn difference_of(told: &ServerState<'_>, wanted: &ServerSettings<'_>) -> Option<String> {
     let weight = wanted.weight.filter(|&weight| weight != told.weight)?;
     Some(format!("server {}/{} has weight {} instead of {weight}", told.backend, told.server, told.weight))
 }
@@ -149,6 +165,36 @@ mod tests {
         assert_eq!(difference(&state(&[("a", 7)]), &by_default, |_| false), None);
         let found = difference(&state(&[("a", 1)]), &by_default, |_| false);
         assert_eq!(found.as_deref(), Some("server b/a has weight 1 instead of 7"));
+    }
+
+    #[test]
+    fn what_the_text_leaves_to_haproxy_is_no_difference() {
+        let told = state(&[("srv1", 1), ("srv2", 1)]);
+        let by_template = Parsed::new("backend b\n  server-template srv 2 127.0.0.1:80\n");
+        assert_eq!(difference(&told, &by_template, |_| false), None);
+        let conditional = Parsed::new("backend b\n.if defined(X)\n  server x 127.0.0.1:80\n.endif\n");
+        assert_eq!(difference(&told, &conditional, |_| false), None);
+        let by_variable = Parsed::new("backend \"$NAME\"\n  server x 127.0.0.1:80\n");
+        assert_eq!(difference(&told, &by_variable, |_| false), None);
+        for text in [by_template, conditional, by_variable] {
+            assert_eq!(state_to_keep(&told, &text), told);
+        }
+    }
+
+    #[test]
+    fn health_is_kept_where_servers_do_not_change_at_run_time() {
+        let text = Parsed::new("backend b\n  balance source\n  default-server weight 7\n  server a 127.0.0.1:80\n");
+        assert_eq!(state_to_keep(&state(&[("a", 3)]), &text), state(&[("a", 7)]).replace(" 7 1 1 6", " 7 7 1 6"));
+    }
+
+    #[test]
+    fn what_the_text_puts_in_maintenance_stays_there() {
+        let told = "1\n# be_id\n3 b 1 a 127.0.0.1 0 5 1 1 1 6\n3 b 2 c 127.0.0.1 0 5 1 1 1 6\n";
+        let text = Parsed::new(
+            "backend b\n  default-server disabled\n  server a 127.0.0.1:80\n  server c 127.0.0.1:80 cookie disabled enabled\n",
+        );
+        let commands = repairs(told, &text);
+        assert_eq!(commands.iter().map(Command::text).collect::<Vec<_>>(), ["set server b/c state ready"]);
     }
 
     #[test]

@@ -76,7 +76,8 @@ pub struct Surroundings {
 pub struct Templates {
     tera: Tera,
     main: String,
-    sources: BTreeMap<String, String>,
+    /// One of them is the partial that makes a server's line.
+    has_partial: bool,
     /// The templates go through instances themselves, so that these have to be in the context.
     loops: bool,
     /// The templates print `service.servers`, so that the partial has to make each line by itself.
@@ -100,29 +101,31 @@ struct ServiceLines {
 
 impl Templates {
     /// Parses the texts, by name. `main` names the one to render, the others are its partials.
-    pub fn parse(main: &str, sources: BTreeMap<String, String>) -> Result<Self, TemplateError> {
+    pub fn parse(main: &str, sources: &BTreeMap<String, String>) -> Result<Self, TemplateError> {
         let mut tera = Tera::new();
         tera.autoescape_on([""]);
         tera.set_escape_fn(escape);
         tera.add_raw_templates(sources.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
         let mentions = |word: &str| sources.values().any(|text| without_comments(text).contains(word));
         let (loops, prints_lines) = (mentions("instances"), mentions(".servers"));
-        Ok(Self { tera, main: main.to_owned(), sources, loops, prints_lines, lines: RefCell::default() })
+        let has_partial = sources.contains_key(SERVER_PARTIAL);
+        Ok(Self { tera, main: main.to_owned(), has_partial, loops, prints_lines, lines: RefCell::default() })
     }
 
-    /// The texts they were parsed from.
-    pub fn sources(&self) -> &BTreeMap<String, String> {
-        &self.sources
-    }
-
-    /// The line of one server, from the partial that holds it. None where there is no such partial, or it needs more
-    /// than a service's settings, an instance, `haproxy` and `options`.
-    pub fn render_server(&self, service: &Service, instance: &Instance, surroundings: &Surroundings) -> Option<String> {
-        if !self.sources.contains_key(SERVER_PARTIAL) {
+    /// The line of one server, from the partial that holds it and the service's settings. None where the templates do not
+    /// print the lines that this partial makes, or go through the instances themselves, so that they may leave some out;
+    /// and where it needs more than the settings, an instance, `haproxy` and `options`.
+    pub fn render_server(
+        &self,
+        settings: &Service,
+        instance: &Instance,
+        surroundings: &Surroundings,
+    ) -> Option<String> {
+        if !self.has_partial || !self.prints_lines || self.loops {
             return None;
         }
         let mut context = surroundings_context(surroundings);
-        context.insert("service", &service.settings());
+        context.insert("service", settings);
         self.server_line(&mut context, instance).ok()
     }
 
@@ -156,7 +159,7 @@ impl Templates {
         let value =
             if self.loops { Value::from_serializable(service) } else { Value::from_serializable(&service.settings()) };
         let mut fields: BTreeMap<_, _> = value.into_map().unwrap_or_default().into_iter().collect();
-        if self.prints_lines && self.sources.contains_key(SERVER_PARTIAL) {
+        if self.prints_lines && self.has_partial {
             let text = self.server_lines(service, lines, surroundings)?;
             fields.insert("servers".into(), Value::safe_string(&text));
         }
@@ -305,7 +308,7 @@ mod tests {
     }
 
     fn parse(text: &str) -> Result<Templates, TemplateError> {
-        Templates::parse("main.tera", BTreeMap::from([("main.tera".to_owned(), text.to_owned())]))
+        Templates::parse("main.tera", &BTreeMap::from([("main.tera".to_owned(), text.to_owned())]))
     }
 
     fn render(text: &str, option: &str) -> Result<String, TemplateError> {
@@ -345,7 +348,7 @@ mod tests {
             ("main.tera", format!("{{% for service in services %}}{{{{ service.{name} }}}}{{% endfor %}}")),
             ("server.tera", "server {{ instance.server }} {{ service.name }} # w{{ instance.weight }}".to_owned()),
         ];
-        Templates::parse("main.tera", sources.into_iter().map(|(name, text)| (name.to_owned(), text)).collect())
+        Templates::parse("main.tera", &sources.into_iter().map(|(name, text)| (name.to_owned(), text)).collect())
             .unwrap()
     }
 
@@ -379,7 +382,7 @@ mod tests {
             ("server.tera", "server s{{ n }}"),
         ];
         let sources = sources.map(|(name, text)| (name.to_owned(), text.to_owned())).into_iter().collect();
-        let templates = Templates::parse("main.tera", sources).unwrap();
+        let templates = Templates::parse("main.tera", &sources).unwrap();
         let services = crate::catalog::tests::services_named(&["a"]);
         assert_eq!(templates.render(&services, &Surroundings::default()).unwrap(), "server s1\n");
         let service = services.values().next().unwrap();

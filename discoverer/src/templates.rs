@@ -20,7 +20,7 @@ const READ_ANYWAY: Duration = Duration::from_secs(5);
 /// Reads and parses the template and its partials: all `*.tera` files of its directory.
 pub fn load(main: &Path) -> Result<Templates, TemplateError> {
     let Sources { main, texts } = sources(main)?;
-    Templates::parse(&main, texts)
+    Templates::parse(&main, &texts)
 }
 
 /// The texts of a template and its partials, by their names.
@@ -78,7 +78,7 @@ pub async fn follow(main: PathBuf, loaded: mpsc::Sender<Result<Templates, Templa
     loop {
         let now = sources(&main);
         if last.as_ref() != Some(&now) {
-            let templates = now.clone().and_then(|Sources { main, texts }| Templates::parse(&main, texts));
+            let templates = now.as_ref().map_err(Clone::clone).and_then(|now| Templates::parse(&now.main, &now.texts));
             if loaded.send(templates).await.is_err() {
                 return;
             }

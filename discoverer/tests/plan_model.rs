@@ -6,7 +6,7 @@ mod plan_texts;
 
 use std::net::SocketAddr;
 
-use discoverer::plan::{Change, Parsed, Plan, ServerId, Version, addition, between, plan};
+use discoverer::plan::{Change, Parsed, Plan, ServerId, Version, addition, between, part, plan, removal};
 use plan_texts::{Model, known, stories};
 use proptest::prelude::*;
 
@@ -69,6 +69,33 @@ proptest! {
             let server = story.states[1][backend].iter().find(|server| server.name == id.server).unwrap();
             prop_assert_eq!(addition(&running, &id.backend, &server.line(), VERSION), Ok(change));
         }
+    }
+
+    #[test]
+    fn a_removal_on_its_own_is_the_one_of_the_whole_plan(story in stories(2), a in any::<u64>()) {
+        let (running, wanted) = (Parsed::new(story.text(0, a)), Parsed::new(story.text(1, a)));
+        for change in changes(between(&running, &wanted, VERSION)) {
+            match &change {
+                Change::Remove { id } => prop_assert_eq!(removal(&running, id, VERSION), Ok(change)),
+                Change::Add { id, .. } => prop_assert!(removal(&running, id, VERSION).is_err()),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_needs_no_reload_is_reached_while_the_rest_waits(story in stories(2), a in any::<u64>(), b in any::<u64>()) {
+        let (running, wanted) = (Parsed::new(story.text(0, a)), story.text(1, b));
+        let with_more = Parsed::new(format!("{wanted}\nbackend new.x\n  server n 1.1.1.1:1\nfrontend new\n  bind :1\n"));
+        prop_assert!(matches!(between(&running, &with_more, VERSION), Plan::Reload(_)));
+        let part = part(&running, &with_more, VERSION);
+        let mut model = story.model(0);
+        for change in part.changes {
+            carry_out(&mut model, change);
+        }
+        prop_assert_eq!(model, story.model(1), "\n{}\n{}", running.text(), wanted);
+        let now = running.with_lines(&part.lines);
+        prop_assert_eq!(between(&now, &Parsed::new(wanted), VERSION), Plan::Nothing, "\n{}", now.text());
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod supervise;
 
 pub use check::{CheckError, Program};
 pub use reload::{ReloadError, Reloader, running_version};
-pub use runtime::{Command, Runtime, RuntimeError, is_deleted};
-pub use servers::{AdminState, ServerState, parse_servers, with_wanted_states};
+pub use runtime::{Command, Runtime, RuntimeError, Worker, is_deleted};
+pub use servers::{AdminState, Kept, ServerState, parse_servers, with_wanted_states};
 pub use socket::{SocketError, ask};
 pub use supervise::{Layout, Order, Supervisor, SupervisorHandle};

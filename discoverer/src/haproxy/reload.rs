@@ -72,6 +72,11 @@ impl ReloadError {
         matches!(self, Self::Socket(_) | Self::Pidfile { .. } | Self::Reply(_))
     }
 
+    /// The reload is over: nothing of it can still come.
+    pub fn is_an_end(&self) -> bool {
+        !matches!(self, Self::Unfinished)
+    }
+
     /// HAProxy itself says that the old worker goes on.
     pub fn keeps_the_old_worker(&self) -> bool {
         matches!(self, Self::Failed(_))
@@ -110,9 +115,7 @@ impl Reloader {
             Self::Nobody => Ok(()),
         }
     }
-}
 
-impl Reloader {
     /// HAProxy is reached on this machine; a command may reach it anywhere.
     pub fn is_here(&self) -> bool {
         matches!(self, Self::Socket(_) | Self::Pidfile { .. } | Self::Supervised(_))
@@ -123,22 +126,23 @@ impl Reloader {
         matches!(self, Self::Supervised(supervisor) if supervisor.is_down())
     }
 
-    /// How many old workers still finish their requests; none where HAProxy's master cannot be asked.
-    pub async fn old_workers(&self) -> Option<usize> {
+    /// How many reloads the oldest of the old workers has survived; none where HAProxy's master cannot be asked.
+    pub async fn most_survived(&self) -> Option<u64> {
         let socket = match self {
             Self::Socket(path) => path,
             Self::Supervised(supervisor) => supervisor.master_socket(),
             Self::Pidfile { .. } | Self::Command(_) | Self::Nobody => return None,
         };
         let reply = ask(socket, "show proc", VERSION_LIMIT).await.ok()?;
-        parse_processes(&reply).map(|processes| processes.old_workers)
+        parse_processes(&reply).map(|processes| processes.most_survived)
     }
 }
 
 /// What `show proc` says of the master.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Processes {
-    pub(super) old_workers: usize,
+    /// How many reloads the oldest of the old workers has survived.
+    pub(super) most_survived: u64,
     pub(super) reloads: u64,
     pub(super) failed: u64,
     pub(super) has_worker: bool,
@@ -152,9 +156,14 @@ pub(super) fn parse_processes(reply: &str) -> Option<Processes> {
     if words.next() == Some("[failed:") {
         failed = words.next()?.strip_suffix(']')?.parse().ok()?;
     }
-    let workers = |lines: &str| lines.lines().filter(|line| line.split_whitespace().nth(1) == Some("worker")).count();
+    let workers = |lines: &str| {
+        let lines = lines.lines().map(|line| line.split_whitespace().skip(1));
+        let survived = lines.filter_map(|mut words| (words.next() == Some("worker")).then(|| words.next()));
+        survived.map(|reloads| reloads.and_then(|reloads| reloads.parse().ok()).unwrap_or(0)).collect::<Vec<u64>>()
+    };
     let (current, old) = reply.split_once("# old workers").unwrap_or((reply, ""));
-    Some(Processes { old_workers: workers(old), reloads, failed, has_worker: workers(current) > 0 })
+    let most_survived = workers(old).into_iter().max().unwrap_or(0);
+    Some(Processes { most_survived, reloads, failed, has_worker: !workers(current).is_empty() })
 }
 
 /// The version of the master behind a master CLI, such as `2.6.12`; none where it does not say.
@@ -262,7 +271,10 @@ async fn through_command(command: &str) -> Result<(), ReloadError> {
     let mut said = Vec::new();
     let read = async {
         if let Some(stderr) = stderr {
-            let _ = stderr.take(WORDS_LIMIT as u64).read_to_end(&mut said).await;
+            let mut stderr = stderr.take(WORDS_LIMIT as u64);
+            let _ = stderr.read_to_end(&mut said).await;
+            // What goes on talking is not to be ended by a pipe that nobody reads.
+            let _ = tokio::io::copy(&mut stderr.into_inner(), &mut tokio::io::sink()).await;
         }
         std::future::pending::<()>().await;
     };
@@ -297,7 +309,10 @@ mod tests {
     #[test]
     fn the_masters_counters_are_read() {
         let processes = parse_processes(SHOW_PROC_2_6).unwrap();
-        assert_eq!(processes, Processes { old_workers: 0, reloads: 2, failed: 1, has_worker: true });
+        assert_eq!(processes, Processes { most_survived: 0, reloads: 2, failed: 1, has_worker: true });
+        let old =
+            format!("{SHOW_PROC_2_6}# old workers\n9 worker 12 0d00h00m09s 2.6.12\n8 worker 3 0d00h00m05s 2.6.12\n");
+        assert_eq!(parse_processes(&old).unwrap().most_survived, 12);
         assert_eq!(parse_processes("Unknown command"), None);
         assert_eq!(parse_processes(""), None);
     }

@@ -145,6 +145,17 @@ pub fn is_deleted(reply: &str) -> bool {
     matches!(reply, "Server deleted." | "No such server.")
 }
 
+/// The process behind a stats socket, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    /// Its pid, in its own namespace: in a container of its own it may be the same after each start.
+    pub pid: u64,
+    /// How long it has been running, in whole seconds.
+    pub uptime: Duration,
+    /// Its version, such as `2.6.12-1+deb12u4`.
+    pub version: Option<String>,
+}
+
 /// The way to one HAProxy's stats socket.
 #[derive(Debug, Clone)]
 pub struct Runtime {
@@ -186,19 +197,29 @@ impl Runtime {
         Ok(replies)
     }
 
-    /// The pid of the worker that answers.
-    pub async fn worker(&self) -> Result<u32, RuntimeError> {
+    /// The worker that answers (management guide, section 9.3, "show info").
+    pub async fn worker(&self) -> Result<Worker, RuntimeError> {
         let reply = ask(&self.path, "show info", QUESTION_LIMIT).await?;
-        let pid = reply.lines().find_map(|line| line.strip_prefix("Pid: ")?.trim().parse().ok());
-        pid.ok_or_else(|| unknown("show info", &reply))
+        let value = |name: &str| reply.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
+        let number = |name: &str| value(name).and_then(|value| value.parse().ok());
+        let (Some(pid), Some(uptime)) = (number("Pid: "), number("Uptime_sec: ")) else {
+            return Err(unknown("show info", &reply));
+        };
+        let version = value("Version: ").map(str::to_owned);
+        Ok(Worker { pid, uptime: Duration::from_secs(uptime), version })
     }
 
-    /// The state of all servers, or of one backend's, as text (management guide, section 9.3, "show servers state").
-    pub async fn servers_state(&self, backend: Option<&str>) -> Result<String, RuntimeError> {
-        let command =
-            backend.map_or("show servers state".to_owned(), |backend| format!("show servers state {backend}"));
-        let reply = ask(&self.path, &command, QUESTION_LIMIT).await?;
-        if reply.starts_with("1\n#") { Ok(reply) } else { Err(unknown(&command, &reply)) }
+    /// The version of the HAProxy that answers, such as `2.6.12`; none where it does not say.
+    pub async fn version(&self) -> Option<String> {
+        let version = self.worker().await.ok()?.version?;
+        Some(version.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect())
+    }
+
+    /// The state of all servers as text (management guide, section 9.3, "show servers state").
+    pub async fn servers_state(&self) -> Result<String, RuntimeError> {
+        const COMMAND: &str = "show servers state";
+        let reply = ask(&self.path, COMMAND, QUESTION_LIMIT).await?;
+        if reply.starts_with("1\n#") { Ok(reply) } else { Err(unknown(COMMAND, &reply)) }
     }
 
     /// One connection in prompt mode: everything is written at once, and each reply ends with a prompt.

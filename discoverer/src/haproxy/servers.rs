@@ -23,6 +23,12 @@ impl AdminState {
         // 0x01 forced maintenance, 0x08 forced drain (HAProxy, srv_admin_state in "show servers state").
         self.0 & (0x01 | 0x08) == 0
     }
+
+    /// Whether it is in maintenance for any reason: then its health is not known.
+    fn is_in_maintenance(self) -> bool {
+        // Forced, inherited, configured, by name resolution, by a host name that is gone.
+        self.0 & (0x01 | 0x02 | 0x04 | 0x20 | 0x40) != 0
+    }
 }
 
 /// Where the fields stand in a line.
@@ -45,10 +51,21 @@ pub fn parse_servers(reply: &str) -> impl Iterator<Item = ServerState<'_>> {
     reply.lines().filter(|line| !line.starts_with('#')).filter_map(read)
 }
 
+/// What a new worker is to be told of a server's weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// This one, 0 to 256.
+    Weight(u16),
+    /// What it was.
+    Unchanged,
+    /// Nothing at all of this server.
+    Nothing,
+}
+
 /// The state to hand to a new worker: of the old worker's state only health is carried over. Administration is
-/// "ready", and the weight that of the new file, which `weight` tells by backend and server; servers for which it tells
-/// none go.
-pub fn with_wanted_states(reply: &str, weight: impl Fn(&str, &str) -> Option<u16>) -> String {
+/// "ready", and the weight what `kept` says by backend and server. A server in maintenance has no health to tell: without
+/// a line the new worker takes it for up and checks it, with one it would be down, for ever where nothing checks it.
+pub fn with_wanted_states(reply: &str, kept: impl Fn(&str, &str) -> Kept) -> String {
     let mut text = String::with_capacity(reply.len());
     for line in reply.lines() {
         let mut fields: Vec<&str> = line.split(' ').collect();
@@ -57,11 +74,20 @@ pub fn with_wanted_states(reply: &str, weight: impl Fn(&str, &str) -> Option<u16
             text.push('\n');
             continue;
         }
-        let Some(weight) = weight(fields[BACKEND], fields[SERVER]) else { continue };
-        let weight = weight.to_string();
+        if fields[ADMIN].parse().is_ok_and(|admin| AdminState(admin).is_in_maintenance()) {
+            continue;
+        }
+        let weight;
+        match kept(fields[BACKEND], fields[SERVER]) {
+            Kept::Nothing => continue,
+            Kept::Unchanged => {}
+            Kept::Weight(new) => {
+                weight = new.to_string();
+                fields[WEIGHT] = &weight;
+                fields[INITIAL_WEIGHT] = &weight;
+            }
+        }
         fields[ADMIN] = "0";
-        fields[WEIGHT] = &weight;
-        fields[INITIAL_WEIGHT] = &weight;
         text.push_str(&fields.join(" "));
         text.push('\n');
     }
@@ -88,15 +114,16 @@ mod tests {
 
     #[test]
     fn a_new_worker_gets_health_and_nothing_else_of_the_old_one() {
-        let text = with_wanted_states(STATE, |backend, server| match (backend, server) {
-            ("b", "s2") => Some(7),
-            ("b", "s3") => Some(100),
-            _ => None,
-        });
-        let expected = "3 b 2 s2 127.0.0.1 0 0 7 7 0 1 0 2 6 0 0 0 - 9002 - 0 0 - - 0\n\
-            3 b 3 s3 127.0.0.1 2 0 100 100 0 1 0 2 6 0 0 0 - 9003 - 0 0 - - 0\n\n";
-        let (head, servers) = text.split_at(text.find("3 b").unwrap());
-        assert!(head.starts_with("1\n# be_id") && head.lines().count() == 2, "{head}");
-        assert_eq!(servers, expected);
+        let kept = |s1: Kept, s3: Kept| {
+            let text = with_wanted_states(STATE, |_, server| if server == "s1" { s1 } else { s3 });
+            let (head, servers) = text.split_at(text.find("3 b").unwrap());
+            assert!(head.starts_with("1\n# be_id") && head.lines().count() == 2, "{head}");
+            servers.to_owned()
+        };
+        // Of the one in maintenance nothing is told.
+        let s1 = "3 b 1 s1 127.0.0.1 2 0 1 1 1 6 3 4 6 0 0 0 - 9001 - 0 0 - - 0\n";
+        let s3 = "3 b 3 s3 127.0.0.1 2 0 7 7 0 1 0 2 6 0 0 0 - 9003 - 0 0 - - 0\n";
+        assert_eq!(kept(Kept::Unchanged, Kept::Weight(7)), format!("{s1}{s3}\n"));
+        assert_eq!(kept(Kept::Nothing, Kept::Weight(7)), format!("{s3}\n"));
     }
 }

@@ -15,6 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::until;
+
 use super::check::{Program, alerts};
 use super::reload::{ReloadError, parse_processes, through_socket};
 use super::socket::ask;
@@ -372,13 +374,6 @@ async fn until_stop<T>(
 async fn exit(running: Option<&mut Running>) -> std::io::Result<ExitStatus> {
     match running {
         Some(running) => running.child.wait().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

@@ -28,6 +28,17 @@ struct DefaultServer<'t> {
 impl<'t> Context<'t> {
     /// Reads what holds for the servers of a backend; the reason where they cannot change at run time.
     pub(super) fn new(parsed: &'t Parsed, index: usize) -> Result<Self, Reason> {
+        let (context, proxy) = Self::read_whole(parsed, index)?;
+        proxy.check(&context.backend)?;
+        Ok(context)
+    }
+
+    /// Reads what holds for the servers of a backend, whether they can change at run time or not.
+    pub(super) fn of_any(parsed: &'t Parsed, index: usize) -> Result<Self, Reason> {
+        Ok(Self::read_whole(parsed, index)?.0)
+    }
+
+    fn read_whole(parsed: &'t Parsed, index: usize) -> Result<(Self, ProxySettings<'t>), Reason> {
         let section = &parsed.sections()[index];
         let title = parsed.title(section);
         let Ok(backend) = parsed.name(section) else {
@@ -41,8 +52,7 @@ impl<'t> Context<'t> {
             }
             context.read(parsed, section, &mut proxy)?;
         }
-        proxy.check(&context.backend)?;
-        Ok(context)
+        Ok((context, proxy))
     }
 
     /// The words of the `default-server` lines that stand before a place, and how many lines that are. They hold for

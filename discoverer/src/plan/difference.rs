@@ -7,7 +7,7 @@ use super::reason::Reason;
 use super::server::Server;
 use super::text::{Kind, Parsed, Place, Section, lines};
 use super::words::{Word, first_word, same, second_word, short};
-use super::{Change, Plan, ServerId, Version, known};
+use super::{Change, Part, Plan, ServerId, Version, known};
 
 /// A running configuration and a wanted one, and what is found on the way from one to the other.
 pub(super) struct Difference<'t> {
@@ -31,12 +31,41 @@ impl<'t> Difference<'t> {
     pub(super) fn plan(mut self) -> Result<Plan, Reason> {
         self.compare_heads()?;
         for index in 0..self.running.sections().len() {
-            self.compare_section(index)?;
+            self.compare_section(index, index)?;
         }
-        let mut changes = self.additions;
-        changes.append(&mut self.alterations);
-        changes.append(&mut self.removals);
+        let changes = self.changes();
         Ok(if changes.is_empty() { Plan::Nothing } else { Plan::Runtime(changes) })
+    }
+
+    /// The changes of servers of sections that both texts have, are otherwise the same and stand under the same defaults.
+    pub(super) fn part(mut self) -> Part {
+        let (running, wanted) = (self.running, self.wanted);
+        for index in 0..running.sections().len() {
+            let section = &running.sections()[index];
+            let name = running.name(section).unwrap_or_default();
+            let is_alone = running.backend(&name) == Some(Place::At(index));
+            let (true, Some(Place::At(other))) = (is_alone, wanted.backend(&name)) else { continue };
+            if !same_lineage(running, index, wanted, other) {
+                continue;
+            }
+            let before = (self.additions.len(), self.alterations.len(), self.removals.len());
+            if self.compare_section(index, other).is_err() {
+                self.additions.truncate(before.0);
+                self.alterations.truncate(before.1);
+                self.removals.truncate(before.2);
+            }
+        }
+        let changes = self.changes();
+        let line = |change: &Change| wanted.server_line(change.id()).map(|line| line.trim().to_owned());
+        let lines = changes.iter().map(|change| (change.id().clone(), line(change))).collect();
+        Part { changes, lines }
+    }
+
+    fn changes(self) -> Vec<Change> {
+        let mut changes = self.additions;
+        changes.extend(self.alterations);
+        changes.extend(self.removals);
+        changes
     }
 
     /// Makes sure that both have the same sections in the same order.
@@ -64,9 +93,10 @@ impl<'t> Difference<'t> {
         })
     }
 
-    fn compare_section(&mut self, index: usize) -> Result<(), Reason> {
+    /// Compares two sections, by their indices in the running text and in the wanted one.
+    fn compare_section(&mut self, index: usize, new_index: usize) -> Result<(), Reason> {
         let old = Side::of(self.running, index);
-        let new = Side::of(self.wanted, index);
+        let new = Side::of(self.wanted, new_index);
         if old.body == new.body {
             return Ok(());
         }
@@ -97,8 +127,8 @@ impl<'t> Difference<'t> {
         }
 
         let version = known(self.version)?;
-        let (old_context, new_context) = (Context::new(self.running, index)?, Context::new(self.wanted, index)?);
-        if self.wanted.backend(&new_context.backend).is_none_or(|place| place != Place::At(index)) {
+        let (old_context, new_context) = (Context::new(self.running, index)?, Context::new(self.wanted, new_index)?);
+        if self.wanted.backend(&new_context.backend).is_none_or(|place| place != Place::At(new_index)) {
             return Err(Reason::Backend { backend: new_context.backend });
         }
         let mut new_names: Vec<Word<'_>> =
@@ -117,14 +147,10 @@ impl<'t> Difference<'t> {
             }
         }
         for &(place, line) in gone {
-            self.removals.push(Server::read(&old_context, place, line)?.removal()?);
-            let name = second_word(line);
+            let removal = Server::read(&old_context, place, line)?.removal()?;
             let running = self.running;
-            if self.references.get_or_insert_with(|| references(running.text())).contains(name.as_ref()) {
-                let id = ServerId { backend: old_context.backend, server: name.into_owned() };
-                let why = "another line seems to name it, and HAProxy does not remove such a server".to_owned();
-                return Err(Reason::Server { id, why });
-            }
+            unnamed_elsewhere(removal.id(), self.references.get_or_insert_with(|| references(running.text())))?;
+            self.removals.push(removal);
         }
         Ok(())
     }
@@ -214,9 +240,27 @@ fn twice(backend: String, name: &str) -> Reason {
     Reason::Server { id, why: "its name stands twice in the section".to_owned() }
 }
 
+/// Whether two sections are the same but for their lines, and so are the `defaults` sections that they build on.
+fn same_lineage(running: &Parsed, index: usize, wanted: &Parsed, other: usize) -> bool {
+    let (old, new) = (running.lineage(index), wanted.lineage(other));
+    let same_head = |(old, new): (&&Section, &&Section)| same(running.at(&old.head), wanted.at(&new.head));
+    let same_body = |(old, new): (&&Section, &&Section)| running.at(&old.body) == wanted.at(&new.body);
+    let defaults = old.len().saturating_sub(1);
+    old.len() == new.len() && old.iter().zip(&new).all(same_head) && old.iter().zip(&new).take(defaults).all(same_body)
+}
+
+/// An error if a line that is not its own seems to name a server.
+pub(super) fn unnamed_elsewhere(id: &ServerId, references: &HashSet<&str>) -> Result<(), Reason> {
+    if !references.contains(id.server.as_str()) {
+        return Ok(());
+    }
+    let why = "another line seems to name it, and HAProxy does not remove such a server".to_owned();
+    Err(Reason::Server { id: id.clone(), why })
+}
+
 /// All words of the lines that could name a server outside its own line: `use-server`, `track`, and the fetches
 /// `srv_is_up(backend/server)` and the like. HAProxy does not remove a server that one of them names (measured).
-fn references(text: &str) -> HashSet<&str> {
+pub(super) fn references(text: &str) -> HashSet<&str> {
     let may_refer = |text: &str| text.contains("use-serv") || text.contains("srv_") || text.contains("track");
     if !may_refer(text) {
         return HashSet::new();

@@ -89,8 +89,13 @@ impl<'t> Server<'t> {
 
     /// What removes it.
     pub(super) fn removal(self) -> Result<Change, Reason> {
-        if self.settings.iter().any(|setting| setting.keyword == "agent-check") {
+        let has = |keyword: &str| self.settings.iter().any(|setting| setting.keyword == keyword);
+        if has("agent-check") {
             return Err(refused(&self.id, "its agent could end the maintenance that comes before its removal"));
+        }
+        // A worker that is left behind by a reload finishes them.
+        if has("on-marked-down") {
+            return Err(refused(&self.id, "the maintenance that comes before its removal would end its sessions"));
         }
         Ok(Change::Remove { id: self.id })
     }

@@ -7,8 +7,9 @@ use std::ops::Range;
 use memchr::memmem;
 
 use super::context::Context;
+use super::keywords;
 use super::text::{Edit, Kind, Parsed, Place, lines};
-use super::words::{argument, first_word, second_word, words};
+use super::words::{Word, argument, first_word, second_word, words};
 use super::{Change, ServerId};
 
 /// Up to so many servers are searched for one by one; more are found faster in one walk over all lines.
@@ -16,13 +17,15 @@ const FEW: usize = 16;
 
 /// A server of a text, as far as its state goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerWeight<'t> {
+pub struct ServerSettings<'t> {
     /// The name of its `backend` or `listen` section.
     pub backend: Cow<'t, str>,
     /// Its name.
     pub name: Cow<'t, str>,
     /// Its weight, 0 to 256, where the text tells it.
     pub weight: Option<u16>,
+    /// The text itself puts it in maintenance.
+    pub disabled: bool,
 }
 
 impl Change {
@@ -35,12 +38,25 @@ impl Change {
 }
 
 impl Parsed {
-    /// The servers of the sections that can have any. Those whose section's name cannot be told are left out.
-    pub fn servers(&self) -> impl Iterator<Item = ServerWeight<'_>> {
-        let backends = self.sections().iter().enumerate().filter(|(_, section)| section.kind == Kind::Backend);
+    /// Whether the text tells which servers a backend has: not where it has no such backend, or two, where a conditional
+    /// block or `server-template` leaves it to HAProxy.
+    pub fn tells_servers_of(&self, backend: &str) -> bool {
+        matches!(self.backend(backend), Some(Place::At(index)) if self.tells_servers(index))
+    }
+
+    fn tells_servers(&self, index: usize) -> bool {
+        let section = &self.sections()[index];
+        let is_template = |(_, line): (usize, &str)| first_word(line) == "server-template";
+        section.kind == Kind::Backend && !section.unclear && !self.settings(section).any(is_template)
+    }
+
+    /// The servers of the backends whose servers it tells; see [`Parsed::tells_servers_of`].
+    pub fn servers(&self) -> impl Iterator<Item = ServerSettings<'_>> {
+        let backends = self.sections().iter().enumerate().filter(|(index, _)| self.tells_servers(*index));
         backends.flat_map(|(index, section)| {
             let backend = words(self.at(&section.head)).ok().and_then(|words| words.into_iter().nth(1));
-            let context = Context::new(self, index).ok();
+            let backend = backend.filter(|name| matches!(self.backend(name), Some(Place::At(_))));
+            let context = Context::of_any(self, index).ok();
             let servers = lines(self.at(&section.body), section.body.start).filter(|(_, _, word)| word == "server");
             servers.filter_map(move |(place, line, _)| {
                 // Before it stand `server`, the name and the address.
@@ -49,7 +65,8 @@ impl Parsed {
                     Ok(None) => context.as_ref().and_then(|context| context.default_weight(place)),
                     Err(_) => None,
                 };
-                Some(ServerWeight { backend: backend.clone()?, name: second_word(line), weight })
+                let disabled = context.as_ref().is_some_and(|context| is_disabled(context, place, line));
+                Some(ServerSettings { backend: backend.clone()?, name: second_word(line), weight, disabled })
             })
         })
     }
@@ -73,11 +90,19 @@ impl Parsed {
         self.edited(&edits)
     }
 
-    /// The line of a server.
+    /// The line of a server; none where it has none, or two.
     pub fn server_line(&self, id: &ServerId) -> Option<&str> {
         let Some(Place::At(index)) = self.backend(&id.backend) else { return None };
-        let lines = self.lines_of(index, |name| name == id.server, || std::iter::once(id.server.as_str()));
-        lines.first().map(|line| self.at(line))
+        self.line_in(index, &id.server).map(|(_, line)| line)
+    }
+
+    /// The line of a server of a section, with the place where it begins; none where it has none, or two.
+    pub(super) fn line_in(&self, index: usize, server: &str) -> Option<(usize, &str)> {
+        let lines = self.lines_of(index, |name| name == server, || std::iter::once(server));
+        match lines.as_slice() {
+            [line] => Some((line.start, self.at(line))),
+            _ => None,
+        }
     }
 
     /// Where the lines of servers with these names stand in a section.
@@ -107,6 +132,29 @@ impl Parsed {
         found.dedup();
         found
     }
+}
+
+/// Whether a server line, or a `default-server` before it, says `disabled`, and nothing behind that says `enabled`.
+fn is_disabled(context: &Context<'_>, place: usize, line: &str) -> bool {
+    let says_so = |word: &Word<'_>| word == "disabled";
+    // Hardly ever, so that few lines have to be read whole.
+    if memmem::find(line.as_bytes(), b"disabled").is_none() && !context.defaults_at(place).0.any(says_so) {
+        return false;
+    }
+    let Ok(own) = words(line) else { return false };
+    let mut all = context.defaults_at(place).0.cloned().chain(own.into_iter().skip(3));
+    let mut disabled = false;
+    while let Some(word) = all.next() {
+        match &*word {
+            "disabled" => disabled = true,
+            "enabled" => disabled = false,
+            keyword => {
+                let count = keywords::of(keyword).map_or(0, |(count, _)| count);
+                all.by_ref().take(count).for_each(drop);
+            }
+        }
+    }
+    disabled
 }
 
 #[cfg(test)]

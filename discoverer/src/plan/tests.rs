@@ -313,6 +313,43 @@ fn one_line_is_added_to_a_running_backend() {
     assert_eq!(addition(&running, "b", "server n 10.0.0.2:80", None), Err(Reason::Version(None)));
 }
 
+#[test]
+fn one_server_is_removed_from_a_running_backend() {
+    let running = Parsed::new(
+        "backend b\n server a 10.0.0.1:80\n server t 10.0.0.2:80 on-marked-down shutdown-sessions\n server u 10.0.0.3:80\n \
+         server twice 10.0.0.4:80\n server twice 10.0.0.5:80\n use-server u if TRUE\nbackend c\n balance static-rr\n \
+         server a 10.0.0.1:80\n",
+    );
+    let remove = |name: &str, version| {
+        let (backend, server) = name.split_once('/').unwrap();
+        removal(&running, &ServerId { backend: backend.to_owned(), server: server.to_owned() }, version)
+    };
+    assert_eq!(change_said(&remove("b/a", V2_6).unwrap()), "remove b/a");
+    for name in ["b/t", "b/u", "b/twice", "b/missing", "c/a", "missing/a"] {
+        assert!(remove(name, V2_6).is_err(), "{name}");
+    }
+    assert_eq!(remove("b/a", None), Err(Reason::Version(None)));
+}
+
+#[test]
+fn a_part_leaves_out_what_differs_in_more_than_servers() {
+    let text = |defaults: &str, b: &str, c: &str| {
+        Parsed::new(format!(
+            "defaults\n{defaults}\nbackend b\n{b}\nbackend c\n{c}\nbackend gone\n server a 10.0.0.1:80\n"
+        ))
+    };
+    let server = |name: &str| format!(" server {name} 10.0.0.1:80");
+    let running = text("mode http", &server("a"), &server("a"));
+    let said = |wanted: &Parsed| part(&running, wanted, V2_6).changes.iter().map(change_said).collect::<Vec<_>>();
+    let all = ["add b/n 10.0.0.1:80", "add c/n 10.0.0.1:80", "remove b/a", "remove c/a"];
+    assert_eq!(said(&text("mode http", &server("n"), &server("n"))), all);
+    let one = text("mode http", &format!(" balance first\n{}", server("n")), &server("n"));
+    assert_eq!(said(&one), ["add c/n 10.0.0.1:80", "remove c/a"]);
+    assert_eq!(said(&text("mode tcp", &server("n"), &server("n"))), [""; 0]);
+    let other = Parsed::new(format!("backend c\n{}\nbackend b\n{}\n", server("n"), server("a")));
+    assert_eq!(said(&other), [""; 0]);
+}
+
 /// Not a judgement, but the best of 20 times: run it with `--release -- --nocapture`.
 #[test]
 fn a_plan_for_10_000_servers_prints_its_time() {

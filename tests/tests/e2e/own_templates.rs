@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use e2e::backend::Backend;
 use e2e::discoverer::{Discoverer, TemplateFile, field};
 use e2e::etcd::Etcd;
-use e2e::haproxy::Version;
+use e2e::haproxy::{Version, servers};
 use e2e::load::Load;
 use e2e::ports::free_address;
-use e2e::within;
+use e2e::{secs, stays_true, wait_until, within};
 
 use crate::runtime::{FLAT, Site, WEIGHT, flat};
 
@@ -199,6 +199,139 @@ async fn where_a_template_has_other_lines_than_the_partial_makes_the_template_co
         wanted.remove(1);
         site.discoverer.wait_in_step(&wanted).await;
         load.stop().await.assert_no_failure(20);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_of_another_name_than_its_service_has_its_servers_come_and_go_with_no_reload() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let discoverer = Discoverer::supervise(&etcd.url())
+            .edit("backend {{ service.name }}", "backend be_{{ service.name }}")
+            .edit("{{ default_service }}", "be_{{ default_service }}")
+            .start();
+        let one = Backend::start("one").await;
+        etcd.put(&one.flat_key(), "running").await;
+        let there = |backend: &Backend| ("be_service", backend.address(), WEIGHT);
+        discoverer.wait_in_step(&[there(&one)]).await;
+        let site = Site { reloads: discoverer.reloads().await, etcd, discoverer, one };
+        for number in 0..3 {
+            let more = Backend::start(&format!("more{number}")).await;
+            site.etcd.put(&more.flat_key(), "running").await;
+            site.discoverer.wait_in_step(&[there(&site.one), there(&more)]).await;
+            site.etcd.delete(&more.flat_key()).await;
+            site.discoverer.wait_in_step(&[there(&site.one)]).await;
+        }
+        site.assert_no_reload().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_instance_that_the_template_leaves_out_never_gets_a_request() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let only_blue = "{%- for instance in service.instances %}{% if instance.name == \"blue\" %}\n    \
+                         {% include \"server.tera\" -%}\n{% endif %}{%- endfor %}";
+        let discoverer = Discoverer::supervise(&etcd.url()).edit("{{ service.servers }}", only_blue).start();
+        let (blue, green) = (Backend::start("blue").await, Backend::start("green").await);
+        let is = |name: &str| format!(r#"{{"name":"{name}"}}"#);
+        etcd.put(&blue.flat_key(), &is("blue")).await;
+        discoverer.wait_in_step(&[flat(&blue)]).await;
+        let load = Load::start(discoverer.http());
+        for _ in 0..5 {
+            etcd.put(&green.flat_key(), &is("green")).await;
+            load.wait_served(20).await;
+            etcd.delete(&green.flat_key()).await;
+        }
+        load.stop().await.assert_no_failure(100);
+        assert_eq!(green.requests(), 0);
+        assert!(blue.requests() >= 100);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_the_template_puts_in_maintenance_stays_there_over_reloads_and_changes() {
+    within(60, async {
+        let spare = Backend::start("spare").await;
+        let etcd = Etcd::start().await;
+        let line = format!("{{{{ service.servers }}}}\n    server spare {} weight 100 disabled\n", spare.address());
+        let discoverer = Discoverer::supervise(&etcd.url()).edit("{{ service.servers }}", &line).start();
+        let one = Backend::start("one").await;
+        etcd.put(&one.flat_key(), "running").await;
+        let load = Load::start(discoverer.http());
+        discoverer.wait_host("any.test", "one").await;
+        for name in ["shop", "more"] {
+            let other = Backend::start(name).await;
+            etcd.put(&other.key_in(name), &format!(r#"{{"attributes":{{"host":"{name}.test"}}}}"#)).await;
+            discoverer.wait_host(&format!("{name}.test"), name).await;
+            etcd.put(&other.flat_key(), "running").await;
+            load.wait_served(20).await;
+            etcd.delete(&other.flat_key()).await;
+        }
+        load.wait_served(20).await;
+        load.stop().await;
+        assert_eq!(spare.requests(), 0);
+        assert!(discoverer.reloads().await >= 2);
+        let servers = servers(&discoverer.runtime_socket()).await.unwrap();
+        let spares: Vec<_> = servers.iter().filter(|(name, _)| name.ends_with("/spare")).collect();
+        assert!(spares.len() == 3 && spares.iter().all(|(_, server)| !server.ready), "{spares:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn servers_that_haproxy_makes_itself_are_no_reason_to_reload() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let pool = free_address();
+        let line = format!("{{{{ service.servers }}}}\n\nbackend _pool\n    server-template srv 3 {pool}\n");
+        let discoverer = Discoverer::supervise(&etcd.url()).edit("{{ service.servers }}", &line).start();
+        let mut site = {
+            let one = Backend::start("one").await;
+            etcd.put(&one.flat_key(), "running").await;
+            discoverer.wait_host("any.test", "one").await;
+            Site { reloads: discoverer.reloads().await, etcd, discoverer, one }
+        };
+        let two = Backend::start("two").await;
+        site.etcd.put(&two.flat_key(), "running").await;
+        site.discoverer.wait_serves(&["one", "two"]).await;
+        // Longer than the file and the comparison behind it take.
+        stays_true(secs(2), "no reload", async || match site.discoverer.reloads().await - site.reloads {
+            0 => Ok(()),
+            count => Err(format!("{count} reloads")),
+        })
+        .await;
+        site.etcd.delete(&two.flat_key()).await;
+        site.discoverer.wait_serves(&["one"]).await;
+        site.assert_no_reload().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_an_edit_that_changes_no_line_yet_the_new_partial_makes_the_next_one() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let discoverer = Discoverer::supervise(&etcd.url()).start();
+        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+        etcd.put(&one.key_in("web"), "running").await;
+        discoverer.wait_in_step(&[("web", one.address(), WEIGHT)]).await;
+        etcd.delete(&one.key_in("web")).await;
+        discoverer.wait_in_step(&[]).await;
+        let partial = discoverer.templates().join("server.tera");
+        let text = std::fs::read_to_string(&partial).unwrap();
+        std::fs::write(&partial, text.replace("weight {{ instance.weight }}", "weight 7")).unwrap();
+        let read = "templates read";
+        wait_until(secs(10), "the edit is noticed", async || match discoverer.logged(read).len() {
+            2.. => Ok(()),
+            count => Err(format!("{count} times {read:?}")),
+        })
+        .await;
+        etcd.put(&two.key_in("web"), "running").await;
+        discoverer.wait_in_step(&[("web", two.address(), 7)]).await;
     })
     .await;
 }
