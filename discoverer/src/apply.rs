@@ -8,10 +8,12 @@ mod leaving;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::pending;
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use registry::ServiceName;
 use registry::watch::Backoff;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -20,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use crate::catalog::Step;
 use crate::compose::{ComposeError, Composer, Wanted, check};
 use crate::haproxy::{Command, Program, ReloadError, Reloader, Runtime, RuntimeError, Worker};
+use crate::model::Service;
 use crate::output::{Output, OutputError};
 use crate::plan::{self, Bind, Change, Parsed, Plan, Reason, ServerId, Version, WorkerLimits};
 use crate::{readback, until};
@@ -36,8 +39,6 @@ const COMPARE_EVERY: Duration = Duration::from_secs(5);
 const AFTER_STEPS: Duration = Duration::from_millis(100);
 /// How often HAProxy is asked whether it is still the worker that we know.
 const ASK_WORKER_EVERY: Duration = Duration::from_secs(2);
-/// HAProxy tells its uptime in whole seconds.
-const UPTIME_ERROR: Duration = Duration::from_secs(2);
 /// The longest pause before the file is tried again where it could not be written.
 const LONGEST_SETTLE_PAUSE: Duration = Duration::from_secs(10);
 /// After this many contradictions in a row the short way is closed.
@@ -59,8 +60,8 @@ pub enum ApplyError {
     /// HAProxy did not take the file.
     #[error(transparent)]
     Reload(#[from] ReloadError),
-    /// A port that the new file listens on is taken: a reload would make HAProxy refuse connections for seconds.
-    #[error("{address} is taken by another program ({error}); free it, or take it out of the template")]
+    /// An address that the new file listens on cannot be had: a reload would make HAProxy refuse connections for seconds.
+    #[error("{address} cannot be listened on ({error}); free it, or take it out of the template")]
     Bind {
         /// The address of the `bind` line.
         address: String,
@@ -106,6 +107,8 @@ pub enum Applied {
 pub struct ApplyConfig {
     /// HAProxy's program; none where its version is not the running one, so that its check would say nothing.
     pub program: Option<Program>,
+    /// The same, whatever its version.
+    pub installed: Program,
     /// The running version, where it is known.
     pub version: Option<Version>,
     /// The file.
@@ -197,6 +200,8 @@ pub struct Applier {
     /// Why the runtime API cannot be used until the next reload.
     distrust: Option<String>,
     reloads: VecDeque<Instant>,
+    /// It was said that the next reload has to wait.
+    said_crowded: bool,
     again_at: Option<Instant>,
     last_settled: Option<Instant>,
     last_compared: Option<Instant>,
@@ -223,6 +228,7 @@ impl Applier {
             unrepaired: None,
             distrust: None,
             reloads: VecDeque::new(),
+            said_crowded: false,
             again_at: None,
             last_settled: None,
             last_compared: None,
@@ -275,6 +281,11 @@ impl Applier {
         let came = steps.iter().filter(|step| step.came).count();
         info!(came, went = steps.len() - came, "servers changed");
         true
+    }
+
+    /// Lets the file have what HAProxy was told of single servers, where the whole text is not about to come.
+    pub fn keep_steps(&mut self) {
+        self.merge_told();
     }
 
     /// While the whole has to wait for a reload, or could not be loaded: carries out what needs none.
@@ -534,7 +545,16 @@ impl Applier {
             Some(survived) => survived,
             None => self.reloads.len() as u64,
         };
-        (limits.most_survived > 0 && most >= limits.most_survived).then(|| now + CROWDED_PAUSE)
+        let is_crowded = limits.most_survived > 0 && most >= limits.most_survived;
+        if is_crowded && !std::mem::replace(&mut self.said_crowded, true) {
+            info!(
+                reloads = most,
+                at_most = ?limits.lifetime,
+                "the next reload waits for connections of an old worker, which it would end (mworker-max-reloads)"
+            );
+        }
+        self.said_crowded &= is_crowded;
+        is_crowded.then(|| now + CROWDED_PAUSE)
     }
 
     /// What the file on disk holds, as far as it is known or can be read.
@@ -544,16 +564,21 @@ impl Applier {
 
     /// Puts the prepared text in place and makes HAProxy read it.
     async fn load(&mut self, text: Parsed, wanted: &Wanted, how: &str) -> Result<Applied, ApplyError> {
-        let before = self.file_text();
+        // The last text that HAProxy took; the file may hold one with which it could not be reached.
+        let before = self.running.as_ref().map(Parsed::shared_text).or_else(|| self.file_text());
         self.config.output.promote().await?;
         self.filed = Some(text.shared_text());
         self.save_state(&text).await;
-        self.reloads.push_back(Instant::now());
-        if let Err(error) = self.config.reloader.reload().await {
+        let reloaded = self.config.reloader.reload().await;
+        if !matches!(&reloaded, Err(error) if error.says_nothing_of_the_file()) {
+            self.reloads.push_back(Instant::now());
+        }
+        if let Err(error) = reloaded {
             // The same worker as before runs what it ran.
             let goes_on = error.keeps_the_old_worker() || error.is_an_end() && self.is_same_worker().await;
             if !goes_on {
                 self.running = None;
+                self.leaving.clear();
             }
             if error.says_nothing_of_the_file() {
                 // It passed the check, and whoever starts HAProxy next finds it right.
@@ -588,7 +613,7 @@ impl Applier {
     async fn take_over_worker(&mut self) {
         let (Some(runtime), Some(running)) = (self.config.runtime.clone(), self.running.clone()) else { return };
         if let Ok(worker) = runtime.worker().await {
-            self.saw(worker);
+            self.saw(worker).await;
         }
         self.ask_worker_at = Instant::now() + ASK_WORKER_EVERY;
         match repair(&runtime, &running).await {
@@ -609,31 +634,37 @@ impl Applier {
     async fn is_same_worker(&mut self) -> bool {
         let Some(runtime) = self.config.runtime.as_ref().filter(|_| self.worker.is_some()) else { return false };
         match runtime.worker().await {
-            Ok(worker) => !self.saw(worker),
+            Ok(worker) => !self.saw(worker).await,
             Err(_) => false,
         }
     }
 
     /// Remembers who answers. Says whether it is another process than before.
-    fn saw(&mut self, worker: Worker) -> bool {
+    async fn saw(&mut self, worker: Worker) -> bool {
         let now = Instant::now();
-        if let Some(version) = worker.version.as_ref().and_then(|version| version.parse::<Version>().ok())
-            && self.config.version != Some(version)
-        {
-            let program = self.config.version.filter(|_| self.config.program.is_some());
-            // Our own child is always the program itself.
-            if let Some(program) = program.filter(|_| !matches!(self.config.reloader, Reloader::Supervised(_))) {
-                warn!(%program, running = %version, "files are not checked: the program is of another version than the running HAProxy");
-                self.config.program = None;
-                self.composer.forget_program();
-            }
-            self.config.version = Some(version);
+        let before = self.worker.replace((worker.clone(), now));
+        if before.as_ref().is_none_or(|(before, _)| before.version != worker.version) {
+            self.runs_version(&worker).await;
         }
-        let is_other = self.worker.as_ref().is_some_and(|(before, then)| {
-            before.pid != worker.pid || worker.uptime + UPTIME_ERROR < before.uptime + (now - *then)
-        });
-        self.worker = Some((worker, now));
-        is_other
+        before.is_some_and(|(before, then)| worker.is_other_than(&before, now - then))
+    }
+
+    /// Takes in the version that HAProxy runs: whether the program is of the same, so that its check says something.
+    async fn runs_version(&mut self, worker: &Worker) {
+        let Some(running) = worker.version() else { return };
+        self.config.version = running.parse().ok();
+        let installed = self.config.installed.version().await.ok();
+        let is_same = installed.as_ref().is_some_and(|installed| *installed == running);
+        if !is_same && self.config.program.is_some() {
+            warn!(
+                program = installed,
+                running, "files are not checked: the program is of another version than the running HAProxy"
+            );
+        } else if is_same && self.config.program.is_none() {
+            info!(running, "files are checked: the program is of the version of the running HAProxy");
+        }
+        self.config.program = is_same.then(|| self.config.installed.clone());
+        self.composer.check_with(self.config.program.clone());
     }
 
     /// Keeps the servers' health over the reload: a new worker would take dead ones for alive.
@@ -669,8 +700,8 @@ impl Applier {
             sections.entry(bind.address.port()).or_default().insert(bind.section);
         }
         let is_shared = |port: &u16| sections.get(port).is_some_and(|sections| sections.len() > 1);
-        let sharing = wanted.services.values().find(|service| service.listen.as_ref().is_some_and(is_shared));
-        if let Some(service) = sharing {
+        let sharing = self.included(wanted).find(|service| service.listen.as_ref().is_some_and(is_shared)).cloned();
+        if let Some(service) = &sharing {
             let port = service.listen.unwrap_or_default();
             self.composer.set_aside(service, format!("port {port} is bound by another section too"));
             self.again_at = Some(Instant::now() + BIND_AGAIN);
@@ -688,18 +719,30 @@ impl Applier {
             },
         };
         let known: Vec<u16> = own.iter().map(|bind| bind.address.port()).collect();
-        for Bind { shown, address, .. } in binds.into_iter().filter(|bind| !known.contains(&bind.address.port())) {
+        // Only of our own child is it known that it has the addresses that we have.
+        let is_child = matches!(self.config.reloader, Reloader::Supervised(_));
+        for Bind { shown, address, transparent, .. } in
+            binds.into_iter().filter(|bind| !known.contains(&bind.address.port()))
+        {
             let Err(error) = TcpListener::bind(address) else { continue };
-            if error.kind() != std::io::ErrorKind::AddrInUse {
-                continue;
+            match error.kind() {
+                ErrorKind::AddrInUse => {}
+                ErrorKind::AddrNotAvailable if is_child && !transparent => {}
+                _ => continue,
             }
-            let of_service = wanted.services.values().find(|service| service.listen == Some(address.port()));
+            let of_service = self.included(wanted).find(|service| service.listen == Some(address.port())).cloned();
             let Some(service) = of_service else { return Err(ApplyError::Bind { address: shown, error }) };
-            self.composer.set_aside(service, format!("port {} is taken by another program", address.port()));
+            self.composer.set_aside(&service, format!("{shown} cannot be listened on: {error}"));
             self.again_at = Some(Instant::now() + BIND_AGAIN);
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// The services that are not left out.
+    fn included<'w>(&self, wanted: &'w Wanted) -> impl Iterator<Item = &'w Arc<Service>> {
+        let left_out: BTreeSet<&ServiceName> = self.composer.left_out().map(|(name, _)| name).collect();
+        wanted.services.values().filter(move |service| !left_out.contains(&service.name))
     }
 
     async fn remove_leaving(&mut self) {
@@ -809,7 +852,7 @@ impl Applier {
         let Some(runtime) = &self.config.runtime else { return false };
         let Ok(now) = runtime.worker().await else { return false };
         let pid = now.pid;
-        if !self.saw(now) {
+        if !self.saw(now).await {
             if self.unrepaired.is_some() {
                 self.take_over_worker().await;
             }
@@ -823,6 +866,9 @@ impl Applier {
         self.limits = self.running.as_ref().and_then(Parsed::worker_limits);
         self.ahead.clear();
         self.leaving.clear();
+        // What was not known of the worker before is over; what this one has is compared with the file.
+        self.distrust = None;
+        self.unrepaired = None;
         self.take_over_worker().await;
         true
     }
@@ -853,6 +899,7 @@ fn contradicts(told: &BTreeMap<ServerId, Option<String>>, plan: &Plan, wanted: &
     };
     let undoes = |change: &Change| match (change, told.get(change.id())) {
         (Change::Remove { id }, Some(Some(_))) => is_registered(id),
+        (Change::Weight { id, .. } | Change::Address { id, .. }, Some(Some(_))) => is_registered(id),
         (Change::Add { id, .. }, Some(None)) => !is_registered(id),
         _ => false,
     };

@@ -156,9 +156,9 @@ impl Composer {
         templates.render(&self.included(wanted), &self.surroundings).ok()
     }
 
-    /// To be called when HAProxy turns out to be of another version than the program: its check would say nothing.
-    pub fn forget_program(&mut self) {
-        self.program = None;
+    /// To be called when HAProxy turns out to be of another version: the program whose check says something, if any.
+    pub fn check_with(&mut self, program: Option<Program>) {
+        self.program = program;
     }
 
     /// The text that the templates which HAProxy took last make of the services, unchecked; none where they are

@@ -50,6 +50,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let config = ApplyConfig {
         version: version.filter(|_| checker.is_some()),
         program: checker,
+        installed: program.clone(),
         output,
         reloader,
         runtime: flags.runtime_socket().map(Runtime::new),
@@ -228,7 +229,9 @@ impl Daemon {
             Change::Nothing => {}
             // After a failure, or a reload that was too short ago, it is known when to try again. Servers need not wait.
             Change::Steps(steps) if self.is_waiting() => {
-                if !self.applier.step(&steps).await {
+                if self.applier.step(&steps).await {
+                    self.applier.keep_steps();
+                } else {
                     self.meanwhile().await;
                 }
             }

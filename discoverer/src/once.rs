@@ -76,7 +76,8 @@ pub(crate) async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
     let output = Output::new(&flags.output);
     let (composer, wanted) = prepare(flags, output.clone()).await?;
     let config = ApplyConfig {
-        program: Some(program),
+        program: Some(program.clone()),
+        installed: program,
         version: None,
         output,
         reloader,

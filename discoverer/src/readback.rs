@@ -8,10 +8,7 @@ use crate::haproxy::{Command, Kept, ServerState, parse_servers, with_wanted_stat
 use crate::plan::{Parsed, ServerId, ServerSettings};
 
 /// The servers of the backends whose servers a text tells, by backend and name.
-struct Wanted<'t> {
-    text: &'t Parsed,
-    servers: AHashMap<Cow<'t, str>, AHashMap<Cow<'t, str>, ServerSettings<'t>>>,
-}
+struct Wanted<'t>(AHashMap<Cow<'t, str>, AHashMap<Cow<'t, str>, ServerSettings<'t>>>);
 
 impl<'t> Wanted<'t> {
     fn of(text: &'t Parsed) -> Self {
@@ -19,23 +16,20 @@ impl<'t> Wanted<'t> {
         for server in text.servers() {
             servers.entry(server.backend.clone()).or_default().insert(server.name.clone(), server);
         }
-        Self { text, servers }
+        Self(servers)
     }
 
     fn get(&self, backend: &str, server: &str) -> Option<&ServerSettings<'t>> {
-        self.servers.get(backend)?.get(server)
+        self.0.get(backend)?.get(server)
     }
 }
 
 /// What of a state is to be handed to a worker that reads this text; see [`with_wanted_states`].
 pub(crate) fn state_to_keep(state: &str, text: &Parsed) -> String {
     let wanted = Wanted::of(text);
-    with_wanted_states(state, |backend, server| match wanted.get(backend, server) {
-        Some(ServerSettings { disabled: true, .. }) => Kept::Nothing,
-        Some(ServerSettings { weight: Some(weight), .. }) => Kept::Weight(*weight),
-        Some(_) => Kept::Unchanged,
-        None if wanted.text.tells_servers_of(backend) => Kept::Nothing,
-        None => Kept::Unchanged,
+    with_wanted_states(state, |backend, server| {
+        let settings = wanted.get(backend, server).filter(|settings| settings.disabled != Some(true))?;
+        Some(Kept { weight: settings.weight, port: settings.port? })
     })
 }
 
@@ -46,7 +40,7 @@ pub(crate) fn repairs(state: &str, text: &Parsed) -> Vec<Command> {
     for server in parse_servers(state) {
         let Some(settings) = wanted.get(server.backend, server.server) else { continue };
         let name = format!("{}/{}", server.backend, server.server);
-        if !server.admin.is_ready() && !settings.disabled {
+        if !server.admin.is_ready() && settings.disabled == Some(false) {
             commands.push(Command::ready(&name));
         }
         if let Some(weight) = settings.weight.filter(|&weight| weight != server.weight) {
@@ -134,7 +128,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn state(servers: &[(&str, u16)]) -> String {
-        let line = |(name, weight): &(&str, u16)| format!("3 b 1 {name} 127.0.0.1 2 0 {weight} 1 1 6 3 4\n");
+        let line =
+            |(name, weight): &(&str, u16)| format!("3 b 1 {name} 127.0.0.1 2 0 {weight} 1 1 6 3 4 6 0 0 0 - 80 -\n");
         format!("1\n# be_id be_name\n{}\n", servers.iter().map(line).collect::<String>())
     }
 
@@ -177,7 +172,8 @@ mod tests {
         let by_variable = Parsed::new("backend \"$NAME\"\n  server x 127.0.0.1:80\n");
         assert_eq!(difference(&told, &by_variable, |_| false), None);
         for text in [by_template, conditional, by_variable] {
-            assert_eq!(state_to_keep(&told, &text), told);
+            assert!(!state_to_keep(&told, &text).contains("srv"));
+            assert!(repairs(&told.replace(" 2 0 ", " 0 5 "), &text).is_empty());
         }
     }
 
@@ -185,6 +181,9 @@ mod tests {
     fn health_is_kept_where_servers_do_not_change_at_run_time() {
         let text = Parsed::new("backend b\n  balance source\n  default-server weight 7\n  server a 127.0.0.1:80\n");
         assert_eq!(state_to_keep(&state(&[("a", 3)]), &text), state(&[("a", 7)]).replace(" 7 1 1 6", " 7 7 1 6"));
+        let elsewhere = Parsed::new("backend b\n  server a 127.0.0.1:81\n  server n name:80\n");
+        let kept = state_to_keep(&state(&[("a", 1), ("n", 1)]), &elsewhere);
+        assert_eq!(kept, state(&[("a", 1)]).replace(" 80 ", " 81 "));
     }
 
     #[test]
@@ -195,6 +194,16 @@ mod tests {
         );
         let commands = repairs(told, &text);
         assert_eq!(commands.iter().map(Command::text).collect::<Vec<_>>(), ["set server b/c state ready"]);
+        // Where it cannot be told, it is left alone.
+        for text in [
+            "backend b\n  server a \"${SPARE}:80\" disabled\n",
+            "defaults\n.if defined(X)\n  balance first\n.endif\nbackend b\n  server a 127.0.0.1:80 disabled\n",
+            "backend b\n  server a 127.0.0.1:80 agent-check agent-port 9 weight 100\n",
+        ] {
+            assert!(repairs(told, &Parsed::new(text)).is_empty(), "{text}");
+            let text = Parsed::new(text);
+            assert_eq!(difference("1\n# be_id\n3 b 1 a 127.0.0.1 2 0 75 1 1 6\n", &text, |_| false), None);
+        }
     }
 
     #[test]
@@ -204,7 +213,8 @@ mod tests {
         let commands = repairs(state, &text(&[("a", 1), ("c", 3)]));
         let texts: Vec<_> = commands.iter().map(Command::text).collect();
         assert_eq!(texts, ["set server b/a state ready", "set server b/a weight 1"]);
-        assert_eq!(state_to_keep(state, &text(&[("c", 4)])), "1\n# be_id\n3 b 1 c 127.0.0.1 2 0 4 4 1 6\n");
+        let told = self::state(&[("a", 3), ("c", 3)]);
+        assert_eq!(state_to_keep(&told, &text(&[("c", 4)])), self::state(&[("c", 4)]).replace(" 4 1 1 6", " 4 4 1 6"));
     }
 
     const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "leaving"];

@@ -85,6 +85,12 @@ impl Haproxy {
         self.process = Some(Process::start("haproxy", &self.version.program(), &args, &log, self.dir.path()));
     }
 
+    /// Starts it as another version, as after an upgrade.
+    pub fn start_again_as(&mut self, version: Version) {
+        self.version = version;
+        self.start_again();
+    }
+
     /// Ends master and workers at once.
     pub fn kill(&mut self) {
         drop(self.process.take().expect("haproxy runs"));

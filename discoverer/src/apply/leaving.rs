@@ -1,4 +1,4 @@
-//! Servers that are out of the text and finish their connections. Pure.
+//! Servers that are out of the text and finish their connections. No I/O; the caller tells the time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -39,6 +39,9 @@ pub enum ReloadError {
     /// HAProxy tried and kept its old worker.
     #[error("HAProxy could not start with the new file: {0}")]
     Failed(String),
+    /// Its master has not answered for long since it was told to reload.
+    #[error("HAProxy's master has been silent since it was told to reload: {0}")]
+    Silent(SocketError),
     /// It never said how it ended.
     #[error("HAProxy did not finish the reload within {} s", RELOAD_LIMIT.as_secs())]
     Unfinished,
@@ -61,6 +64,12 @@ pub enum ReloadError {
         /// How it ended, and what it said.
         error: String,
     },
+    /// The operator's command did not end, and what it began may still come.
+    #[error("reload command {command:?} did not end within {} s", RELOAD_LIMIT.as_secs())]
+    CommandUnfinished {
+        /// The command.
+        command: String,
+    },
     /// HAProxy runs under us and does not start.
     #[error("HAProxy does not start: {0}")]
     Start(String),
@@ -69,12 +78,12 @@ pub enum ReloadError {
 impl ReloadError {
     /// HAProxy was not reached: nothing is known of what it makes of the file.
     pub fn says_nothing_of_the_file(&self) -> bool {
-        matches!(self, Self::Socket(_) | Self::Pidfile { .. } | Self::Reply(_))
+        matches!(self, Self::Socket(_) | Self::Silent(_) | Self::Pidfile { .. } | Self::Reply(_))
     }
 
     /// The reload is over: nothing of it can still come.
     pub fn is_an_end(&self) -> bool {
-        !matches!(self, Self::Unfinished)
+        !matches!(self, Self::Unfinished | Self::Silent(_) | Self::CommandUnfinished { .. })
     }
 
     /// HAProxy itself says that the old worker goes on.
@@ -131,7 +140,11 @@ impl Reloader {
         let socket = match self {
             Self::Socket(path) => path,
             Self::Supervised(supervisor) => supervisor.master_socket(),
-            Self::Pidfile { .. } | Self::Command(_) | Self::Nobody => return None,
+            Self::Pidfile { path, .. } => {
+                let pid = master_in(path).ok()?;
+                return (children(pid)?.len() <= 1).then_some(0);
+            }
+            Self::Command(_) | Self::Nobody => return None,
         };
         let reply = ask(socket, "show proc", VERSION_LIMIT).await.ok()?;
         parse_processes(&reply).map(|processes| processes.most_survived)
@@ -202,7 +215,7 @@ pub(super) async fn through_socket(path: &Path) -> Result<(), ReloadError> {
                 }
             }
             // While the new master reads its file, nobody answers.
-            Err(error) if last_answer.elapsed() > SILENCE_LIMIT => return Err(error.into()),
+            Err(error) if last_answer.elapsed() > SILENCE_LIMIT => return Err(ReloadError::Silent(error)),
             Err(_) => {}
         }
         tokio::time::sleep(ASK_EVERY).await;
@@ -223,13 +236,7 @@ fn first_line(text: &str) -> String {
 /// Signals the master and waits for a worker that was not there before, and that stays.
 async fn through_pidfile(path: &Path, forks_first: bool) -> Result<(), ReloadError> {
     let wrong = |error: String| ReloadError::Pidfile { path: path.display().to_string(), error };
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    let first = text.split_whitespace().next().unwrap_or_default();
-    let pid: i32 = first.parse().ok().filter(|&pid| pid > 0).ok_or_else(|| wrong(format!("{first:?} is no pid")))?;
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    if !name.contains("haproxy") {
-        return Err(wrong(format!("process {pid} is not HAProxy; is the file stale?")));
-    }
+    let pid = master_in(path).map_err(wrong)?;
     let before = children(pid);
     kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|error| wrong(format!("process {pid}: {error}")))?;
     let Some(before) = before else { return Ok(()) };
@@ -253,6 +260,15 @@ async fn through_pidfile(path: &Path, forks_first: bool) -> Result<(), ReloadErr
         }
     }
     Err(ReloadError::Failed(format!("no new worker within {} s; its log says why", RELOAD_LIMIT.as_secs())))
+}
+
+/// The pid of HAProxy's master that a file names; else what is wrong with it.
+fn master_in(path: &Path) -> Result<i32, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let first = text.split_whitespace().next().unwrap_or_default();
+    let pid: i32 = first.parse().ok().filter(|&pid| pid > 0).ok_or_else(|| format!("{first:?} is no pid"))?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if name.contains("haproxy") { Ok(pid) } else { Err(format!("process {pid} is not HAProxy; is the file stale?")) }
 }
 
 /// The children of a process; `None` where the kernel does not tell, or it is gone.
@@ -283,7 +299,7 @@ async fn through_command(command: &str) -> Result<(), ReloadError> {
         status = child.wait() => status.map_err(|error| failed(error.to_string()))?,
         () = read => return Err(failed("has no end".to_owned())),
         () = tokio::time::sleep(RELOAD_LIMIT) => {
-            return Err(failed(format!("did not end within {} s", RELOAD_LIMIT.as_secs())));
+            return Err(ReloadError::CommandUnfinished { command: command.to_owned() });
         }
     };
     if status.success() {

@@ -152,8 +152,25 @@ pub struct Worker {
     pub pid: u64,
     /// How long it has been running, in whole seconds.
     pub uptime: Duration,
-    /// Its version, such as `2.6.12-1+deb12u4`.
+    /// Its version as it says it, such as `2.6.12-1+deb12u4`.
     pub version: Option<String>,
+}
+
+/// A worker tells its uptime in whole seconds.
+const UPTIME_ERROR: Duration = Duration::from_secs(2);
+
+impl Worker {
+    /// Its version without what its packager adds, such as `2.6.12`.
+    pub fn version(&self) -> Option<String> {
+        let version = self.version.as_ref()?;
+        Some(version.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect())
+    }
+
+    /// Whether it is another process than the one that answered so long before: it has another pid, or has not been running
+    /// for as long as that one must have been by now.
+    pub fn is_other_than(&self, before: &Self, elapsed: Duration) -> bool {
+        self.pid != before.pid || self.uptime + UPTIME_ERROR < before.uptime + elapsed
+    }
 }
 
 /// The way to one HAProxy's stats socket.
@@ -211,8 +228,7 @@ impl Runtime {
 
     /// The version of the HAProxy that answers, such as `2.6.12`; none where it does not say.
     pub async fn version(&self) -> Option<String> {
-        let version = self.worker().await.ok()?.version?;
-        Some(version.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect())
+        self.worker().await.ok()?.version()
     }
 
     /// The state of all servers as text (management guide, section 9.3, "show servers state").
@@ -281,6 +297,22 @@ mod tests {
         assert_eq!(split_replies("\n> New server reg"), Vec::<String>::new());
         assert_eq!(split_replies(""), Vec::<String>::new());
         assert_eq!(split_replies("rubbish"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_restarted_worker_is_another_one_also_where_its_pid_is_the_same() {
+        let worker = |pid, uptime| Worker {
+            pid,
+            uptime: Duration::from_secs(uptime),
+            version: Some("2.6.12-1+deb12u4".to_owned()),
+        };
+        let (old, elapsed) = (worker(8, 100), Duration::from_millis(2300));
+        assert_eq!(old.version().as_deref(), Some("2.6.12"));
+        assert!(!worker(8, 102).is_other_than(&old, elapsed));
+        assert!(!worker(8, 103).is_other_than(&old, elapsed));
+        assert!(!worker(8, 101).is_other_than(&old, elapsed));
+        assert!(worker(9, 102).is_other_than(&old, elapsed));
+        assert!(worker(8, 2).is_other_than(&old, elapsed));
     }
 
     #[test]

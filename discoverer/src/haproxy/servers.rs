@@ -37,6 +37,9 @@ const SERVER: usize = 3;
 const ADMIN: usize = 6;
 const WEIGHT: usize = 7;
 const INITIAL_WEIGHT: usize = 8;
+const PORT: usize = 18;
+/// A state line has at least so many fields.
+const LEAST_FIELDS: usize = 20;
 
 /// Reads the reply to `show servers state`. A line that is not understood is left out.
 pub fn parse_servers(reply: &str) -> impl Iterator<Item = ServerState<'_>> {
@@ -51,25 +54,26 @@ pub fn parse_servers(reply: &str) -> impl Iterator<Item = ServerState<'_>> {
     reply.lines().filter(|line| !line.starts_with('#')).filter_map(read)
 }
 
-/// What a new worker is to be told of a server's weight.
+/// What a new worker is to be told of a server besides its health, because HAProxy takes it from the state rather than
+/// from its new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
-    /// This one, 0 to 256.
-    Weight(u16),
-    /// What it was.
-    Unchanged,
-    /// Nothing at all of this server.
-    Nothing,
+pub struct Kept {
+    /// Its weight, 0 to 256; none: what it was, which counts only where the new file has the same.
+    pub weight: Option<u16>,
+    /// Its port.
+    pub port: u16,
 }
 
 /// The state to hand to a new worker: of the old worker's state only health is carried over. Administration is
-/// "ready", and the weight what `kept` says by backend and server. A server in maintenance has no health to tell: without
-/// a line the new worker takes it for up and checks it, with one it would be down, for ever where nothing checks it.
-pub fn with_wanted_states(reply: &str, kept: impl Fn(&str, &str) -> Kept) -> String {
+/// "ready", weight and port are what `kept` says by backend and server; servers of which it says nothing go. So does a server
+/// in maintenance, which has no health to tell: without a line the new worker takes it for up and checks it, with one it would
+/// be down, for ever where nothing checks it. The fields behind the port (TLS, the check's port, the agent) may be left
+/// out, and the file's count then.
+pub fn with_wanted_states(reply: &str, kept: impl Fn(&str, &str) -> Option<Kept>) -> String {
     let mut text = String::with_capacity(reply.len());
     for line in reply.lines() {
         let mut fields: Vec<&str> = line.split(' ').collect();
-        if line.starts_with('#') || fields.len() <= INITIAL_WEIGHT {
+        if line.starts_with('#') || fields.len() < LEAST_FIELDS {
             text.push_str(line);
             text.push('\n');
             continue;
@@ -77,17 +81,15 @@ pub fn with_wanted_states(reply: &str, kept: impl Fn(&str, &str) -> Kept) -> Str
         if fields[ADMIN].parse().is_ok_and(|admin| AdminState(admin).is_in_maintenance()) {
             continue;
         }
-        let weight;
-        match kept(fields[BACKEND], fields[SERVER]) {
-            Kept::Nothing => continue,
-            Kept::Unchanged => {}
-            Kept::Weight(new) => {
-                weight = new.to_string();
-                fields[WEIGHT] = &weight;
-                fields[INITIAL_WEIGHT] = &weight;
-            }
+        let Some(Kept { weight, port }) = kept(fields[BACKEND], fields[SERVER]) else { continue };
+        let (weight, port) = (weight.map(|weight| weight.to_string()), port.to_string());
+        if let Some(weight) = &weight {
+            fields[WEIGHT] = weight;
+            fields[INITIAL_WEIGHT] = weight;
         }
         fields[ADMIN] = "0";
+        fields[PORT] = &port;
+        fields.truncate(LEAST_FIELDS);
         text.push_str(&fields.join(" "));
         text.push('\n');
     }
@@ -114,16 +116,17 @@ mod tests {
 
     #[test]
     fn a_new_worker_gets_health_and_nothing_else_of_the_old_one() {
-        let kept = |s1: Kept, s3: Kept| {
+        let kept = |s1: Option<Kept>, s3: Option<Kept>| {
             let text = with_wanted_states(STATE, |_, server| if server == "s1" { s1 } else { s3 });
             let (head, servers) = text.split_at(text.find("3 b").unwrap());
             assert!(head.starts_with("1\n# be_id") && head.lines().count() == 2, "{head}");
             servers.to_owned()
         };
         // Of the one in maintenance nothing is told.
-        let s1 = "3 b 1 s1 127.0.0.1 2 0 1 1 1 6 3 4 6 0 0 0 - 9001 - 0 0 - - 0\n";
-        let s3 = "3 b 3 s3 127.0.0.1 2 0 7 7 0 1 0 2 6 0 0 0 - 9003 - 0 0 - - 0\n";
-        assert_eq!(kept(Kept::Unchanged, Kept::Weight(7)), format!("{s1}{s3}\n"));
-        assert_eq!(kept(Kept::Nothing, Kept::Weight(7)), format!("{s3}\n"));
+        let s1 = "3 b 1 s1 127.0.0.1 2 0 1 1 1 6 3 4 6 0 0 0 - 9001 -\n";
+        let s3 = "3 b 3 s3 127.0.0.1 2 0 7 7 0 1 0 2 6 0 0 0 - 99 -\n";
+        let other = Some(Kept { weight: Some(7), port: 99 });
+        assert_eq!(kept(Some(Kept { weight: None, port: 9001 }), other), format!("{s1}{s3}\n"));
+        assert_eq!(kept(None, other), format!("{s3}\n"));
     }
 }

@@ -45,7 +45,13 @@ impl<'t> Difference<'t> {
             let name = running.name(section).unwrap_or_default();
             let is_alone = running.backend(&name) == Some(Place::At(index));
             let (true, Some(Place::At(other))) = (is_alone, wanted.backend(&name)) else { continue };
-            if !same_lineage(running, index, wanted, other) {
+            // Where a `default-server` line stands behind servers, a line that moves would mean something else.
+            let in_order = |side: &Side<'_>| {
+                let first = lines(side.body, side.section.body.start).find(|(_, _, word)| word == "server");
+                first.is_none_or(|(first, ..)| side.default_places().iter().all(|&place| place < first))
+            };
+            let sides = [Side::of(running, index), Side::of(wanted, other)];
+            if !same_lineage(running, index, wanted, other) || !sides.iter().all(in_order) {
                 continue;
             }
             let before = (self.additions.len(), self.alterations.len(), self.removals.len());

@@ -15,6 +15,8 @@ pub struct Bind {
     pub shown: String,
     /// As it can be tried.
     pub address: SocketAddr,
+    /// It may be an address that this host does not have.
+    pub transparent: bool,
 }
 
 /// How long a worker may finish what it has after a reload.
@@ -33,9 +35,10 @@ impl Parsed {
         for (index, section) in self.sections().iter().enumerate() {
             for (_, line) in self.settings(section) {
                 let Ok(words) = words(line) else { continue };
+                let transparent = words.iter().any(|word| word == "transparent");
                 let addresses = words.get(1).filter(|_| words[0] == "bind");
                 binds.extend(addresses.iter().flat_map(|addresses| addresses.split(',')).filter_map(|shown| {
-                    Some(Bind { section: index, shown: shown.to_owned(), address: address(shown)? })
+                    Some(Bind { section: index, shown: shown.to_owned(), address: address(shown)?, transparent })
                 }));
             }
         }

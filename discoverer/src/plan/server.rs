@@ -144,7 +144,7 @@ fn refused(id: &ServerId, why: impl Into<String>) -> Reason {
 
 /// `10.0.0.1:80` or `[::1]:80`. What else HAProxy takes (names, sockets, no port, a range) is left to a reload; so
 /// is port 0, which stands for the port that the client asked for.
-fn socket_address(word: &str) -> Option<SocketAddr> {
+pub(super) fn socket_address(word: &str) -> Option<SocketAddr> {
     word.parse().ok().filter(|address: &SocketAddr| {
         let scoped = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
         address.port() != 0 && !address.ip().is_unspecified() && !scoped

@@ -8,8 +8,9 @@ use memchr::memmem;
 
 use super::context::Context;
 use super::keywords;
+use super::server::socket_address;
 use super::text::{Edit, Kind, Parsed, Place, lines};
-use super::words::{Word, argument, first_word, second_word, words};
+use super::words::{Word, argument, first_word, second_word, third_word, words};
 use super::{Change, ServerId};
 
 /// Up to so many servers are searched for one by one; more are found faster in one walk over all lines.
@@ -22,10 +23,12 @@ pub struct ServerSettings<'t> {
     pub backend: Cow<'t, str>,
     /// Its name.
     pub name: Cow<'t, str>,
-    /// Its weight, 0 to 256, where the text tells it.
+    /// Its weight, 0 to 256, where the text tells it and no agent does.
     pub weight: Option<u16>,
-    /// The text itself puts it in maintenance.
-    pub disabled: bool,
+    /// Its port, where the text tells an IP address with a port.
+    pub port: Option<u16>,
+    /// Whether the text itself puts it in maintenance, where it tells that and no agent does.
+    pub disabled: Option<bool>,
 }
 
 impl Change {
@@ -65,8 +68,14 @@ impl Parsed {
                     Ok(None) => context.as_ref().and_then(|context| context.default_weight(place)),
                     Err(_) => None,
                 };
-                let disabled = context.as_ref().is_some_and(|context| is_disabled(context, place, line));
-                Some(ServerSettings { backend: backend.clone()?, name: second_word(line), weight, disabled })
+                let port = third_word(line).and_then(|address| socket_address(&address)).map(|address| address.port());
+                let settings =
+                    ServerSettings { backend: backend.clone()?, name: second_word(line), weight, port, disabled: None };
+                let Some(context) = context.as_ref() else { return Some(settings) };
+                Some(match Said::of(context, place, line) {
+                    Said { agent: true, .. } => ServerSettings { weight: None, ..settings },
+                    Said { disabled, .. } => ServerSettings { disabled, ..settings },
+                })
             })
         })
     }
@@ -134,27 +143,39 @@ impl Parsed {
     }
 }
 
-/// Whether a server line, or a `default-server` before it, says `disabled`, and nothing behind that says `enabled`.
-fn is_disabled(context: &Context<'_>, place: usize, line: &str) -> bool {
-    let says_so = |word: &Word<'_>| word == "disabled";
-    // Hardly ever, so that few lines have to be read whole.
-    if memmem::find(line.as_bytes(), b"disabled").is_none() && !context.defaults_at(place).0.any(says_so) {
-        return false;
-    }
-    let Ok(own) = words(line) else { return false };
-    let mut all = context.defaults_at(place).0.cloned().chain(own.into_iter().skip(3));
-    let mut disabled = false;
-    while let Some(word) = all.next() {
-        match &*word {
-            "disabled" => disabled = true,
-            "enabled" => disabled = false,
-            keyword => {
-                let count = keywords::of(keyword).map_or(0, |(count, _)| count);
-                all.by_ref().take(count).for_each(drop);
+/// What a server line, with the `default-server` lines before it, says of who changes the server's state.
+struct Said {
+    /// `disabled`, and nothing behind that says `enabled`; none where that cannot be told.
+    disabled: Option<bool>,
+    /// An agent sets its weight and its state.
+    agent: bool,
+}
+
+impl Said {
+    fn of(context: &Context<'_>, place: usize, line: &str) -> Self {
+        let is_one = |word: &Word<'_>| word == "disabled" || word == "agent-check";
+        let mentions = |word: &str| memmem::find(line.as_bytes(), word.as_bytes()).is_some();
+        // Hardly ever, so that few lines have to be read whole.
+        if !mentions("disabled") && !mentions("agent-check") && !context.defaults_at(place).0.any(is_one) {
+            return Self { disabled: Some(false), agent: false };
+        }
+        let Ok(own) = words(line) else { return Self { disabled: None, agent: mentions("agent-check") } };
+        let mut all = context.defaults_at(place).0.cloned().chain(own.into_iter().skip(3));
+        let (mut disabled, mut agent) = (false, false);
+        while let Some(word) = all.next() {
+            match &*word {
+                "disabled" => disabled = true,
+                "enabled" => disabled = false,
+                "agent-check" => agent = true,
+                "no-agent-check" => agent = false,
+                keyword => {
+                    let count = keywords::of(keyword).map_or(0, |(count, _)| count);
+                    all.by_ref().take(count).for_each(drop);
+                }
             }
         }
+        Self { disabled: Some(disabled), agent }
     }
-    disabled
 }
 
 #[cfg(test)]

@@ -346,6 +346,12 @@ fn a_part_leaves_out_what_differs_in_more_than_servers() {
     let one = text("mode http", &format!(" balance first\n{}", server("n")), &server("n"));
     assert_eq!(said(&one), ["add c/n 10.0.0.1:80", "remove c/a"]);
     assert_eq!(said(&text("mode tcp", &server("n"), &server("n"))), [""; 0]);
+    let mixed = |name: &str| {
+        let servers = format!("{}\n default-server backup\n server z 10.0.0.9:80", server(name));
+        Parsed::new(format!("backend b\n{servers}\nbackend c\n{}\n", server(name)))
+    };
+    let changes = part(&mixed("a"), &mixed("n"), V2_6).changes;
+    assert_eq!(changes.iter().map(change_said).collect::<Vec<_>>(), ["add c/n 10.0.0.1:80", "remove c/a"]);
     let other = Parsed::new(format!("backend c\n{}\nbackend b\n{}\n", server("n"), server("a")));
     assert_eq!(said(&other), [""; 0]);
 }

@@ -69,6 +69,21 @@ pub(super) fn second_word(line: &str) -> Word<'_> {
     }
 }
 
+/// The third word of a line; none where it has none, or its words are unclear.
+pub(super) fn third_word(line: &str) -> Option<Word<'_>> {
+    let bytes = line.as_bytes();
+    let (mut place, mut start) = (0, 0);
+    for _ in 0..3 {
+        start = skip_space(bytes, place);
+        let (end, special) = skip_word(bytes, start);
+        if special {
+            return words(line).ok()?.into_iter().nth(2);
+        }
+        place = end;
+    }
+    (start < place).then(|| Cow::Borrowed(&line[start..place]))
+}
+
 /// Whether the first or the second word of a line has a quote or an escape.
 pub(super) fn quotes_name(line: &str) -> bool {
     let bytes = line.as_bytes();

@@ -11,7 +11,7 @@ use e2e::ports::free_port;
 use e2e::{secs, stays_true, wait_until, within};
 use tokio::net::TcpListener;
 
-use crate::runtime::{Site, WEIGHT, flat};
+use crate::runtime::{FLAT, Site, WEIGHT, flat};
 
 fn listening(port: u16) -> String {
     format!(r#"{{"attributes":{{"mode":"tcp","listen":"{port}"}}}}"#)
@@ -141,6 +141,39 @@ async fn a_haproxy_that_starts_while_a_port_of_its_last_file_is_taken_serves_the
         site.discoverer.wait_serves(&["one"]).await;
         site.discoverer.wait_logged("service left out", &[("service", "db"), ("reason", &port.to_string())]).await;
         site.discoverer.wait_in_step(&[flat(&site.one)]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_port_that_the_template_binds_itself_is_no_services_and_where_it_is_taken_the_rest_goes_on() {
+    within(90, async {
+        let port = free_port();
+        let site = Site::start(Version::Installed, &["--listen-ports", &port.to_string()]).await;
+        let db = Backend::start("db").await;
+        site.etcd.put(&db.key_in("db"), &listening(port)).await;
+        wait_answers(port, "db").await;
+        site.etcd.delete(&db.key_in("db")).await;
+        site.discoverer.wait_in_step(&[flat(&site.one)]).await;
+        let main = site.discoverer.templates().join("haproxy.cfg.tera");
+        let text = std::fs::read_to_string(&main).unwrap();
+        std::fs::write(
+            &main,
+            format!("{text}\nfrontend _own\n    bind 127.0.0.1:{port}\n    default_backend service\n"),
+        )
+        .unwrap();
+        // The service asks for it as well.
+        site.discoverer.wait_logged("service left out", &[("service", "db"), ("reason", "another section")]).await;
+        wait_answers(port, "one").await;
+        // And now somebody else has it, while a template is new.
+        let other = free_port();
+        let _holder = TcpListener::bind(local(other)).await.unwrap();
+        let moved = std::fs::read_to_string(&main).unwrap().replace(&format!(":{port}"), &format!(":{other}"));
+        std::fs::write(&main, moved).unwrap();
+        site.discoverer.wait_logged("template not loaded", &[("error", &other.to_string())]).await;
+        let two = site.second().await;
+        site.etcd.put(&two.flat_key(), r#"{"status":"draining"}"#).await;
+        site.discoverer.wait_in_step(&[flat(&site.one), (FLAT, two.address(), 0)]).await;
     })
     .await;
 }

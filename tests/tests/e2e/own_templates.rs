@@ -253,6 +253,31 @@ async fn an_instance_that_the_template_leaves_out_never_gets_a_request() {
 }
 
 #[tokio::test]
+async fn where_a_template_changes_the_lines_of_the_partial_single_servers_are_told_no_more() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        // No port has so many digits.
+        let other = r#"{{ service.servers | replace(from="0000007", to="50") | safe }}"#;
+        let discoverer = Discoverer::supervise(&etcd.url())
+            .edit("{{ service.servers }}", other)
+            .edit("weight {{ instance.weight }}", "weight 0000007")
+            .start();
+        let mut backends = Vec::new();
+        let mut wanted = Vec::new();
+        for number in 0..6 {
+            let backend = Backend::start(&format!("number{number}")).await;
+            etcd.put(&backend.flat_key(), "running").await;
+            wanted.push((FLAT, backend.address(), 50));
+            discoverer.wait_in_step(&wanted).await;
+            backends.push(backend);
+        }
+        assert_eq!(discoverer.logged("servers changed").len(), 2, "{:?}", discoverer.logged("servers changed"));
+        assert_eq!(discoverer.reloads().await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_server_that_the_template_puts_in_maintenance_stays_there_over_reloads_and_changes() {
     within(60, async {
         let spare = Backend::start("spare").await;

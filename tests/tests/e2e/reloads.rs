@@ -401,3 +401,35 @@ async fn a_killed_discoverer_that_was_haproxys_parent_finds_the_right_file_when_
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_a_reload_changes_of_a_server_is_not_undone_by_the_state_that_it_hands_over() {
+    within(60, handed_over(Version::Installed)).await;
+}
+
+#[tokio::test]
+async fn what_a_reload_changes_of_a_server_is_not_undone_by_the_state_that_it_hands_over_on_haproxy_3_0() {
+    within(60, handed_over(Version::V3_0)).await;
+}
+
+async fn handed_over(version: Version) {
+    let site = Site::start(version, &[]).await;
+    let socket = site.discoverer.runtime_socket();
+    let uses_tls = async || {
+        let table = cli(&socket, "show servers state").await?;
+        let line = table.lines().find(|line| line.contains(" service ")).ok_or("no server")?.to_owned();
+        // Management guide, 9.3: srv_use_ssl.
+        line.split(' ').nth(20).map(|field| field == "1").ok_or(line)
+    };
+    assert_eq!(uses_tls().await, Ok(false));
+    for (proto, tls) in [("https", true), ("http", false)] {
+        let record = format!(r#"{{"attributes":{{"proto":"{proto}"}}}}"#);
+        site.etcd.put(&site.one.flat_key(), &record).await;
+        wait_until(SOON, &format!("HAProxy speaks {proto}"), async || match uses_tls().await {
+            Ok(now) if now == tls => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+    assert!(site.discoverer.reloads().await - site.reloads >= 2);
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use e2e::backend::Backend;
 use e2e::discoverer::{Discoverer, SOON};
 use e2e::etcd::Etcd;
-use e2e::haproxy::{Haproxy, cli};
+use e2e::haproxy::{Haproxy, Version, cli};
 use e2e::load::Load;
 use e2e::ports::free_address;
 use e2e::{secs, wait_until, within};
@@ -77,7 +77,14 @@ async fn while_a_reload_fails_instances_come_drain_and_go_and_the_file_has_them(
         let mut haproxy = gated.haproxy;
         haproxy.kill();
         load.stop().await;
+        // What comes while nobody answers.
+        let four = Backend::start("four").await;
+        site.etcd.put(&four.flat_key(), "running").await;
         haproxy.start_again();
+        let left = [left.as_slice(), &[flat(&four)]].concat();
+        discoverer.wait_in_step(&left).await;
+        site.etcd.put(&four.flat_key(), r#"{"status":"draining"}"#).await;
+        let left = [&left[..2], &[(FLAT, four.address(), 0)]].concat();
         discoverer.wait_in_step(&left).await;
         let gated = Gated { haproxy, ..gated };
         gated.open(&shop, &left).await;
@@ -154,6 +161,28 @@ async fn many_reloads_cut_no_tunnel_of_one_old_worker_before_the_drain_timeout()
         site.discoverer.wait_in_step(&wanted).await;
         let reloads = site.discoverer.reloads().await - site.reloads;
         assert!(reloads >= 3, "{reloads} reloads: the limit was never reached");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_haproxy_that_comes_back_as_another_version_has_its_files_checked_no_more_until_it_is_back() {
+    within(90, async {
+        let etcd = Etcd::start().await;
+        let mut haproxy = Haproxy::start().await;
+        let discoverer = Discoverer::reload_socket(&etcd.url(), &haproxy).runtime(&haproxy).start();
+        let site = Site::with(etcd, discoverer).await;
+        for (version, said) in [(Version::V3_0, "files are not checked"), (Version::Installed, "files are checked")] {
+            haproxy.kill();
+            haproxy.start_again_as(version);
+            site.discoverer.wait_logged(said, &[]).await;
+            let more = Backend::start("more").await;
+            site.etcd.put(&more.flat_key(), "running").await;
+            site.discoverer.wait_in_step(&[flat(&site.one), flat(&more)]).await;
+            site.etcd.delete(&more.flat_key()).await;
+            site.discoverer.wait_in_step(&[flat(&site.one)]).await;
+        }
+        assert_eq!(site.discoverer.logged("reload failed").len(), 0);
     })
     .await;
 }
