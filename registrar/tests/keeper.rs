@@ -330,7 +330,8 @@ async fn the_others_go_on(etcd: &Etcd, keeper: &AtWork) {
     for at in 1..=40 {
         keeper.want(at, Some(running())).await;
     }
-    let all = async || entries(&store).await.into_iter().filter(|entry| entry.path.starts_with("/service/web/")).collect();
+    let all =
+        async || entries(&store).await.into_iter().filter(|entry| entry.path.starts_with("/service/web/")).collect();
     eventually("all others", async || Vec::len(&all().await) == 40).await;
     let created = |entries: &[Entry]| entries.iter().map(Entry::created_index).collect::<Vec<_>>();
     let before: Vec<Entry> = all().await;
