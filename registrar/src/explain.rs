@@ -16,7 +16,7 @@ use crate::host;
 use crate::list::{shown, status};
 use crate::probe::{ProbeError, Prober};
 use crate::service::{
-    self, AddressSource, Check, CheckKind, DefaultAddress, Expected, Findings, HttpCheck, Registration, Scope,
+    self, AddressSource, Check, CheckKind, DefaultAddress, Expected, Findings, HttpCheck, Refusal, Registration, Scope,
     network_owner, services,
 };
 
@@ -187,10 +187,11 @@ impl Explanation {
         self.aside(format!("this host is {}, its address {address}; {agent}", scope.host_name));
     }
 
-    /// What is left out by choice says no only where nothing else is registered.
+    /// What is left out by choice says no only where nothing else is registered, and nothing else is wrong.
     fn add_refusals(&mut self, findings: &Findings) {
+        let is_all_by_choice = findings.refusals.iter().all(Refusal::is_by_choice);
         for refusal in &findings.refusals {
-            let aside = refusal.is_by_choice() && !findings.registrations.is_empty();
+            let aside = refusal.is_by_choice() && !(findings.registrations.is_empty() && is_all_by_choice);
             self.steps.push((if aside { Says::Aside } else { Says::No }, refusal.to_string()));
         }
         if findings.registrations.is_empty() && findings.refusals.is_empty() {

@@ -134,7 +134,8 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
     assert!(!text.contains("two hosts"), "{text}");
 
     let (code, text) = explain("web", &["--domains", "a.example", "--explicit"]).await;
-    assert!(code == 1 && text.contains("for another container"), "{text}");
+    let expected = format!("-> NO   port {own}: it names no host, and with --domains it must");
+    assert!(code == 1 && text.contains(&expected), "{text}");
     docker.knows("web", container(own, published, &[("SERVICE_WEIGHT", "heavy")]).to_string());
     let (code, text) = explain("web", &["--explicit"]).await;
     assert!(code == 1 && text.contains("--explicit, and no label asks for it"), "{text}");

@@ -264,8 +264,8 @@ async fn a_name_for_the_host_is_resolved_and_one_that_leads_to_no_address_of_it_
         assert_eq!(paths(&store).await, [""; 0], "{name}");
         unknown.stop().await;
     }
-    // No address as we read them, and every resolver's short form of one.
-    let known = Running::start(&etcd.url(), &docker.socket, application.port, "--ip 10.258");
+    // No address as we read them, and a resolver's old form of one.
+    let known = Running::start(&etcd.url(), &docker.socket, application.port, "--ip 0x0a000102");
     eventually_listed(&store, &["/service/10.0.1.2:40001"]).await;
     known.stop().await;
 }
