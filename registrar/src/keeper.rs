@@ -467,7 +467,8 @@ impl From<StoreError> for Failure {
 
 /// etcd says that there is something, and there is no key.
 fn in_the_way(key: &InstanceKey) -> Failure {
-    Failure::OfKey(format!("a directory stands at {}, where a key is to be written: delete it", key.path()))
+    let path = key.path();
+    Failure::OfKey(format!("{path} is taken, and not by a key: a directory of that name must be deleted"))
 }
 
 async fn carry_out(store: Store, claim: Claim, key: InstanceKey, step: Step, value: Arc<str>, ttl: Duration) -> Done {

@@ -126,8 +126,8 @@ impl Prober {
             };
             match timeout_at(deadline, question).await {
                 Err(_) => {
-                    // Perhaps there is no way to this one.
-                    let next = (at + 1) % targets.len();
+                    // Perhaps there is no way to this one, where the time was too short to tell that from a slow answer.
+                    let next = if limit <= CONNECT_LIMIT { (at + 1) % targets.len() } else { at };
                     return Asked { result: Err(ProbeError::Timeout(limit)), asked: at, target: next };
                 }
                 Ok(Err(ProbeError::NoWay(_))) if !is_last => {}

@@ -333,9 +333,16 @@ impl Reader<'_> {
             }
             let setting = self.labels.get(name);
             let Some(setting) = self.keep(setting).flatten() else { continue };
-            match settings::check(name, &setting.value) {
-                Ok(()) => drop(attributes.insert(name.to_owned(), setting.value.clone())),
-                Err(error) => self.refusals.push(Refusal::of_setting(setting, error.into())),
+            let attribute = [(name.to_owned(), setting.value.clone())].into();
+            // Read as others will, so that it is known which label is to blame.
+            let alone = Record { attributes: attribute, ..Record::default() };
+            let reason = match settings::check(name, &setting.value) {
+                Ok(()) => Record::parse(&alone.to_value()).err().map(Reason::from),
+                Err(error) => Some(error.into()),
+            };
+            match reason {
+                None => attributes.extend(alone.attributes),
+                Some(reason) => self.refusals.push(Refusal::of_setting(setting, reason)),
             }
         }
         // One form for the same hosts, so that instances agree.

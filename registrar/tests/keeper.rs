@@ -403,3 +403,23 @@ async fn a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word() {
         assert!(matches!(told, Told::NotWritten(_)), "{told:?}");
     }
 }
+
+#[tokio::test]
+async fn a_key_that_is_let_go_is_left_to_its_time_to_live() {
+    let etcd = Etcd::start();
+    let store = store(&etcd.url());
+    for at in [1, 2] {
+        store.put(&key(at), &running(), SHORT_TTL * 2).await.unwrap();
+    }
+    let before = entries(&store).await;
+    let mut keeper = keeper(&etcd, SHORT_TTL * 2);
+    for (at, entry) in [1, 2].into_iter().zip(&before) {
+        keeper.take_over(&key(at), entry);
+    }
+    keeper.let_go(&key(1));
+    let keeper = AtWork::start(keeper);
+    assert_eq!(value(&store, 1).await.as_deref(), Some(&*running()), "it is not removed");
+    eventually_holds(&store, 1, None).await;
+    assert_eq!(value(&store, 2).await.as_deref(), Some(&*running()));
+    drop(keeper);
+}

@@ -118,7 +118,10 @@ async fn where_there_is_no_way_to_the_first_target_the_next_is_asked_and_remembe
     let nowhere = ([224, 0, 0, 1], 80).into();
     let check = tcp([nowhere, local(application.port)]);
     let asked = Prober::new().unwrap().ask(&check, 0, LIMIT).await;
-    assert_eq!((asked.result, asked.target), (Ok(()), 1));
+    assert_eq!((asked.result, asked.asked, asked.target), (Ok(()), 1, 1));
+    application.answers(Answer::status("200 OK"));
+    let asked = Prober::new().unwrap().ask(&http_at([nowhere, local(application.port)]), 0, LIMIT).await;
+    assert_eq!((asked.result, asked.asked, asked.target), (Ok(()), 1, 1));
 }
 
 #[tokio::test]
@@ -144,6 +147,16 @@ async fn a_sole_target_has_the_whole_limit_to_take_the_connection() {
     let asked = prober.ask(&tcp([address, local(application.port)]), 0, limit * 4).await;
     assert_eq!((asked.result, asked.asked, asked.target), (Ok(()), 1, 1));
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_slow_answer_does_not_move_the_question_elsewhere_unless_there_may_be_no_way() {
+    let (slow, other) = (Application::start(Answer::Hang).await, Application::start(Answer::status("200 OK")).await);
+    let check = http_at([local(slow.port), local(other.port)]);
+    for (limit, next) in [(LIMIT, 1), (Duration::from_millis(1300), 0)] {
+        let asked = Prober::new().unwrap().ask(&check, 0, limit).await;
+        assert_eq!((asked.result, asked.asked, asked.target), (Err(ProbeError::Timeout(limit)), 0, next), "{limit:?}");
+    }
 }
 
 #[tokio::test]

@@ -318,15 +318,15 @@ impl Containers {
 
     /// Does what is to be done by the passing of time alone, but for the questions.
     pub(super) fn pass(&mut self, now: Instant) {
-        while self.timers.first().is_some_and(|(at, _)| *at <= now) {
-            match self.timers.pop_first() {
-                Some((_, Timer::Inspect(id))) => {
-                    if self.known.get(&id).is_some_and(|container| container.inspect) {
-                        self.inspect(&id, false);
-                    }
+        while self.timers.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, timer)) = self.timers.pop_first()
+        {
+            match timer {
+                Timer::Inspect(id) if self.known.get(&id).is_some_and(|known| known.inspect) => {
+                    self.inspect(&id, false);
                 }
-                Some((_, Timer::GraceOver(id))) => self.grace_over(&id, now),
-                None => {}
+                Timer::Inspect(_) => {}
+                Timer::GraceOver(id) => self.grace_over(&id, now),
             }
         }
     }

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use registry::{InstanceKey, Prefix, Record, Status};
+use registry::{Entry, InstanceKey, Listing, Position, Prefix, Record, Status};
 
 use super::container::Facts;
 use super::containers::{Answer, Containers, Inspected, Question};
+use crate::config::{Command, Program};
 use crate::docker::events::{ContainerId, Event, Healthcheck, Late, What};
+use crate::keeper::{Claim, Keeper};
 use crate::probe::ProbeError;
-use crate::service::{AddressSource, Check, CheckKind, Findings, Registration};
+use crate::probe::Prober;
+use crate::service::{AddressSource, Check, CheckKind, DefaultAddress, Findings, Registration, Scope};
 
 const GRACE: Duration = Duration::from_secs(30);
 const FIRST_START: &str = "2026-11-25T09:00:00Z";
@@ -81,7 +84,7 @@ impl Host {
     }
 
     /// Whom it is time to inspect.
-    fn to_inspect(&mut self) -> Vec<ContainerId> {
+    fn next_to_inspect(&mut self) -> Vec<ContainerId> {
         self.containers.pass(self.now);
         self.containers.inspections(16).into_iter().map(|inspection| inspection.container).collect()
     }
@@ -614,7 +617,7 @@ fn what_is_told_late_removes_nobody_who_lives() {
     let mut host = Host::with("c1", 8000);
     for what in [What::Die, What::Pause, What::Health(Healthcheck::Unhealthy)] {
         host.late_event("c1", what, "2026-11-25T08:59:59Z", Duration::from_secs(1));
-        assert_eq!(host.to_inspect(), ["c1".into()], "{what:?}: it may be so");
+        assert_eq!(host.next_to_inspect(), ["c1".into()], "{what:?}: it may be so");
         host.list(&["c1"]);
         assert_eq!(host.registered(), [(8000, Status::Running)], "{what:?}");
         host = Host::with("c1", 8000);
@@ -667,7 +670,7 @@ fn who_shares_the_network_of_a_container_is_inspected_when_that_network_changes(
         Some(inspected)
     });
     host.event("c1", What::Changed);
-    let mut inspected = host.to_inspect();
+    let mut inspected = host.next_to_inspect();
     inspected.sort();
     assert_eq!(inspected, ["c1".into(), "c2".into()]);
 }
@@ -679,13 +682,13 @@ fn an_event_and_a_docker_that_is_back_hurry_an_inspection_that_failed() {
         host.event("c1", What::Changed);
         let inspections = host.containers.inspections(16);
         host.containers.not_inspected(&inspections[0], host.now);
-        assert_eq!(host.to_inspect(), [], "it is tried again after a pause");
+        assert_eq!(host.next_to_inspect(), [], "it is tried again after a pause");
         if is_event {
             host.event("c1", What::Changed);
         } else {
             host.containers.inspect_failed();
         }
-        assert_eq!(host.to_inspect(), ["c1".into()], "by an event: {is_event}");
+        assert_eq!(host.next_to_inspect(), ["c1".into()], "by an event: {is_event}");
     }
 }
 
@@ -701,4 +704,58 @@ fn what_an_earlier_run_left_is_given_up_and_can_be_found_again() {
     host.list(&["c1"]);
     host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
     assert_eq!(host.registered(), [(1, Status::Running)]);
+}
+
+/// An agent with nobody to ask.
+fn agent() -> super::Agent {
+    let args = ["registrar", "agent", "--etcd", "http://127.0.0.1:1", "--docker", "/no/such.sock", "--agent-id", "a1"];
+    let Program::Command(command) = Program::from_args(args).unwrap() else { unreachable!() };
+    let Command::Agent(config) = *command else { unreachable!() };
+    let keeper = Keeper::new(&config.etcd, Claim::Own("a1".to_owned()), config.ttl).unwrap();
+    super::Agent::new(config, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()))
+}
+
+#[tokio::test]
+async fn the_default_address_that_was_known_stays_while_there_is_none() {
+    let mut agent = agent();
+    let scope = crate::host::scope(&agent.config.scope, "a1".to_owned(), None).await.unwrap();
+    let with = |v4: Option<u8>, v6: Option<u16>| Scope {
+        default_address: DefaultAddress {
+            v4: v4.map(|last| [10, 0, 0, last].into()),
+            v6: v6.map(|last| [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()),
+        },
+        ..scope.clone()
+    };
+    let known = |agent: &super::Agent| agent.scope.as_ref().unwrap().default_address;
+    for (now, expected) in [
+        (with(Some(1), None), with(Some(1), None)),
+        (with(None, None), with(Some(1), None)),
+        (with(None, Some(6)), with(Some(1), Some(6))),
+        (with(Some(2), None), with(Some(2), Some(6))),
+    ] {
+        agent.judge_by(now);
+        assert_eq!(known(&agent), expected.default_address);
+    }
+    // That of a container is none, also the one before.
+    agent.doubt_address(&["10.0.0.2".parse().unwrap()].into());
+    assert_eq!(known(&agent), DefaultAddress::default());
+    agent.judge_by(with(Some(2), None));
+    assert_eq!(known(&agent), DefaultAddress::default());
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_is_given_up_without_docker_and_looked_for_when_it_is_there() {
+    let mut agent = agent();
+    let (key, record) = left("c1", 1, FIRST_START, Status::Running);
+    let entries = vec![Entry::new(key.path(), record.to_value())];
+    agent.left(Ok(Listing { entries, position: Position::new(None, 1) }));
+    agent.left.at = None;
+    agent.begin();
+    assert!(agent.is_left_asked);
+    agent.give_up_left_at = tokio::time::Instant::now();
+    agent.begin();
+    assert!(!agent.is_left_asked && agent.left.at.is_none(), "it waits for Docker");
+    let listed = super::Listed { digests: BTreeMap::new(), addresses: [].into() };
+    agent.listed(tokio::time::Instant::now(), Ok(listed));
+    assert!(agent.left.at.is_some(), "and looks what is still there");
 }

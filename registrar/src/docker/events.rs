@@ -190,13 +190,15 @@ async fn listen(client: Client, seen: &mut Seen, news: &mpsc::Sender<News>) -> O
         let Some(mut event) = read(&message) else { continue };
         let at = message.time_nano.or_else(|| message.time?.checked_mul(1_000_000_000));
         if let Some(at) = at {
-            if seen.knows(&event, at) {
-                continue;
-            }
+            let is_known = seen.knows(&event, at);
             let ago = u64::try_from(opened_at.saturating_sub(at)).ok().map(Duration::from_nanos);
             event.late = ago
                 .filter(|ago| !ago.is_zero() && opened.elapsed() < CATCHES_UP)
                 .and_then(|ago| Some(Late { at: Timestamp::from_nanosecond(at.into()).ok()?, ago }));
+            // Only what is told late can have been told before.
+            if is_known && event.late.is_some() {
+                continue;
+            }
         }
         debug!(container = %event.container, what = ?event.what, "Docker event");
         news.send(News::Event(event)).await.ok()?;
