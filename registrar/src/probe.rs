@@ -16,7 +16,7 @@ use crate::service::{CheckKind, HttpCheck};
 /// not there closes at once.
 const STAYS_OPEN: Duration = Duration::from_millis(50);
 /// The limit on connecting to one address where there is another to try. On one host it takes microseconds.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why there was no good answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

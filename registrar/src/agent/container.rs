@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bollard::models::ContainerInspectResponse;
 use jiff::Timestamp;
@@ -13,12 +13,15 @@ use crate::ask::healthcheck_says;
 use crate::docker::events::{ContainerId, Healthcheck, Late, signal_number};
 use crate::docker::healthcheck;
 use crate::health::{Answer, Change, Health};
-use crate::probe::ProbeError;
+use crate::probe::{CONNECT_LIMIT, ProbeError};
 use crate::service::{CheckKind, Refusal, Registration};
 
 /// Docker's signals to end a container, beside the container's own (`docker stop`, `docker kill`).
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
+
+/// How long an address is asked that was not the best one, before that one is tried again.
+const BEST_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// What the agent must remember of a container beside what is registered for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,7 +220,10 @@ pub(super) struct Instance {
     /// It is being asked.
     pub(super) asking: bool,
     pub(super) ask_at: Instant,
+    /// Which of its targets is to be asked first.
     pub(super) target: usize,
+    /// When that is to be the best one again, where it is another one now.
+    best_again_at: Option<Instant>,
     /// An operator drains it.
     pub(super) drained: bool,
     /// That is known from what an earlier run of the agent left alone.
@@ -239,6 +245,7 @@ impl Instance {
             asking: false,
             ask_at: now,
             target: 0,
+            best_again_at: None,
             drained: false,
             drained_before: false,
             unfinished: None,
@@ -270,7 +277,7 @@ impl Instance {
             return;
         }
         if self.registration.check != registration.check {
-            self.target = 0;
+            (self.target, self.best_again_at) = (0, None);
             self.ask_at = now;
         }
         self.value = registration.record.to_value().into();
@@ -301,6 +308,18 @@ impl Instance {
     /// Whether another one is asked the same: a port has one answer for all its names.
     pub(super) fn is_asked_like(&self, registration: &Registration) -> bool {
         self.registration.port == registration.port && self.registration.check == registration.check
+    }
+
+    /// Takes which of its targets is to be asked first. The best one is tried again now and then, where the question has
+    /// the time to go on to the next.
+    pub(super) fn aim(&mut self, target: usize, now: Instant) {
+        let has_time = self.registration.check.timeout >= CONNECT_LIMIT * 2;
+        (self.target, self.best_again_at) = match self.best_again_at {
+            _ if target == 0 => (0, None),
+            Some(at) if at <= now && has_time => (0, None),
+            Some(at) => (target, Some(at)),
+            None => (target, Some(now + BEST_AGAIN_AFTER)),
+        };
     }
 
     /// Takes an answer. Says whether it changes anything.

@@ -285,7 +285,8 @@ impl Containers {
         }
         let is_to_be_asked = container.is_to_be_asked();
         let Some(asked) = container.instances.iter_mut().find(|known| known.serial == question.serial) else { return };
-        (asked.asking, asked.target, asked.unfinished) = (false, answer.target, answer.unfinished);
+        (asked.asking, asked.unfinished) = (false, answer.unfinished);
+        asked.aim(answer.target, now);
         if !is_to_be_asked {
             // One that is told to stop, or stands still, says nothing that counts.
             return;

@@ -516,6 +516,21 @@ fn one_container_takes_few_of_the_places_for_questions_and_all_its_ports_have_th
 }
 
 #[test]
+fn the_best_address_is_tried_again_a_minute_after_there_was_no_way_to_it() {
+    let mut host = Host::with("c1", 8000);
+    let mut asked = Vec::new();
+    for _ in 0..14 {
+        host.later(Duration::from_secs(5));
+        let questions = host.questions();
+        asked.push(questions[0].target);
+        // From wherever it begins, only the second leads there.
+        let answer = Answer { result: Ok(()), target: 1, unfinished: None };
+        host.containers.answered(&questions[0], answer, host.now);
+    }
+    assert_eq!(asked, [[0].as_slice(), &[1; 12], &[0]].concat());
+}
+
+#[test]
 fn inspections_and_the_end_of_a_grace_time_wait_for_no_question() {
     let mut host = Host::with("c1", 8000);
     host.event("c1", What::Kill(Some(15)));
