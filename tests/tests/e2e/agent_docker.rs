@@ -162,6 +162,24 @@ async fn a_stream_that_ended_is_opened_again_and_what_was_missed_is_seen() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_back_hides_no_event() {
+    within(60, async {
+        let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
+        let _agent = start(&etcd, &docker);
+        let one = docker.run(&spec("web", 1, &app));
+        wait_at(&etcd, "web", mapped(1), REGISTERED).await;
+        docker.sets_its_clock_back(secs(3600));
+        let lists = docker.requests("/containers/json");
+        docker.run(&spec("late", 2, &app));
+        wait_at(&etcd, "late", mapped(2), SOON).await;
+        docker.stop(&one);
+        wait_none(&etcd, "web", SOON).await;
+        assert_eq!(docker.requests("/containers/json"), lists, "the events told it, and no list");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stream_that_went_quiet_hides_nothing_for_long() {
     within(240, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
