@@ -29,7 +29,7 @@ use crate::docker::{Client, Docker, DockerError};
 use crate::host::{self, IdError, ResolveError};
 use crate::keeper::{Claim, Keeper, Told, ended, until};
 use crate::probe::{ProbeError, Prober};
-use crate::service::Scope;
+use crate::service::{DefaultAddress, Scope};
 use containers::Containers;
 use work::{Listed, Work};
 
@@ -39,6 +39,9 @@ const LIST_EVERY: Duration = Duration::from_secs(60);
 const HOST_EVERY: Duration = Duration::from_secs(30);
 /// The pauses while Docker or etcd cannot be asked for a list, or the resolver for a name.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// How long the keys of an earlier run are renewed while Docker does not say which of their containers still run. A
+/// restart of Docker takes less; what has died meanwhile is routed to for as long.
+const LEFT_LIMIT: Duration = Duration::from_secs(120);
 /// How many inspections go on at once: enough for a host that starts, few enough for Docker to do other things.
 const INSPECTIONS_AT_ONCE: usize = 16;
 /// How many questions go on at once. One that gets no answer takes its whole limit, so that it must be many.
@@ -76,7 +79,9 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
 
     let (sender, mut news) = mpsc::channel(EVENTS);
-    let follower = follow(Docker::new(config.scope.docker.clone()), sender);
+    // Whose draining it is that is found in a key shows in the events of the time before: as long as such a key may live.
+    let before = config.kill_grace.saturating_add(config.ttl);
+    let follower = follow(Docker::new(config.scope.docker.clone()), before, sender);
     let mut agent = Agent::new(config, id, keeper, prober);
     agent.work.spawn(async move {
         follower.await;
@@ -158,6 +163,10 @@ struct Agent {
     /// Looking for the keys that an earlier run has left.
     left: Chore,
     is_left_asked: bool,
+    /// When these are given up, unless Docker has said whose they are.
+    give_up_left_at: Instant,
+    /// They were: some may be there still.
+    has_given_up: bool,
 }
 
 impl Agent {
@@ -181,15 +190,22 @@ impl Agent {
             is_listed: false,
             left: Chore::new(Some(now)),
             is_left_asked: false,
+            give_up_left_at: now + LEFT_LIMIT,
+            has_given_up: false,
         }
     }
 
     /// Begins all that is to be done now.
     fn begin(&mut self) {
         let now = Instant::now();
+        self.containers.pass(now.into_std());
         if self.host.is_due(now) {
             let (flags, id) = (self.config.scope.clone(), self.id.clone());
-            self.work.spawn(async move { Work::Host(host::scope(&flags, id).await) });
+            let former = self.scope.as_ref().and_then(|scope| scope.ip);
+            self.work.spawn(async move { Work::Host(host::scope(&flags, id, former).await) });
+        }
+        if !self.is_listed && self.give_up_left_at <= now {
+            self.give_up_left();
         }
         if self.left.is_due(now) {
             let (store, prefix) = (self.keeper.store().clone(), self.config.scope.key.clone());
@@ -220,9 +236,10 @@ impl Agent {
     /// When there is something to begin by the passing of time alone.
     fn due(&self) -> Option<Instant> {
         let may_ask = self.asking < QUESTIONS_AT_ONCE;
-        let containers = self.containers.due().filter(|_| may_ask).map(Instant::from_std);
+        let containers = self.containers.due(may_ask).map(Instant::from_std);
         let list = self.list.at.filter(|_| self.client.is_some());
-        [containers, self.host.at, list, self.left.at].into_iter().flatten().min()
+        let give_up = (!self.is_listed).then_some(self.give_up_left_at);
+        [containers, self.host.at, list, self.left.at, give_up].into_iter().flatten().min()
     }
 
     fn news(&mut self, news: News) {
@@ -233,6 +250,7 @@ impl Agent {
                 }
                 self.client = Some(client);
                 self.list.at = Some(Instant::now());
+                self.containers.inspect_failed();
             }
             News::Event(event) => self.containers.event(&event, Instant::now().into_std()),
             News::Lost(error) => {
@@ -274,9 +292,9 @@ impl Agent {
                     }
                 }
             }
-            Work::Answered(question, asked) => {
+            Work::Answered(question, answer) => {
                 self.asking -= 1;
-                self.containers.answered(&question, &asked.result, asked.target, now);
+                self.containers.answered(&question, answer, now);
             }
         }
         Ok(())
@@ -299,7 +317,12 @@ impl Agent {
     }
 
     fn judge_by(&mut self, mut scope: Scope) {
-        scope.default_address = scope.default_address.filter(|_| !self.is_in_container);
+        if self.is_in_container {
+            scope.default_address = DefaultAddress::default();
+        } else if let Some(before) = &self.scope {
+            // While the network is being set up anew, the address that others know is still the one.
+            scope.default_address = scope.default_address.or(before.default_address);
+        }
         if self.scope.as_deref() == Some(&scope) {
             return;
         }
@@ -335,11 +358,33 @@ impl Agent {
         self.containers.found_left(left);
     }
 
+    /// Leaves to their time to live the keys of which Docker does not say whose they are. Those that are still there when
+    /// it does are looked for again.
+    fn give_up_left(&mut self) {
+        self.give_up_left_at += LEFT_LIMIT;
+        let left = self.containers.give_up_left();
+        if left.is_empty() {
+            return;
+        }
+        warn!(
+            keys = left.len(),
+            after = %humantime::format_duration(LEFT_LIMIT),
+            "Docker does not say which containers run: the keys of an earlier run are no longer renewed, and go with their time to live"
+        );
+        for key in &left {
+            self.keeper.let_go(key);
+        }
+        (self.is_left_asked, self.has_given_up) = (false, true);
+    }
+
     fn listed(&mut self, begun: Instant, result: Result<Listed, DockerError>) {
         match result {
             Ok(Listed { digests, addresses }) => {
                 self.list.done(Some(LIST_EVERY));
                 self.is_listed = true;
+                if std::mem::take(&mut self.has_given_up) {
+                    self.left.at = Some(Instant::now());
+                }
                 self.containers.listed(&digests, begun.into_std());
                 self.doubt_address(&addresses);
             }
@@ -355,7 +400,7 @@ impl Agent {
     /// An agent in a container of its own takes that container for the host.
     fn doubt_address(&mut self, of_containers: &BTreeSet<IpAddr>) {
         let Some(scope) = &self.scope else { return };
-        let Some(address) = scope.default_address.filter(|address| of_containers.contains(address)) else { return };
+        let Some(address) = scope.default_address.any_of(of_containers) else { return };
         error!(
             %address,
             "the address of the default route is a container's, where other hosts do not reach this one: run the agent with \

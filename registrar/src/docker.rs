@@ -3,24 +3,29 @@
 
 pub mod events;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::errors::Error as Bollard;
 use bollard::exec::{StartExecOptions, StartExecResults};
-use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage, ExecConfig};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage, ExecConfig, HealthStatusEnum};
 use bollard::query_parameters::EventsOptions;
 use futures_util::{Stream, StreamExt};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
+use self::events::Healthcheck;
 use crate::own::{Candidate, Traces, is_this};
 
 /// The limit on one request. Docker inspects in milliseconds, but may be busy with the start of many containers.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether a command has ended that has closed its output.
+const EXEC_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why Docker could not be asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -134,23 +139,50 @@ impl Client {
         Ok(self.ask("list containers", "", self.docker.list_containers(None)).await?)
     }
 
-    /// Runs a command in a container, and waits for its exit code. The caller sets the limit: Docker has no way to
-    /// end a command.
+    /// Prepares to run a command in a container. Gives by what it is known.
     ///
     /// # Errors
     /// As [`Client::inspect`].
-    pub async fn exec(&self, container: &str, command: &[String]) -> Result<i64, DockerError> {
+    pub async fn prepare(&self, container: &str, command: &[String]) -> Result<String, DockerError> {
         let config = ExecConfig { cmd: Some(command.to_vec()), attach_stdout: Some(true), ..ExecConfig::default() };
-        let exec =
-            self.ask("run a command in container", container, self.docker.create_exec(container, config)).await?;
-        let start = self.docker.start_exec(&exec.id, None::<StartExecOptions>);
-        if let StartExecResults::Attached { mut output, .. } =
-            self.ask("start a command in container", container, start).await?
-        {
+        let prepared = self.docker.create_exec(container, config);
+        Ok(self.ask("run a command in container", container, prepared).await?.id)
+    }
+
+    /// Runs a command that was prepared, and waits for its exit code. The caller sets the limit: Docker has no way to
+    /// end a command.
+    ///
+    /// # Errors
+    /// As [`Client::inspect`], and that Docker does not say how it ended.
+    pub async fn run(&self, exec: &str) -> Result<i64, DockerError> {
+        let start = self.docker.start_exec(exec, None::<StartExecOptions>);
+        if let StartExecResults::Attached { mut output, .. } = self.ask("start command", exec, start).await? {
             while let Some(Ok(_)) = output.next().await {}
         }
-        let ended = self.ask("show a command in container", container, self.docker.inspect_exec(&exec.id)).await?;
-        Ok(ended.exit_code.unwrap_or_default())
+        // It may close its output before it ends, and Docker hears of its end a moment later.
+        loop {
+            match self.ran(exec).await? {
+                Some(Ran::Runs) => sleep(EXEC_PAUSE).await,
+                Some(Ran::Ended(code)) => return Ok(code),
+                None => {
+                    let what = "it does not say how a command in a container ended".to_owned();
+                    return Err(DockerError::NoAnswer { socket: self.socket.clone(), what });
+                }
+            }
+        }
+    }
+
+    /// What became of a command that was run. `None` where Docker does not know.
+    ///
+    /// # Errors
+    /// As [`Client::inspect`].
+    pub async fn ran(&self, exec: &str) -> Result<Option<Ran>, DockerError> {
+        let shown = match self.ask("show command", exec, self.docker.inspect_exec(exec)).await {
+            Err(Trouble::NotFound(_)) => return Ok(None),
+            shown => shown?,
+        };
+        let runs = shown.running.unwrap_or_default();
+        Ok(if runs { Some(Ran::Runs) } else { shown.exit_code.map(Ran::Ended) })
     }
 
     /// What happens to containers, and between them and networks, from `since` on: seconds of Unix time, with a
@@ -185,6 +217,32 @@ impl Client {
             error => Trouble::Other(no_answer(&self.socket, &error)),
         })
     }
+}
+
+/// What became of a command in a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ran {
+    /// It has not ended.
+    Runs,
+    /// It ended with this code.
+    Ended(i64),
+}
+
+/// What a container's HEALTHCHECK says, where it has one.
+pub fn healthcheck(container: &ContainerInspectResponse) -> Option<Healthcheck> {
+    match container.state.as_ref()?.health.as_ref()?.status? {
+        HealthStatusEnum::STARTING => Some(Healthcheck::Starting),
+        HealthStatusEnum::HEALTHY => Some(Healthcheck::Healthy),
+        HealthStatusEnum::UNHEALTHY => Some(Healthcheck::Unhealthy),
+        HealthStatusEnum::NONE | HealthStatusEnum::EMPTY => None,
+    }
+}
+
+/// The containers' own addresses, of one entry of Docker's list.
+pub fn addresses(container: &ContainerSummary) -> BTreeSet<IpAddr> {
+    let networks = container.network_settings.iter().filter_map(|settings| settings.networks.as_ref()).flatten();
+    let texts = networks.flat_map(|(_, network)| [&network.ip_address, &network.global_ipv6_address]);
+    texts.filter_map(|text| text.as_deref()?.parse().ok()).collect()
 }
 
 /// Why there is no answer to a question.

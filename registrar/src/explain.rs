@@ -4,19 +4,20 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
-use bollard::models::{ContainerInspectResponse, ContainerSummary, HealthStatusEnum};
+use bollard::models::ContainerInspectResponse;
 use registry::{Entry, Record, Status, Store, StoreError};
-use tokio::time::timeout;
 
+use crate::ask::{ask_once, healthcheck_says};
 use crate::config::ExplainConfig;
-use crate::docker::{Client, Docker, DockerError};
+use crate::docker::{Client, Docker, DockerError, addresses, healthcheck};
 use crate::host;
-use crate::list::status;
+use crate::list::{shown, status};
 use crate::probe::{ProbeError, Prober};
 use crate::service::{
-    self, AddressSource, Check, CheckKind, Expected, Findings, HttpCheck, Registration, Scope, network_owner, services,
+    self, AddressSource, Check, CheckKind, DefaultAddress, Expected, Findings, HttpCheck, Refusal, Registration, Scope,
+    network_owner, services,
 };
 
 /// How many characters of an id are shown, as Docker does.
@@ -41,6 +42,8 @@ pub struct Explanation {
 struct Evidence {
     registration: Registration,
     answer: Result<(), ProbeError>,
+    /// Which of its targets that is about.
+    asked: Option<SocketAddr>,
     entry: Result<Option<Entry>, StoreError>,
 }
 
@@ -77,36 +80,44 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
     };
     explanation.add_container(&container);
     let id = host::known_id(&config.scope);
-    let scope = match host::scope(&config.scope, id.clone().unwrap_or_else(|| "unknown".to_owned())).await {
+    let scope = match host::scope(&config.scope, id.clone().unwrap_or_else(|| "unknown".to_owned()), None).await {
         Ok(scope) => scope,
         Err(error) => {
             explanation.no(error.to_string());
             return Ok(explanation);
         }
     };
+    let listed = match client.running().await {
+        Ok(listed) => listed,
+        Err(error) => {
+            explanation.no(error.to_string());
+            return Ok(explanation);
+        }
+    };
     // An agent in a container of its own does not take that container's address for the host's.
-    let of_containers = addresses(&client.running().await.unwrap_or_default());
-    let default_address = scope.default_address.filter(|address| !of_containers.contains(address));
+    let of_containers: BTreeSet<_> = listed.iter().flat_map(addresses).collect();
+    let is_usable = scope.default_address.any_of(&of_containers).is_none();
+    let default_address = if is_usable { scope.default_address } else { DefaultAddress::default() };
     let scope = Scope { default_address, ..scope };
     explanation.add_scope(&scope, id.as_deref());
     let network_of = match network_owner(&container) {
-        Some(owner) => client.inspect(owner).await.ok().flatten(),
+        Some(owner) => match client.inspect(owner).await {
+            Ok(owner) => owner,
+            Err(error) => {
+                explanation.no(format!("it uses the network of another container: {error}"));
+                return Ok(explanation);
+            }
+        },
         None => None,
     };
     let findings = services(&container, network_of.as_ref(), &scope);
     explanation.add_refusals(&findings);
     for registration in findings.registrations {
-        let answer = ask(&prober, &client, &container, &registration.check).await;
+        let (answer, asked) = ask(&prober, &client, &container, &registration.check).await;
         let entry = store.get(&registration.key).await;
-        explanation.add_registration(&Evidence { registration, answer, entry }, &container, id.as_deref());
+        explanation.add_registration(&Evidence { registration, answer, asked, entry }, &container, id.as_deref());
     }
     Ok(explanation)
-}
-
-/// The containers' own addresses.
-fn addresses(containers: &[ContainerSummary]) -> BTreeSet<IpAddr> {
-    let settings = containers.iter().filter_map(|container| container.network_settings.as_ref()?.networks.as_ref());
-    settings.flatten().filter_map(|(_, network)| network.ip_address.as_deref()?.parse().ok()).collect()
 }
 
 async fn look_up(config: &ExplainConfig) -> Result<(Client, Option<ContainerInspectResponse>), DockerError> {
@@ -115,43 +126,23 @@ async fn look_up(config: &ExplainConfig) -> Result<(Client, Option<ContainerInsp
     Ok((client, container))
 }
 
-/// Asks once, as the agent does.
+/// Asks once, as the agent does. Gives which address the answer is about, where there is one.
 async fn ask(
     prober: &Prober,
     client: &Client,
     container: &ContainerInspectResponse,
     check: &Check,
-) -> Result<(), ProbeError> {
-    match &check.kind {
-        CheckKind::None => Ok(()),
-        CheckKind::Docker => healthcheck(container),
-        CheckKind::Exec { command } => {
-            let id = container.id.as_deref().unwrap_or_default();
-            match timeout(check.timeout, client.exec(id, command)).await {
-                Err(_) => Err(ProbeError::Timeout(check.timeout)),
-                Ok(Ok(0)) => Ok(()),
-                Ok(Ok(code)) => Err(ProbeError::Exit(code)),
-                Ok(Err(error)) => Err(ProbeError::Exec(error.to_string())),
-            }
-        }
-        kind @ (CheckKind::Http(_) | CheckKind::Tcp { .. }) => {
-            let mut asked = prober.ask(kind, 0, check.timeout).await;
-            if matches!(asked.result, Err(ProbeError::Timeout(_))) && asked.target != 0 {
-                // Perhaps there is no way to the first: the agent goes on with the next.
-                asked = prober.ask(kind, asked.target, check.timeout).await;
-            }
-            asked.result
-        }
+) -> (Result<(), ProbeError>, Option<SocketAddr>) {
+    if check.kind == CheckKind::Docker {
+        return (healthcheck_says(healthcheck(container)), None);
     }
-}
-
-fn healthcheck(container: &ContainerInspectResponse) -> Result<(), ProbeError> {
-    match container.state.as_ref().and_then(|state| state.health.as_ref()?.status) {
-        Some(HealthStatusEnum::HEALTHY) => Ok(()),
-        Some(HealthStatusEnum::UNHEALTHY) => Err(ProbeError::Unhealthy("unhealthy")),
-        Some(HealthStatusEnum::STARTING) => Err(ProbeError::Unhealthy("starting")),
-        Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Err(ProbeError::Unhealthy("nothing")),
+    let id = container.id.as_deref().unwrap_or_default();
+    let (mut asked, _) = ask_once(prober, Some(client), id, check, 0, None).await;
+    if matches!(asked.result, Err(ProbeError::Timeout(_))) && asked.target != asked.asked {
+        // Perhaps there is no way to the first: the agent goes on with the next.
+        (asked, _) = ask_once(prober, Some(client), id, check, asked.target, None).await;
     }
+    (asked.result, check.kind.targets().get(asked.asked).copied())
 }
 
 impl Explanation {
@@ -183,10 +174,11 @@ impl Explanation {
     }
 
     fn add_scope(&mut self, scope: &Scope, id: Option<&str>) {
-        let address = match (scope.ip, scope.default_address) {
-            (Some(ip), _) => format!("{ip} (--ip)"),
-            (None, Some(ip)) => format!("{ip} (the default route's)"),
-            (None, None) => "not known: there is no default route, and no --ip".to_owned(),
+        let default: Vec<String> = scope.default_address.all().map(|ip| ip.to_string()).collect();
+        let address = match scope.ip {
+            Some(ip) => format!("{ip} (--ip)"),
+            None if default.is_empty() => "not known: there is no default route, and no --ip".to_owned(),
+            None => format!("{} (the default route's)", default.join(" or ")),
         };
         let agent = match id {
             Some(id) => format!("its agent is {id}"),
@@ -195,10 +187,11 @@ impl Explanation {
         self.aside(format!("this host is {}, its address {address}; {agent}", scope.host_name));
     }
 
-    /// What is left out by choice says no only where nothing else is registered.
+    /// What is left out by choice says no only where nothing else is registered, and nothing else is wrong.
     fn add_refusals(&mut self, findings: &Findings) {
+        let is_all_by_choice = findings.refusals.iter().all(Refusal::is_by_choice);
         for refusal in &findings.refusals {
-            let aside = refusal.is_by_choice() && !findings.registrations.is_empty();
+            let aside = refusal.is_by_choice() && !(findings.registrations.is_empty() && is_all_by_choice);
             self.steps.push((if aside { Says::Aside } else { Says::No }, refusal.to_string()));
         }
         if findings.registrations.is_empty() && findings.refusals.is_empty() {
@@ -207,7 +200,7 @@ impl Explanation {
     }
 
     fn add_registration(&mut self, evidence: &Evidence, container: &ContainerInspectResponse, agent: Option<&str>) {
-        let Evidence { registration, answer, entry } = evidence;
+        let Evidence { registration, answer, asked, entry } = evidence;
         let Registration { key, port, check, record, .. } = registration;
         let source = source(registration.address_from);
         self.yes(format!("port {port} is service {} at {}, {source}", key.service(), key.address()));
@@ -218,7 +211,7 @@ impl Explanation {
         if !said.is_empty() {
             self.aside(format!("port {port}: {}", said.join(" ")));
         }
-        let how = described(check);
+        let how = described(check, *asked);
         match answer {
             Ok(()) if check.kind == CheckKind::None => self.yes(format!("port {port}: {how}")),
             Ok(()) => self.yes(format!("port {port}: {how}: it answers")),
@@ -244,14 +237,21 @@ impl Explanation {
         };
         let found = match Record::parse(&entry.value) {
             Ok(found) => found,
-            Err(error) => return self.no(format!("{path} is in etcd, {left}, but not as an agent writes it: {error}")),
+            Err(error) => {
+                return self.no(format!("{path} is in etcd, {left}, but not as an agent writes it: {}", shown(&error)));
+            }
         };
         let writer = found.agent.as_deref().unwrap_or("somebody who is no agent");
         if found.id.is_none() || found.id != container.id {
             let of: String = found.id.as_deref().unwrap_or("not known").chars().take(SHORT_ID).collect();
+            // One agent settles by itself which of its containers has a key.
+            let why = if agent == Some(writer) {
+                "two containers of this host claim it, and of those that answer the one that was started last has it"
+            } else {
+                "where that one is gone it goes with its time to live, else two hosts register the same address: see --ip"
+            };
             return self.no(format!(
-                "{path} is in etcd, {left}, but for another container ({of}), written by {writer}: where that one is gone it \
-                 goes with its time to live, else two hosts register the same address: see --ip"
+                "{path} is in etcd, {left}, but for another container ({of}), written by {writer}: {why}"
             ));
         }
         let whose = if agent.is_none_or(|agent| agent == writer) { "" } else { ", which is not this host's agent" };
@@ -274,12 +274,12 @@ fn source(source: AddressSource) -> &'static str {
 }
 
 /// How it is asked, in a line.
-fn described(check: &Check) -> String {
+fn described(check: &Check, asked: Option<SocketAddr>) -> String {
     let time = humantime::format_duration;
+    let target = asked.as_ref().map_or_else(String::new, ToString::to_string);
     let how = match &check.kind {
-        CheckKind::Http(HttpCheck { tls, targets, path, method, expected, .. }) => {
+        CheckKind::Http(HttpCheck { tls, path, method, expected, .. }) => {
             let scheme = if *tls { "https" } else { "http" };
-            let target = targets.first().map_or_else(String::new, ToString::to_string);
             let expected = match expected {
                 Expected::Below500 => String::new(),
                 Expected::Ranges(ranges) => {
@@ -289,9 +289,7 @@ fn described(check: &Check) -> String {
             };
             format!("{method} {scheme}://{target}{path}{expected}")
         }
-        CheckKind::Tcp { targets, .. } => {
-            format!("a connection to {}", targets.first().map_or_else(String::new, ToString::to_string))
-        }
+        CheckKind::Tcp { .. } => format!("a connection to {target}"),
         CheckKind::Docker => return "asked by its HEALTHCHECK".to_owned(),
         CheckKind::Exec { command } => format!("{:?} in the container", command.last().map_or("", String::as_str)),
         CheckKind::None => return "it is not asked, and counts as answering while it runs".to_owned(),
@@ -312,10 +310,11 @@ fn advice(error: &ProbeError, check: &Check, port: u16) -> String {
             ". The application's log may say why; SERVICE_CHECK_STATUS says which statuses are good".to_owned()
         }
         ProbeError::Status(_) => ". SERVICE_CHECK_STATUS says which statuses are good".to_owned(),
+        ProbeError::Tls(_) => ". Does it speak TLS there? SERVICE_CHECK_HTTP asks without".to_owned(),
         ProbeError::Broken(_) => ". Does it speak HTTP there, or TLS (SERVICE_CHECK_HTTPS)?".to_owned(),
         ProbeError::Unhealthy("starting") => ": wait for its HEALTHCHECK".to_owned(),
         ProbeError::Unhealthy(_) => ". `docker inspect` shows what its HEALTHCHECK printed".to_owned(),
-        ProbeError::Client(_) | ProbeError::Exit(_) | ProbeError::Exec(_) => String::new(),
+        ProbeError::Client(_) | ProbeError::Exit(_) | ProbeError::StillRuns | ProbeError::Exec(_) => String::new(),
     }
 }
 

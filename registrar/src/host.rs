@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::config::{Host, ScopeFlags};
-use crate::service::Scope;
+use crate::service::{DefaultAddress, Scope};
 
 /// The file with the agent's id, in its state directory.
 const ID_FILE: &str = "agent-id";
@@ -18,40 +18,60 @@ const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The name in --ip does not resolve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name}, which --ip names, does not resolve: {what}")]
+#[error("{name}, which --ip names, does not lead to this host's address: {what}")]
 pub struct ResolveError {
     name: String,
     what: String,
 }
 
-/// The first IPv4 address of a name, else its first IPv6 address.
+/// The address of a name by which other hosts reach it: the `former` one while it is among the name's addresses, so that a
+/// resolver that takes turns moves nothing; else the first IPv4 address, else the first IPv6 address. The loopback's are
+/// none: on many systems the host's own name leads to one.
 ///
 /// # Errors
-/// What the resolver says, or that it takes too long.
-pub async fn resolve(name: &str) -> Result<IpAddr, ResolveError> {
+/// What the resolver says, that it takes too long, or that there is no such address.
+pub async fn resolve(name: &str, former: Option<IpAddr>) -> Result<IpAddr, ResolveError> {
     let failed = |what: String| ResolveError { name: name.to_owned(), what };
     let found = timeout(RESOLVE_LIMIT, tokio::net::lookup_host((name, 0))).await;
     let too_slow = |_| failed(format!("no answer within {}", humantime::format_duration(RESOLVE_LIMIT)));
     let addresses = found.map_err(too_slow)?.map_err(|error| failed(error.to_string()))?;
-    let mut addresses: Vec<IpAddr> = addresses.map(|address| address.ip()).collect();
-    // Sorted by family alone: within it the resolver's order is kept.
-    addresses.sort_by_key(IpAddr::is_ipv6);
-    addresses.into_iter().next().ok_or_else(|| failed("it has no address".to_owned()))
+    let addresses: Vec<IpAddr> = addresses.map(|address| address.ip()).collect();
+    choose(&addresses, former).ok_or_else(|| {
+        failed(match addresses.first() {
+            Some(loopback) => {
+                format!("it leads to {loopback}, where only this host reaches it: give --ip the address itself")
+            }
+            None => "it has no address".to_owned(),
+        })
+    })
 }
 
-/// The address of the interface with the default route, as the kernel chooses it for a packet to somewhere else.
-/// Nothing is sent. IPv4 goes first.
-fn default_address() -> Option<IpAddr> {
-    // Addresses that no network of one's own has (RFC 5737, "TEST-NET-3"; any global address of IPv6).
-    let v4 = (IpAddr::from([203, 0, 113, 1]), IpAddr::from(Ipv4Addr::UNSPECIFIED));
-    let v6 = (IpAddr::from([0x2600, 0, 0, 0, 0, 0, 0, 1]), IpAddr::from(Ipv6Addr::UNSPECIFIED));
-    let chosen = |(somewhere, any): (IpAddr, IpAddr)| {
+fn choose(addresses: &[IpAddr], former: Option<IpAddr>) -> Option<IpAddr> {
+    let mut usable: Vec<IpAddr> = addresses.iter().copied().filter(|ip| !ip.is_loopback()).collect();
+    // Sorted by family alone: within it the resolver's order is kept.
+    usable.sort_by_key(IpAddr::is_ipv6);
+    former.filter(|former| usable.contains(former)).or(usable.first().copied())
+}
+
+/// The addresses of the interface with the default route, as the kernel chooses them for a packet to somewhere else.
+/// Nothing is sent.
+fn default_address() -> DefaultAddress {
+    let chosen = |any: IpAddr, somewhere: IpAddr| {
         let socket = UdpSocket::bind((any, 0)).ok()?;
         socket.connect((somewhere, 9)).ok()?;
-        Some(socket.local_addr().ok()?.ip())
+        Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
     };
-    let usable = |ip: &IpAddr| !ip.is_loopback() && !ip.is_unspecified();
-    [v4, v6].into_iter().filter_map(chosen).find(usable)
+    // Addresses that no network of one's own has (RFC 5737, "TEST-NET-3"; any global address of IPv6).
+    let v4 = chosen(Ipv4Addr::UNSPECIFIED.into(), [203, 0, 113, 1].into());
+    let v6 = chosen(Ipv6Addr::UNSPECIFIED.into(), [0x2600, 0, 0, 0, 0, 0, 0, 1].into());
+    let mut found = DefaultAddress::default();
+    for ip in v4.into_iter().chain(v6) {
+        match ip {
+            IpAddr::V4(ip) => found.v4 = Some(ip),
+            IpAddr::V6(ip) => found.v6 = Some(ip),
+        }
+    }
+    found
 }
 
 /// The kernel's name for this host.
@@ -81,15 +101,15 @@ pub enum IdError {
     Content(PathBuf),
 }
 
-/// By what the agent of this host judges its containers.
+/// By what the agent of this host judges its containers. `former`: the address that `--ip` came to the last time.
 ///
 /// # Errors
 /// The name in `--ip` does not resolve.
-pub async fn scope(flags: &ScopeFlags, agent: String) -> Result<Scope, ResolveError> {
+pub async fn scope(flags: &ScopeFlags, agent: String, former: Option<IpAddr>) -> Result<Scope, ResolveError> {
     let ip = match &flags.ip {
         Host::Published => None,
         Host::Address(ip) => Some(*ip),
-        Host::Name(name) => Some(resolve(name).await?),
+        Host::Name(name) => Some(resolve(name, former).await?),
     };
     Ok(Scope {
         prefix: flags.key.clone(),
@@ -172,6 +192,30 @@ mod tests {
 
     #[test]
     fn the_default_address_is_no_loopback() {
-        assert!(default_address().is_none_or(|ip| !ip.is_loopback()));
+        assert!(default_address().all().all(|ip| !ip.is_loopback()));
+    }
+
+    #[test]
+    fn a_name_leads_to_no_loopback_and_stays_where_it_led_before() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let cases = [
+            (vec!["127.0.1.1", "10.0.0.2", "10.0.0.1"], None, Some("10.0.0.2")),
+            (vec!["10.0.0.2", "10.0.0.1"], Some("10.0.0.1"), Some("10.0.0.1")),
+            (vec!["10.0.0.2", "10.0.0.1"], Some("10.0.0.3"), Some("10.0.0.2")),
+            (vec!["2001:db8::1", "10.0.0.1"], None, Some("10.0.0.1")),
+            (vec!["2001:db8::1", "::1"], None, Some("2001:db8::1")),
+            (vec!["127.0.1.1", "::1"], Some("127.0.1.1"), None),
+            (vec![], None, None),
+        ];
+        for (addresses, former, expected) in cases {
+            let addresses: Vec<IpAddr> = addresses.into_iter().map(ip).collect();
+            assert_eq!(choose(&addresses, former.map(ip)), expected.map(ip), "{addresses:?} {former:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_this_host_alone_is_an_error_with_the_way_out() {
+        let error = resolve("localhost", None).await.unwrap_err().to_string();
+        assert!(error.contains("localhost") && error.contains("give --ip the address itself"), "{error}");
     }
 }

@@ -23,6 +23,8 @@ use crate::reconcile::{Holding, Step, due, reconcile};
 const REQUESTS_AT_ONCE: usize = 16;
 /// The pauses while etcd cannot be asked: the longest is what a registration may be late by once it is back.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// The pauses before one key is tried again that etcd refuses: as a rule until somebody has put etcd in order.
+const KEY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// How often a key that someone else wrote is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The limit on removing the keys when told to stop. With the linger it leaves room in the 10 s of `docker stop`.
@@ -55,13 +57,39 @@ struct Key {
     wanted: Option<Arc<str>>,
     held: Option<Holding>,
     /// The request that goes on.
-    doing: Option<(Step, AbortHandle)>,
+    doing: Option<Doing>,
+    /// What may stand there by our own hand, since what became of it is not known.
+    tried: Vec<Arc<str>>,
+    /// What is wrong with this key alone.
+    trouble: Option<KeyTrouble>,
+    /// Its place among those that got no answer; the last is to be tried last.
+    unanswered: u64,
+}
+
+/// A request that goes on.
+#[derive(Debug)]
+struct Doing {
+    step: Step,
+    begun: Instant,
+    request: AbortHandle,
+}
+
+/// One key that etcd does not take, while it takes others.
+#[derive(Debug)]
+struct KeyTrouble {
+    /// What it is, told once.
+    what: String,
+    pause: Backoff,
+    /// Not before this moment is the key to be tried again.
+    retry_at: Instant,
 }
 
 /// What became of a step.
 struct Done {
     key: InstanceKey,
     step: Step,
+    /// What was written, or was to be.
+    value: Arc<str>,
     result: Result<Effect, StoreError>,
 }
 
@@ -91,8 +119,13 @@ pub struct Keeper {
     /// Not before this moment is etcd to be asked again.
     write_at: Instant,
     pause: Backoff,
-    /// What is wrong with etcd, told once.
+    /// What is wrong with etcd as a whole, told once.
     trouble: Option<String>,
+    /// When etcd answered last, whatever it said.
+    answered_at: Option<Instant>,
+    /// How many requests got no answer.
+    unanswered: u64,
+    key_pauses: (Duration, Duration),
 }
 
 impl Keeper {
@@ -114,6 +147,9 @@ impl Keeper {
             write_at: Instant::now(),
             pause: Backoff::new(PAUSES.0, PAUSES.1),
             trouble: None,
+            answered_at: None,
+            unanswered: 0,
+            key_pauses: KEY_PAUSES,
         })
     }
 
@@ -141,8 +177,15 @@ impl Keeper {
         let known = self.keys.entry(key.clone()).or_default();
         if known.held.is_none() && known.doing.is_none() {
             known.wanted.get_or_insert_with(|| Arc::clone(&value));
-            known.held = Some(Holding::Ours { ownership: entry.ownership(), value, refresh_at });
+            known.held = Some(Holding::Ours { ownership: entry.ownership(), value: Some(value), refresh_at });
             self.dirty.insert(key.clone());
+        }
+    }
+
+    /// Renews the key no more, and thinks no more of it: it goes with its time to live.
+    pub fn let_go(&mut self, key: &InstanceKey) {
+        if let Some(doing) = self.keys.remove(key).and_then(|known| known.doing) {
+            doing.request.abort();
         }
     }
 
@@ -161,12 +204,14 @@ impl Keeper {
         let limit = Instant::now() + WITHDRAW_LIMIT;
         self.store = self.store.with_request_timeout(self.hurried);
         self.pause = Backoff::new(WITHDRAW_PAUSE, WITHDRAW_PAUSE);
+        self.key_pauses = (WITHDRAW_PAUSE, WITHDRAW_PAUSE);
         self.write_at = Instant::now();
         for (key, known) in &mut self.keys {
             known.wanted = None;
+            known.trouble = None;
             // A key that is just being written must be known to be removed; any other request may be broken off.
-            if let Some((_, request)) = known.doing.take_if(|(step, _)| *step != Step::Put) {
-                request.abort();
+            if let Some(doing) = known.doing.take_if(|doing| doing.step != Step::Put) {
+                doing.request.abort();
             }
             self.dirty.insert(key.clone());
         }
@@ -204,6 +249,10 @@ impl Keeper {
         let mut steps: Vec<(Step, InstanceKey)> = Vec::new();
         for key in std::mem::take(&mut self.dirty) {
             let Some(known) = self.keys.get(&key).filter(|known| known.doing.is_none()) else { continue };
+            if let Some(at) = known.trouble.as_ref().map(|trouble| trouble.retry_at).filter(|at| *at > now) {
+                self.due.insert((at, key));
+                continue;
+            }
             match reconcile(known.wanted.as_deref(), known.held.as_ref(), now.into_std()) {
                 Some(Step::Forget) => drop(self.keys.remove(&key)),
                 Some(step) => steps.push((step, key)),
@@ -213,7 +262,9 @@ impl Keeper {
                 },
             }
         }
-        steps.sort_by_key(|(step, _)| step.rank());
+        // While one request feels the way, it is another one each time: none can keep the others from being tried.
+        let unanswered = |key: &InstanceKey| self.keys.get(key).map_or(0, |known| known.unanswered);
+        steps.sort_by_key(|(step, key)| (unanswered(key), step.rank()));
         let free = at_once - self.requests.len();
         for (at, (step, key)) in steps.into_iter().enumerate() {
             let Some(known) = self.keys.get_mut(&key).filter(|_| at < free) else {
@@ -222,7 +273,7 @@ impl Keeper {
             };
             let value = known.wanted.clone().unwrap_or_default();
             let request = carry_out(self.store.clone(), self.claim.clone(), key, step, value, self.ttl);
-            known.doing = Some((step, self.requests.spawn(request)));
+            known.doing = Some(Doing { step, begun: now, request: self.requests.spawn(request) });
         }
     }
 
@@ -244,33 +295,32 @@ impl Keeper {
     }
 
     fn done(&mut self, done: Done) -> Option<Told> {
-        let Done { key, step, result } = done;
+        let Done { key, step, value: written, result } = done;
         let now = Instant::now();
         // A request that was broken off may have been done already.
         let known = self.keys.get_mut(&key)?;
-        known.doing.take_if(|(doing, _)| *doing == step)?;
+        let begun = known.doing.take_if(|doing| doing.step == step)?.begun;
         self.dirty.insert(key.clone());
         let result = match result {
             Err(StoreError::Lost { .. }) => {
                 warn!(%key, "the key was gone from etcd; it is written again");
                 Ok(Effect::Gone)
             }
-            result => result,
+            // It is there, and a key it is not.
+            Ok(Effect::Seen(None)) if step == Step::Put => Err(in_the_way(&key)),
+            result => result.map_err(Failure::from),
         };
         let effect = match result {
             Ok(effect) => effect,
-            Err(trouble) => {
-                if step == Step::Put && self.claim != Claim::Any {
-                    known.held = Some(Holding::Unknown);
-                }
-                self.failed(&key, &trouble);
+            Err(failure) => {
+                known.is_in_doubt(step, written, &self.claim);
+                self.failed(&key, begun, failure);
                 return (step == Step::Put).then_some(Told::NotWritten(key));
             }
         };
-        self.pause.reset();
-        if self.trouble.take().is_some() {
-            info!("etcd answers again");
-        }
+        (known.trouble, known.unanswered) = (None, 0);
+        self.answered(now);
+        let known = self.keys.get_mut(&key)?;
         match effect {
             Effect::Owned(ownership, value) => {
                 match step {
@@ -280,16 +330,18 @@ impl Keeper {
                 }
                 let refresh_at = (now + refresh_after(self.ttl)).into_std();
                 let refreshed = matches!(step, Step::Refresh(_));
-                let changed = matches!(&known.held, Some(Holding::Ours { value: before, .. }) if *before != value);
+                let before = match &known.held {
+                    Some(Holding::Ours { value, .. }) => value.clone(),
+                    _ => None,
+                };
+                let changed = before.as_ref().is_some_and(|before| *before != value);
                 if refreshed && changed && self.claim != Claim::Any {
                     return self.seen(key, ownership, &value);
                 }
                 // Who takes any key keeps its own word in mind, whatever others write into it.
-                let kept = match &known.held {
-                    Some(Holding::Ours { value, .. }) if refreshed => Arc::clone(value),
-                    _ => value,
-                };
-                known.held = Some(Holding::Ours { ownership, value: kept, refresh_at });
+                let kept = before.filter(|_| refreshed).unwrap_or(value);
+                known.held = Some(Holding::Ours { ownership, value: Some(kept), refresh_at });
+                known.tried.clear();
                 None
             }
             Effect::Seen(Some(entry)) => self.seen(key, entry.ownership(), &entry.value),
@@ -298,6 +350,7 @@ impl Keeper {
                     info!(%key, "removed");
                 }
                 known.held = None;
+                known.tried.clear();
                 None
             }
         }
@@ -320,20 +373,102 @@ impl Keeper {
             return None;
         };
         let refresh_at = (now + refresh_after(self.ttl) / 2).into_std();
-        known.held = Some(Holding::Ours { ownership, value: value.into(), refresh_at });
-        Some(Told::Found(key, Box::new(record)))
+        known.held = Some(Holding::Ours { ownership, value: Some(value.into()), refresh_at });
+        // Written by a request of ours whose answer was lost, it is nobody's word.
+        let is_news = !std::mem::take(&mut known.tried).iter().any(|tried| **tried == *value);
+        is_news.then(|| Told::Found(key, Box::new(record)))
     }
 
-    fn failed(&mut self, key: &InstanceKey, trouble: &StoreError) {
-        self.write_at = Instant::now() + self.pause.pause();
-        let trouble = trouble.to_string();
-        if self.trouble.as_ref() == Some(&trouble) {
-            debug!(%key, error = trouble, "etcd cannot be written to");
-        } else {
-            error!(%key, error = trouble, "etcd cannot be written to; trying again");
-            self.trouble = Some(trouble);
+    /// etcd has answered, whatever it said.
+    fn answered(&mut self, now: Instant) {
+        self.answered_at = Some(now);
+        self.pause.reset();
+        if self.trouble.take().is_some() {
+            info!("etcd answers again");
         }
     }
+
+    /// Tells one key's trouble from etcd's: what etcd refuses, and what gets no answer while others do, is tried again
+    /// by itself, and keeps nothing else waiting.
+    fn failed(&mut self, key: &InstanceKey, begun: Instant, failure: Failure) {
+        let now = Instant::now();
+        let is_of_key = match failure {
+            Failure::OfKey(_) => {
+                self.answered(now);
+                true
+            }
+            Failure::NoAnswer(_) => self.answered_at.is_some_and(|at| at >= begun),
+        };
+        let (Failure::OfKey(what) | Failure::NoAnswer(what)) = failure;
+        let Some(known) = self.keys.get_mut(key) else { return };
+        if is_of_key {
+            let pauses = self.key_pauses;
+            let trouble = known.trouble.get_or_insert_with(|| KeyTrouble {
+                what: String::new(),
+                pause: Backoff::new(pauses.0, pauses.1),
+                retry_at: now,
+            });
+            trouble.retry_at = now + trouble.pause.pause();
+            if trouble.what == what {
+                debug!(%key, error = what, "etcd does not take the key");
+            } else {
+                error!(%key, error = what, "etcd does not take the key; the others go on, and it is tried again");
+                trouble.what = what;
+            }
+            return;
+        }
+        self.unanswered += 1;
+        known.unanswered = self.unanswered;
+        self.write_at = now + self.pause.pause();
+        if self.trouble.as_ref() == Some(&what) {
+            debug!(%key, error = what, "etcd cannot be written to");
+        } else {
+            error!(%key, error = what, "etcd cannot be written to; trying again");
+            self.trouble = Some(what);
+        }
+    }
+}
+
+impl Key {
+    /// What became of a write is not known.
+    fn is_in_doubt(&mut self, step: Step, written: Arc<str>, claim: &Claim) {
+        match (step, &mut self.held) {
+            (Step::Put, held) if *claim != Claim::Any => *held = Some(Holding::Unknown),
+            (Step::Update(_), Some(Holding::Ours { value, .. })) => *value = None,
+            _ => return,
+        }
+        if !self.tried.contains(&written) {
+            self.tried.push(written);
+        }
+    }
+}
+
+/// Why a step was not carried out.
+enum Failure {
+    /// Nobody answered.
+    NoAnswer(String),
+    /// etcd answered, and the answer is about this key.
+    OfKey(String),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let what = error.to_string();
+        match error {
+            StoreError::Client(_) | StoreError::NoAnswer(_) => Self::NoAnswer(what),
+            StoreError::Refused { .. }
+            | StoreError::NotADirectory { .. }
+            | StoreError::Taken { .. }
+            | StoreError::Lost { .. }
+            | StoreError::Contended { .. } => Self::OfKey(what),
+        }
+    }
+}
+
+/// etcd says that there is something, and there is no key.
+fn in_the_way(key: &InstanceKey) -> Failure {
+    let path = key.path();
+    Failure::OfKey(format!("{path} is taken, and not by a key: a directory of that name must be deleted"))
 }
 
 async fn carry_out(store: Store, claim: Claim, key: InstanceKey, step: Step, value: Arc<str>, ttl: Duration) -> Done {
@@ -342,9 +477,10 @@ async fn carry_out(store: Store, claim: Claim, key: InstanceKey, step: Step, val
             Claim::Any => store.put(&key, &value, ttl).await,
             Claim::Own(_) => store.create(&key, &value, ttl).await,
         }
-        .map(|ownership| Effect::Owned(ownership, value)),
+        .map(|ownership| Effect::Owned(ownership, Arc::clone(&value))),
         Step::Update(owned) => {
-            store.update(&key, &value, ttl, owned).await.map(|ownership| Effect::Owned(ownership, value))
+            let updated = store.update(&key, &value, ttl, owned).await;
+            updated.map(|ownership| Effect::Owned(ownership, Arc::clone(&value)))
         }
         Step::Refresh(owned) => {
             let refreshed = store.refresh(&key, ttl, owned).await;
@@ -362,7 +498,7 @@ async fn carry_out(store: Store, claim: Claim, key: InstanceKey, step: Step, val
         Err(StoreError::Taken { .. }) => store.get(&key).await.map(Effect::Seen),
         result => result,
     };
-    Done { key, step, result }
+    Done { key, step, value, result }
 }
 
 /// What a task came to. `None` where it was broken off; a panic goes on here and ends the process.

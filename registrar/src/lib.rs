@@ -1,12 +1,17 @@
 //! From Docker to the registry: finds where a container is reached, asks it whether it answers, and keeps its key.
 //!
 //! Pure rooms, no I/O and no clock: `own` (which container is this), `service` (what is registered for it), `health`
-//! (does it answer), `reconcile` (what to do in etcd). Edges: `docker`, `probe`. `sidekick` owns all state and does
-//! what the pure rooms say; `config` is the command line.
+//! (does it answer), `reconcile` (what to do in etcd). Edges: `docker`, `probe` and `ask`, `host`. `keeper` owns the keys in
+//! etcd.
+//!
+//! The daemons own all state, and do what the pure rooms say: `sidekick` for the container it is in, `agent` for all
+//! containers of a host, `fixed` for what does not run in Docker. `list` and `explain` look and change nothing; `manual`
+//! writes the manual pages. `config` is the command line.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod agent;
+mod ask;
 pub mod config;
 pub mod docker;
 pub mod explain;

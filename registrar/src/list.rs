@@ -78,9 +78,15 @@ impl List {
 }
 
 fn read(prefix: &Prefix, entry: &Entry) -> Result<(InstanceKey, Record), String> {
-    let key = InstanceKey::parse(prefix, &entry.path).map_err(|error| error.to_string())?;
-    let record = Record::parse(&entry.value).map_err(|error| error.to_string())?;
+    let key = InstanceKey::parse(prefix, &entry.path).map_err(|error| shown(&error))?;
+    let record = Record::parse(&entry.value).map_err(|error| shown(&error))?;
     Ok((key, record))
+}
+
+/// What is wrong with something of etcd's, for a terminal: without the control characters that may be in it.
+pub(crate) fn shown(error: &impl fmt::Display) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    error.to_string().chars().map(escaped).collect()
 }
 
 fn key_parts<S: Serializer>(key: &InstanceKey, serializer: S) -> Result<S::Ok, S::Error> {
@@ -157,6 +163,8 @@ mod tests {
                 entry("/service/web/10.0.0.9:80", "running", None),
                 entry("/service/[::1]:8000", "running", Some(3)),
                 entry("/service/web/10.0.0.11:80", "{\"weight\":999}", None),
+                // The JSON reader repeats what it does not know.
+                entry("/service/web/10.0.0.12:80", r#"{"status":"\u001b[2J\u009b\nup"}"#, None),
             ],
         )
     }
@@ -172,6 +180,7 @@ web      10.0.0.10:80  draining  17s  host-1  web-1      a1
 No instances, so that nothing is routed to them:
   /service/evil\\n 127.0.0.1:1 #: \"evil\\n 127.0.0.1:1 #\" is not an address; write 10.0.0.1:8000 or [2001:db8::1]:8000
   /service/web/10.0.0.11:80: weight 999 is over 256
+  /service/web/10.0.0.12:80: its value is no record: unknown variant `\\u{1b}[2J\\u{9b}\\nup`, expected `running` or `draining` at line 1 column 31
 ";
         assert_eq!(list().to_string(), expected);
         let nothing = List::of(&"service".parse().unwrap(), Vec::new());

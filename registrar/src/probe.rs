@@ -15,8 +15,8 @@ use crate::service::{CheckKind, HttpCheck};
 /// How long a TCP connection must stay open to count as an answer: what accepts on behalf of an application that is
 /// not there closes at once.
 const STAYS_OPEN: Duration = Duration::from_millis(50);
-/// The limit on connecting to one address where there is another. On one host it takes microseconds.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// The limit on connecting to one address where there is another to try. On one host it takes microseconds.
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why there was no good answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +33,9 @@ pub enum ProbeError {
     /// The connection was taken and closed: by Docker, on behalf of an application that is not there.
     #[error("the connection broke off: closed at once")]
     Closed,
+    /// There is a connection, and no TLS on it.
+    #[error("no TLS there: {0}")]
+    Tls(String),
     /// The connection ended without an answer.
     #[error("the connection broke off: {0}")]
     Broken(String),
@@ -48,6 +51,9 @@ pub enum ProbeError {
     /// The command in the container failed.
     #[error("the command in the container ended with {0}")]
     Exit(i64),
+    /// The command of an earlier question has not ended.
+    #[error("the command of an earlier check still runs in the container, and no other is started beside it")]
+    StillRuns,
     /// The command in the container cannot be run.
     #[error("{0}")]
     Exec(String),
@@ -66,9 +72,16 @@ impl ProbeError {
 /// What asks: one for all applications.
 #[derive(Debug)]
 pub struct Prober {
-    plain: Client,
-    /// Made when it is needed for the first time.
-    tls: OnceLock<Client>,
+    /// One for each combination of what it is for, made when it is needed for the first time.
+    clients: [OnceLock<Client>; 4],
+}
+
+/// What an HTTP client is for.
+#[derive(Debug, Clone, Copy)]
+struct Purpose {
+    tls: bool,
+    /// Whether there is another address to try where there is no way to this one.
+    hurried: bool,
 }
 
 /// What came of one question.
@@ -76,6 +89,8 @@ pub struct Prober {
 pub struct Asked {
     /// The answer.
     pub result: Result<(), ProbeError>,
+    /// Which of the targets it is about.
+    pub asked: usize,
     /// Which of the targets is to be asked first the next time.
     pub target: usize,
 }
@@ -87,7 +102,9 @@ impl Prober {
     /// [`ProbeError::Client`].
     pub fn new() -> Result<Self, ProbeError> {
         registry::store::use_ring();
-        Ok(Self { plain: client(false)?, tls: OnceLock::new() })
+        let prober = Self { clients: Default::default() };
+        prober.client(Purpose { tls: false, hurried: false })?;
+        Ok(prober)
     }
 
     /// Asks once, by HTTP or TCP; other means are not its business and count as answered. The connection is a new one
@@ -95,10 +112,7 @@ impl Prober {
     ///
     /// The targets are tried from `first` on, until there is a way to one.
     pub async fn ask(&self, check: &CheckKind, first: usize, limit: Duration) -> Asked {
-        let targets = match check {
-            CheckKind::Http(HttpCheck { targets, .. }) | CheckKind::Tcp { targets, .. } => targets.as_slice(),
-            CheckKind::Docker | CheckKind::Exec { .. } | CheckKind::None => &[],
-        };
+        let targets = check.targets();
         let is_proxied = matches!(check, CheckKind::Tcp { proxied: true, .. });
         let deadline = Instant::now() + limit;
         for turn in 0..targets.len() {
@@ -106,29 +120,34 @@ impl Prober {
             let is_last = turn + 1 == targets.len();
             let question = async {
                 match check {
-                    CheckKind::Http(check) => self.ask_http(check, targets[at]).await,
-                    _ => ask_tcp(targets[at], is_proxied && at + 1 == targets.len()).await,
+                    CheckKind::Http(check) => self.ask_http(check, targets[at], !is_last).await,
+                    _ => ask_tcp(targets[at], is_proxied && at + 1 == targets.len(), !is_last).await,
                 }
             };
             match timeout_at(deadline, question).await {
-                // Perhaps there is no way to this one.
-                Err(_) => return Asked { result: Err(ProbeError::Timeout(limit)), target: (at + 1) % targets.len() },
+                Err(_) => {
+                    // Perhaps there is no way to this one, where the time was too short to tell that from a slow answer.
+                    let next = if limit <= CONNECT_LIMIT { (at + 1) % targets.len() } else { at };
+                    return Asked { result: Err(ProbeError::Timeout(limit)), asked: at, target: next };
+                }
                 Ok(Err(ProbeError::NoWay(_))) if !is_last => {}
-                Ok(result) => return Asked { result, target: at },
+                Ok(result) => return Asked { result, asked: at, target: at },
             }
         }
-        Asked { result: Ok(()), target: first }
+        Asked { result: Ok(()), asked: first, target: first }
     }
 
     /// The headers are the answer; the body is not read.
-    async fn ask_http(&self, check: &HttpCheck, target: SocketAddr) -> Result<(), ProbeError> {
-        let client = if check.tls { self.tls()? } else { &self.plain };
+    async fn ask_http(&self, check: &HttpCheck, target: SocketAddr, hurried: bool) -> Result<(), ProbeError> {
+        let client = self.client(Purpose { tls: check.tls, hurried })?;
         let scheme = if check.tls { "https" } else { "http" };
         let request = client.request(check.method.clone(), format!("{scheme}://{target}{}", check.path));
         let response = request.headers(check.headers.clone()).send().await.map_err(|error| {
             let (cause, kind) = root_cause(&error);
             match kind {
                 Some(io::ErrorKind::ConnectionRefused) if error.is_connect() => ProbeError::Refused(cause),
+                // Connected, and no handshake of TLS came of it.
+                Some(kind) if check.tls && error.is_connect() && is_of_handshake(kind) => ProbeError::Tls(cause),
                 _ if error.is_connect() => ProbeError::NoWay(cause),
                 _ => ProbeError::Broken(cause),
             }
@@ -137,31 +156,33 @@ impl Prober {
         if check.expected.contains(status) { Ok(()) } else { Err(ProbeError::Status(status)) }
     }
 
-    fn tls(&self) -> Result<&Client, ProbeError> {
-        if let Some(client) = self.tls.get() {
+    fn client(&self, purpose: Purpose) -> Result<&Client, ProbeError> {
+        let place = &self.clients[usize::from(purpose.tls) * 2 + usize::from(purpose.hurried)];
+        if let Some(client) = place.get() {
             return Ok(client);
         }
-        let client = client(true)?;
-        Ok(self.tls.get_or_init(|| client))
+        let client = client(purpose)?;
+        Ok(place.get_or_init(|| client))
     }
 }
 
 /// A client that keeps no connection. Over TLS it takes any certificate: it asks an address, not a name, and whether
 /// somebody answers, not who.
-fn client(tls: bool) -> Result<Client, ProbeError> {
+fn client(purpose: Purpose) -> Result<Client, ProbeError> {
     let builder = Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_LIMIT)
         .http1_only()
         .pool_max_idle_per_host(0)
         .tls_certs_only([])
-        .tls_danger_accept_invalid_certs(tls);
+        .tls_danger_accept_invalid_certs(purpose.tls);
+    let builder = if purpose.hurried { builder.connect_timeout(CONNECT_LIMIT) } else { builder };
     builder.build().map_err(|error| ProbeError::Client(root_cause(&error).0))
 }
 
-async fn ask_tcp(target: SocketAddr, may_be_fooled: bool) -> Result<(), ProbeError> {
-    let connected = timeout(CONNECT_LIMIT, TcpStream::connect(target)).await;
+async fn ask_tcp(target: SocketAddr, may_be_fooled: bool, hurried: bool) -> Result<(), ProbeError> {
+    let limit = if hurried { CONNECT_LIMIT } else { Duration::MAX };
+    let connected = timeout(limit, TcpStream::connect(target)).await;
     let stream = match connected {
         Err(_) => return Err(ProbeError::NoWay(format!("{target} does not answer"))),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -179,6 +200,12 @@ async fn ask_tcp(target: SocketAddr, may_be_fooled: bool) -> Result<(), ProbeErr
         // It speaks first, or waits for us to speak.
         Ok(Ok(_)) | Err(_) => Ok(()),
     }
+}
+
+/// Whether an error of this kind comes when there is a connection, and no TLS on it: what TLS itself says is `Other`.
+fn is_of_handshake(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{ConnectionReset, InvalidData, Other, UnexpectedEof};
+    matches!(kind, Other | InvalidData | UnexpectedEof | ConnectionReset)
 }
 
 /// The innermost cause, since the outer ones only say that a request failed; and its kind, where it is one of the

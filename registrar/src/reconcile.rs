@@ -12,8 +12,8 @@ pub enum Holding {
     Ours {
         /// By what to compare.
         ownership: Ownership,
-        /// What it says.
-        value: Arc<str>,
+        /// What it says. `None`: we tried to change it, and do not know what became of it.
+        value: Option<Arc<str>>,
         /// When its time to live is to be renewed.
         refresh_at: Instant,
     },
@@ -64,7 +64,9 @@ pub fn reconcile(wanted: Option<&str>, held: Option<&Holding>, now: Instant) -> 
         (None, Holding::Ours { ownership, .. }) => Some(Step::Delete(*ownership)),
         (None, Holding::Foreign { .. }) => Some(Step::Forget),
         (None, Holding::Unknown) => Some(Step::Look),
-        (Some(wanted), Holding::Ours { ownership, value, .. }) if *wanted != **value => Some(Step::Update(*ownership)),
+        (Some(wanted), Holding::Ours { ownership, value, .. }) if Some(wanted) != value.as_deref() => {
+            Some(Step::Update(*ownership))
+        }
         (Some(_), Holding::Ours { ownership, refresh_at, .. }) if *refresh_at <= now => Some(Step::Refresh(*ownership)),
         (Some(_), Holding::Foreign { look_at }) if *look_at <= now => Some(Step::Look),
         (Some(_), Holding::Unknown) => Some(Step::Put),
@@ -93,19 +95,22 @@ mod tests {
     }
 
     fn ours(value: &str, refresh_at: Instant) -> Holding {
-        Holding::Ours { ownership: ownership(), value: value.into(), refresh_at }
+        Holding::Ours { ownership: ownership(), value: Some(value.into()), refresh_at }
     }
 
     #[test]
     fn what_is_wanted_is_written_renewed_and_looked_after_and_the_rest_goes() {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
+        let in_doubt = Holding::Ours { ownership: ownership(), value: None, refresh_at: later };
         let foreign = |look_at| Some(Holding::Foreign { look_at });
         let cases = [
             (Some("a"), None, Some(Step::Put)),
             (Some("a"), Some(ours("a", later)), None),
             (Some("a"), Some(ours("a", now)), Some(Step::Refresh(ownership()))),
             (Some("b"), Some(ours("a", later)), Some(Step::Update(ownership()))),
+            (Some("a"), Some(in_doubt.clone()), Some(Step::Update(ownership()))),
+            (None, Some(in_doubt), Some(Step::Delete(ownership()))),
             (Some("a"), foreign(now), Some(Step::Look)),
             (Some("a"), foreign(later), None),
             (Some("a"), Some(Holding::Unknown), Some(Step::Put)),

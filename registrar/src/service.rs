@@ -14,7 +14,7 @@ mod refusal;
 mod rule;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum};
 use registry::settings::HostNames;
@@ -30,7 +30,7 @@ pub use rule::RuleError;
 use crate::config::CheckFlags;
 use alias::Aliases;
 use labels::{Labels, PortLabels};
-use ports::Ports;
+use ports::{First, Ports};
 
 /// What holds for all containers of this host: what the user said, and what the agent found out about its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +43,8 @@ pub struct Scope {
     pub host_name: String,
     /// This host's address, where the user said it.
     pub ip: Option<IpAddr>,
-    /// The address of the interface with the default route, where there is one.
-    pub default_address: Option<IpAddr>,
+    /// The addresses of the interface with the default route.
+    pub default_address: DefaultAddress,
     /// Only containers that ask for it are registered.
     pub explicit: bool,
     /// The containers' own addresses and ports are registered.
@@ -57,6 +57,33 @@ pub struct Scope {
     pub allow_exec: bool,
     /// How containers are asked, unless they say otherwise.
     pub check: CheckFlags,
+}
+
+/// The addresses of the interface with the default route: one of each family, where there is one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DefaultAddress {
+    /// That of IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// That of IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl DefaultAddress {
+    /// Both, IPv4 first.
+    pub fn all(self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from))
+    }
+
+    /// The first that is one of these.
+    pub fn any_of(self, addresses: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+        self.all().find(|address| addresses.contains(address))
+    }
+
+    /// These, and of a family of which there is none, the other's.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { v4: self.v4.or(other.v4), v6: self.v6.or(other.v6) }
+    }
 }
 
 /// What was found in one container.
@@ -144,7 +171,7 @@ pub fn services(
     for labels in wanted {
         let mut reader = Reader { container, labels, ports: &ports, has_several_ports, scope, refusals: Vec::new() };
         let found = reader.registrations();
-        let is_refused = reader.refusals.iter().any(|refusal| refusal.reason != Reason::Inert);
+        let is_refused = reader.refusals.iter().any(|refusal| !refusal.reason.is_only_told());
         let port = ContainerPort::tcp(labels.port);
         refusals.extend(reader.refusals.into_iter().map(|refusal| refusal.at(port)));
         let found = found.filter(|_| !is_refused).into_iter().flatten();
@@ -214,7 +241,8 @@ impl Reader<'_> {
         let address = self.address();
         let (address, address_from) = self.keep(address)?;
         let surroundings = check::Surroundings {
-            targets: self.ports.targets(port, address),
+            own_first: self.ports.targets(port, address, First::Own),
+            registered_first: self.ports.targets(port, address, First::Registered),
             proxied: self.ports.is_published(port),
             address,
             has_healthcheck: has_healthcheck(self.container),
@@ -225,6 +253,9 @@ impl Reader<'_> {
         };
         let check = check::read(&self.labels, surroundings);
         let check = self.keep(check);
+        if check.as_ref().is_some_and(|check| check.kind == CheckKind::Docker) {
+            self.refusals.extend(check::counted_by_docker(&self.labels));
+        }
         let record = self.record(attributes);
         let (names, check, record) = (names?, check?, record?);
         let registration = |name| Registration {
@@ -302,9 +333,16 @@ impl Reader<'_> {
             }
             let setting = self.labels.get(name);
             let Some(setting) = self.keep(setting).flatten() else { continue };
-            match settings::check(name, &setting.value) {
-                Ok(()) => drop(attributes.insert(name.to_owned(), setting.value.clone())),
-                Err(error) => self.refusals.push(Refusal::of_setting(setting, error.into())),
+            let attribute = [(name.to_owned(), setting.value.clone())].into();
+            // Read as others will, so that it is known which label is to blame.
+            let alone = Record { attributes: attribute, ..Record::default() };
+            let reason = match settings::check(name, &setting.value) {
+                Ok(()) => Record::parse(&alone.to_value()).err().map(Reason::from),
+                Err(error) => Some(error.into()),
+            };
+            match reason {
+                None => attributes.extend(alone.attributes),
+                Some(reason) => self.refusals.push(Refusal::of_setting(setting, reason)),
             }
         }
         // One form for the same hosts, so that instances agree.
@@ -315,12 +353,8 @@ impl Reader<'_> {
                 self.refuse_setting("host", reason);
             }
             attributes.insert("host".to_owned(), hosts.to_string());
-        } else if matches!(self.labels.get("host"), Ok(None))
-            && attributes.contains_key("path")
-            && !self.scope.domains.is_any()
-        {
-            self.refuse_setting("path", Reason::PathOnEveryHost(self.scope.domains.to_string()));
         }
+        self.bound(&attributes);
         if let Some((over_tls, path)) = http_path {
             if over_tls {
                 attributes.entry("proto".to_owned()).or_insert_with(|| "https".to_owned());
@@ -331,6 +365,21 @@ impl Reader<'_> {
             }
         }
         attributes
+    }
+
+    /// With `--domains`, what is registered must name what it claims: without a host name it would be routed on every
+    /// host, or become an instance of a service whose other instances name one.
+    fn bound(&mut self, attributes: &BTreeMap<String, String>) {
+        if self.scope.domains.is_any() {
+            return;
+        }
+        let is_tcp = attributes.get("mode").is_some_and(|mode| mode == "tcp");
+        if is_tcp && matches!(self.labels.get("listen"), Ok(None)) {
+            self.refusals.push(Refusal::of_container(Reason::NoListen));
+        } else if !is_tcp && matches!(self.labels.get("host"), Ok(None)) {
+            let domains = self.scope.domains.to_string();
+            self.refusals.push(Refusal::of_container(Reason::NoHostName { domains, asked: self.labels.asks() }));
+        }
     }
 
     fn refuse_setting(&mut self, name: &str, reason: Reason) {

@@ -4,7 +4,7 @@
 //! What to do is decided in `health`, `service` and `reconcile`; here it is done.
 
 use std::future::{Future, pending};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +81,8 @@ pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = 
         }
         if locating.is_none() && sidekick.locate_at <= now {
             sidekick.located_at = Some(now);
-            locating = Some(Box::pin(locate(sidekick.config.clone(), candidates.clone())));
+            let former = sidekick.location.map(|address| address.ip());
+            locating = Some(Box::pin(locate(sidekick.config.clone(), candidates.clone(), former)));
         }
         sidekick.want();
         let wake = [probing.is_none().then_some(sidekick.probe_at), locating.is_none().then_some(sidekick.locate_at)];
@@ -125,11 +126,15 @@ async fn going_on<T>(doing: &mut Doing<T>) -> T {
 }
 
 /// Reads where other hosts reach the application.
-async fn locate(config: Config, candidates: Vec<Candidate>) -> Result<InstanceAddress, LocateError> {
+async fn locate(
+    config: Config,
+    candidates: Vec<Candidate>,
+    former: Option<IpAddr>,
+) -> Result<InstanceAddress, LocateError> {
     let ip = match &config.ip {
         Host::Published => None,
         Host::Address(ip) => Some(*ip),
-        Host::Name(name) => Some(resolve(name).await?),
+        Host::Name(name) => Some(resolve(name, former).await?),
     };
     let container = Docker::new(config.docker).own_container(&candidates).await?;
     Ok(service::address(&container, config.port, ip)?)

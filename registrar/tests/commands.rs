@@ -48,10 +48,11 @@ async fn list_shows_what_is_registered_as_a_table_and_as_json() {
     assert!(code == 1 && error.contains("no usable answer from etcd"), "{code} {error}");
 }
 
-/// A container whose own address is 127.0.0.1, so that an application of the test stands for the one in it.
-fn container(port: u16, labels: &[(&str, &str)]) -> Value {
+/// A container whose own address is 127.0.0.1, so that an application of the test stands for the one in it, or for what
+/// is published of it.
+fn container(port: u16, published: u16, labels: &[(&str, &str)]) -> Value {
     let mut container: Value = serde_json::from_str(&recorded("inspect-owner")).unwrap();
-    let binding = json!([{ "HostIp": "0.0.0.0", "HostPort": "40001" }]);
+    let binding = json!([{ "HostIp": "0.0.0.0", "HostPort": published.to_string() }]);
     container["NetworkSettings"]["Ports"] = json!({ format!("{port}/tcp"): binding, "53/udp": null });
     container["NetworkSettings"]["Networks"]["bridge"]["IPAddress"] = json!("127.0.0.1");
     container["Config"]["ExposedPorts"] = json!({});
@@ -70,10 +71,12 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
     let (etcd, docker) = (Etcd::start(), Docker::start());
     let store = store(&etcd.url());
     let application = Application::start(Answer::status("200 OK")).await;
+    let (own, published) = (free_port(), application.port);
+    let (at, below) = (format!("127.0.0.1:{published}"), format!("shop/127.0.0.1:{published}"));
     let state = tempfile::tempdir().unwrap();
     let url = etcd.url();
     let explain = async |name: &str, more: &[&str]| {
-        let args = ["explain", name, "--ip", "10.1.0.101", "--docker", docker.socket.to_str().unwrap()];
+        let args = ["explain", name, "--ip", "127.0.0.1", "--docker", docker.socket.to_str().unwrap()];
         let state = ["--state-dir", state.path().to_str().unwrap()];
         run(&url, &[&args[..], &state[..], more].concat()).await
     };
@@ -82,16 +85,16 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
     assert!(code == 1 && text.contains("-> NO   Docker knows no container nobody"), "{text}");
 
     let labels = [("SERVICE_NAME", "shop"), ("SERVICE_CHECK_HTTP", "/health"), ("SERVICE_REGION", "eu")];
-    docker.knows("web", container(application.port, &labels).to_string());
+    docker.knows("web", container(own, published, &labels).to_string());
     let (code, text) = explain("web", &[]).await;
-    let key = "/service/shop/10.1.0.101:40001";
+    let key = format!("/service/{below}");
     assert_eq!((code, marks(&text)), (1, vec!["yes", "yes", "yes", "-> NO"]), "{text}");
     for expected in [
         "it says SERVICE_NAME=\"shop\"",
         "port 53/udp: only TCP ports are registered",
-        "is service shop at 10.1.0.101:40001, as --ip says",
+        &format!("port {own} is service shop at {at}, as --ip says"),
         "check_http=/health region=eu",
-        &format!("asked by GET http://127.0.0.1:{}/health, every 5s within 3s: it answers", application.port),
+        &format!("asked by GET http://{at}/health, every 5s within 3s: it answers"),
         &format!("{key} is not in etcd: no agent has written it"),
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
@@ -99,9 +102,8 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
     assert!(std::fs::read_dir(state.path()).unwrap().next().is_none(), "it only looks");
 
     std::fs::write(state.path().join("agent-id"), "agent-1\n").unwrap();
-    let id = container(1, &[])["Id"].as_str().unwrap().to_owned();
-    put(&store, "shop/10.1.0.101:40001", &json!({ "id": id, "agent": "agent-1", "status": "draining" }).to_string())
-        .await;
+    let id = container(1, 1, &[])["Id"].as_str().unwrap().to_owned();
+    put(&store, &below, &json!({ "id": id, "agent": "agent-1", "status": "draining" }).to_string()).await;
     let (code, text) = explain("web", &[]).await;
     assert_eq!((code, marks(&text)), (0, vec!["yes"; 4]), "{text}");
     assert!(text.contains(&format!("{key} is in etcd: draining: it finishes what it has")), "{text}");
@@ -112,15 +114,29 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
     let (code, text) = explain("web", &[]).await;
     assert_eq!((code, marks(&text)), (1, vec!["yes", "yes", "-> NO", "yes"]), "{text}");
     assert!(text.contains("status 503"), "{text}");
+    // Nobody speaks TLS there, which is no matter of firewalls.
+    let over_tls = [("SERVICE_NAME", "shop"), ("SERVICE_CHECK_HTTPS", "/health")];
+    docker.knows("web", container(own, published, &over_tls).to_string());
+    application.answers(Answer::ToAnything("HTTP/1.1 400 Bad Request\r\n\r\n".to_owned()));
+    let (code, text) = explain("web", &[]).await;
+    assert!(code == 1 && text.contains("no TLS there") && text.contains("SERVICE_CHECK_HTTP"), "{text}");
+    assert!(!text.contains("firewall"), "{text}");
+    docker.knows("web", container(own, published, &labels).to_string());
     application.answers(Answer::status("200 OK"));
 
-    put(&store, "shop/10.1.0.101:40001", "{\"id\":\"0123456789abcdef\",\"agent\":\"a2\"}").await;
+    put(&store, &below, "{\"id\":\"0123456789abcdef\",\"agent\":\"a2\"}").await;
     let (code, text) = explain("web", &[]).await;
     assert!(code == 1 && text.contains("for another container (0123456789ab), written by a2"), "{text}");
+    assert!(text.contains("two hosts register the same address"), "{text}");
+    put(&store, &below, "{\"id\":\"0123456789abcdef\",\"agent\":\"agent-1\"}").await;
+    let (code, text) = explain("web", &[]).await;
+    assert!(code == 1 && text.contains("two containers of this host claim it"), "{text}");
+    assert!(!text.contains("two hosts"), "{text}");
 
     let (code, text) = explain("web", &["--domains", "a.example", "--explicit"]).await;
-    assert!(code == 1 && text.contains("for another container"), "{text}");
-    docker.knows("web", container(application.port, &[("SERVICE_WEIGHT", "heavy")]).to_string());
+    let expected = format!("-> NO   port {own}: it names no host, and with --domains it must");
+    assert!(code == 1 && text.contains(&expected), "{text}");
+    docker.knows("web", container(own, published, &[("SERVICE_WEIGHT", "heavy")]).to_string());
     let (code, text) = explain("web", &["--explicit"]).await;
     assert!(code == 1 && text.contains("--explicit, and no label asks for it"), "{text}");
     let (code, text) = explain("web", &[]).await;
@@ -135,14 +151,25 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
 async fn explain_says_which_of_docker_and_etcd_does_not_answer() {
     let docker = Docker::start();
     let application = Application::start(Answer::status("200 OK")).await;
-    docker.knows("web", container(application.port, &[]).to_string());
+    docker.knows("web", container(application.port, 40001, &[]).to_string());
     let dead = format!("http://127.0.0.1:{}", free_port());
     let (code, text) = run(&dead, &["explain", "web", "--docker", "/no/such.sock"]).await;
     assert!(code == 1 && text.contains("-> NO   there is no Docker socket at /no/such.sock"), "{text}");
     let socket = docker.socket.to_str().unwrap();
-    let (code, text) = run(&dead, &["explain", "web", "--docker", socket, "--ip", "10.1.0.101"]).await;
+    let (code, text) = run(&dead, &["explain", "web", "--docker", socket, "--ip", "127.0.0.1"]).await;
     assert_eq!((code, marks(&text)), (1, vec!["yes", "yes", "yes", "-> NO"]), "{text}");
     assert!(text.contains("cannot be read: no usable answer from etcd"), "{text}");
+
+    // Docker answers, and not to every question: what it did not say is not made up.
+    let mut shares = container(application.port, 40001, &[]);
+    shares["HostConfig"]["NetworkMode"] = json!("container:owner");
+    docker.knows("web", shares.to_string());
+    docker.says("owner", 500, "{\"message\":\"broken\"}".to_owned());
+    let (code, text) = run(&dead, &["explain", "web", "--docker", socket, "--ip", "127.0.0.1"]).await;
+    assert!(code == 1 && text.contains("refuses to show container owner: 500 broken"), "{text}");
+    docker.lists(500, "{\"message\":\"broken too\"}");
+    let (code, text) = run(&dead, &["explain", "web", "--docker", socket, "--ip", "127.0.0.1"]).await;
+    assert!(code == 1 && text.contains("-> NO   ") && text.contains("list containers: 500 broken too"), "{text}");
 }
 
 #[tokio::test]

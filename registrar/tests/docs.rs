@@ -40,3 +40,17 @@ fn the_reference_holds_the_help_of_this_program_and_of_each_subcommand() {
         std::fs::write(&path, page).unwrap();
     }
 }
+
+/// An agent without --explicit would route to them.
+#[test]
+fn the_projects_images_that_are_no_services_say_so() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let images = std::fs::read_dir(root.join("packaging/images")).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = images.map(|image| image.join("Dockerfile")).filter(|file| file.exists()).collect();
+    files.push(root.join("vagrant/Dockerfile"));
+    let says =
+        |file: &Path| std::fs::read_to_string(file).unwrap().lines().any(|line| line == "LABEL SERVICE_IGNORE=true");
+    let (silent, ignored): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| !says(file));
+    assert_eq!(silent, [root.join("packaging/images/hello/Dockerfile")], "only the example is meant to be registered");
+    assert!(ignored.len() >= 4, "{ignored:?}");
+}

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use registrar::config::EtcdFlags;
@@ -12,8 +12,10 @@ use registrar::keeper::{Claim, Keeper, Told};
 use registry::{Entry, InstanceKey, Record, Status, Store};
 use support::etcd::Etcd;
 use support::{entries, eventually, paths, store};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 const TTL: Duration = Duration::from_secs(20);
 /// Refreshed three times a second.
@@ -36,8 +38,95 @@ fn draining() -> Arc<str> {
 }
 
 fn keeper(etcd: &Etcd, ttl: Duration) -> Keeper {
-    let flags = EtcdFlags { endpoints: etcd.url().parse().unwrap(), etcd_timeout: Duration::from_secs(1) };
+    keeper_at(&etcd.url(), ttl)
+}
+
+fn keeper_at(url: &str, ttl: Duration) -> Keeper {
+    let flags = EtcdFlags { endpoints: url.parse().unwrap(), etcd_timeout: Duration::from_secs(1) };
     Keeper::new(&flags, Claim::Own("a1".to_owned()), ttl).unwrap()
+}
+
+/// A key of a service whose keys are tried before those of the others.
+fn bad_key() -> InstanceKey {
+    InstanceKey::parse(&"service".parse().unwrap(), "/service/bad/10.0.0.1:1").unwrap()
+}
+
+/// Asks etcd past the store, which would never do such things.
+async fn raw(etcd: &Etcd, method: reqwest::Method, path: &str) -> serde_json::Value {
+    registry::store::use_ring();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let reply = client.request(method, format!("{}{path}", etcd.url())).send().await.unwrap();
+    serde_json::from_str(&reply.text().await.unwrap()).unwrap()
+}
+
+/// What is wrong with the way to etcd.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// What is asked is done, and nobody hears of it.
+    LosesReplies,
+    /// Requests with this text in their head get no answer.
+    Drops(&'static str),
+}
+
+/// A way to etcd on which things go wrong.
+struct Way {
+    url: String,
+    fault: Arc<Mutex<Fault>>,
+    _task: JoinSet<()>,
+}
+
+impl Way {
+    async fn to(etcd: &Etcd, fault: Fault) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let etcd = etcd.url().strip_prefix("http://").unwrap().to_owned();
+        let fault = Arc::new(Mutex::new(fault));
+        let shared = Arc::clone(&fault);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.spawn(pass_on(stream, etcd.clone(), Arc::clone(&shared)));
+            }
+        });
+        Self { url, fault, _task: task }
+    }
+
+    fn has(&self, fault: Fault) {
+        *self.fault.lock().unwrap() = fault;
+    }
+}
+
+/// Passes one request on, and its answer back.
+async fn pass_on(mut stream: TcpStream, etcd: String, fault: Arc<Mutex<Fault>>) -> Option<()> {
+    let mut request = Vec::new();
+    let head = loop {
+        if stream.read_buf(&mut request).await.ok()? == 0 {
+            return None;
+        }
+        if let Some(end) = request.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            break String::from_utf8(request[..end + 4].to_vec()).ok()?;
+        }
+    };
+    let length = head.to_ascii_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    while request.len() < head.len() + length.unwrap_or(0) {
+        stream.read_buf(&mut request).await.ok()?;
+    }
+    let fault = *fault.lock().unwrap();
+    if matches!(fault, Fault::Drops(text) if head.contains(text)) {
+        return None;
+    }
+    let mut upstream = TcpStream::connect(etcd).await.ok()?;
+    upstream.write_all(head.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes()).await.ok()?;
+    upstream.write_all(&request[head.len()..]).await.ok()?;
+    let mut reply = Vec::new();
+    upstream.read_to_end(&mut reply).await.ok()?;
+    if fault != Fault::LosesReplies {
+        stream.write_all(&reply).await.ok()?;
+    }
+    None
 }
 
 /// A keeper at work.
@@ -67,7 +156,11 @@ impl AtWork {
     }
 
     async fn want(&self, at: u16, value: Option<Arc<str>>) {
-        self.wishes.send((key(at), value)).await.unwrap();
+        self.want_at(key(at), value).await;
+    }
+
+    async fn want_at(&self, key: InstanceKey, value: Option<Arc<str>>) {
+        self.wishes.send((key, value)).await.unwrap();
     }
 
     async fn stop(self) -> Keeper {
@@ -228,4 +321,105 @@ async fn all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time() {
         assert!(is_frozen || paths(&store).await.is_empty());
         etcd.thaw();
     }
+}
+
+/// A key that etcd does not take is tried first, and the others are written, renewed and removed all the same.
+async fn the_others_go_on(etcd: &Etcd, keeper: &AtWork) {
+    let store = store(&etcd.url());
+    keeper.want_at(bad_key(), Some(running())).await;
+    for at in 1..=40 {
+        keeper.want(at, Some(running())).await;
+    }
+    let all =
+        async || entries(&store).await.into_iter().filter(|entry| entry.path.starts_with("/service/web/")).collect();
+    eventually("all others", async || Vec::len(&all().await) == 40).await;
+    let created = |entries: &[Entry]| entries.iter().map(Entry::created_index).collect::<Vec<_>>();
+    let before: Vec<Entry> = all().await;
+    tokio::time::sleep(SHORT_TTL * 4).await;
+    assert_eq!(created(&all().await), created(&before), "none was ever gone");
+    keeper.want(5, None).await;
+    eventually_holds(&store, 5, None).await;
+    assert_eq!(store.get(&bad_key()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_key_that_etcd_refuses_holds_up_no_other_and_is_written_when_it_may_be() {
+    let etcd = Etcd::start();
+    // The directory of its service is a key with a value.
+    raw(&etcd, reqwest::Method::PUT, "/v2/keys/service/bad?value=x").await;
+    let keeper = AtWork::start(keeper(&etcd, SHORT_TTL));
+    the_others_go_on(&etcd, &keeper).await;
+    raw(&etcd, reqwest::Method::DELETE, "/v2/keys/service/bad").await;
+    let store = store(&etcd.url());
+    eventually("the key", async || store.get(&bad_key()).await.unwrap().is_some()).await;
+}
+
+#[tokio::test]
+async fn a_key_whose_requests_get_no_answer_holds_up_no_other() {
+    let etcd = Etcd::start();
+    let way = Way::to(&etcd, Fault::Drops("/service/bad/")).await;
+    let keeper = AtWork::start(keeper_at(&way.url, SHORT_TTL));
+    the_others_go_on(&etcd, &keeper).await;
+    way.has(Fault::None);
+    let store = store(&etcd.url());
+    eventually("the key", async || store.get(&bad_key()).await.unwrap().is_some()).await;
+}
+
+#[tokio::test]
+async fn a_directory_in_the_place_of_a_key_is_waited_for_with_patience() {
+    let etcd = Etcd::start();
+    let path = format!("/v2/keys{}", key(1).path());
+    raw(&etcd, reqwest::Method::PUT, &format!("{path}?dir=true")).await;
+    let keeper = AtWork::start(keeper(&etcd, TTL));
+    let failed = async || raw(&etcd, reqwest::Method::GET, "/v2/stats/store").await["createFail"].as_u64().unwrap();
+    keeper.want(1, Some(running())).await;
+    eventually("an attempt", async || failed().await > 0).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(failed().await <= 10, "{} attempts in 2 s", failed().await);
+    raw(&etcd, reqwest::Method::DELETE, &format!("{path}?dir=true")).await;
+    eventually_holds(&store(&etcd.url()), 1, Some(&running())).await;
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word() {
+    let etcd = Etcd::start();
+    let (store, way) = (store(&etcd.url()), Way::to(&etcd, Fault::None).await);
+    let mut keeper = AtWork::start(keeper_at(&way.url, SHORT_TTL));
+    keeper.want(1, Some(running())).await;
+    eventually_holds(&store, 1, Some(&running())).await;
+    way.has(Fault::LosesReplies);
+    keeper.want(1, Some(draining())).await;
+    // So is the first write of a key.
+    keeper.want(2, Some(draining())).await;
+    eventually_holds(&store, 1, Some(&draining())).await;
+    eventually_holds(&store, 2, Some(&draining())).await;
+    keeper.want(1, Some(running())).await;
+    keeper.want(2, Some(running())).await;
+    way.has(Fault::None);
+    eventually_holds(&store, 1, Some(&running())).await;
+    eventually_holds(&store, 2, Some(&running())).await;
+    tokio::time::sleep(SHORT_TTL * 2).await;
+    while let Ok(told) = keeper.told.try_recv() {
+        assert!(matches!(told, Told::NotWritten(_)), "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_let_go_is_left_to_its_time_to_live() {
+    let etcd = Etcd::start();
+    let store = store(&etcd.url());
+    for at in [1, 2] {
+        store.put(&key(at), &running(), SHORT_TTL * 2).await.unwrap();
+    }
+    let before = entries(&store).await;
+    let mut keeper = keeper(&etcd, SHORT_TTL * 2);
+    for (at, entry) in [1, 2].into_iter().zip(&before) {
+        keeper.take_over(&key(at), entry);
+    }
+    keeper.let_go(&key(1));
+    let keeper = AtWork::start(keeper);
+    assert_eq!(value(&store, 1).await.as_deref(), Some(&*running()), "it is not removed");
+    eventually_holds(&store, 1, None).await;
+    assert_eq!(value(&store, 2).await.as_deref(), Some(&*running()));
+    drop(keeper);
 }

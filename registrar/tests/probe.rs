@@ -21,9 +21,17 @@ fn local(port: u16) -> SocketAddr {
 }
 
 fn http(port: u16, path: &str) -> CheckKind {
+    http_of([local(port)], path)
+}
+
+fn http_at(targets: impl IntoIterator<Item = SocketAddr>) -> CheckKind {
+    http_of(targets, "/")
+}
+
+fn http_of(targets: impl IntoIterator<Item = SocketAddr>, path: &str) -> CheckKind {
     CheckKind::Http(HttpCheck {
         tls: false,
-        targets: vec![local(port)],
+        targets: targets.into_iter().collect(),
         path: path.to_owned(),
         method: Method::GET,
         headers: HeaderMap::new(),
@@ -110,5 +118,54 @@ async fn where_there_is_no_way_to_the_first_target_the_next_is_asked_and_remembe
     let nowhere = ([224, 0, 0, 1], 80).into();
     let check = tcp([nowhere, local(application.port)]);
     let asked = Prober::new().unwrap().ask(&check, 0, LIMIT).await;
-    assert_eq!((asked.result, asked.target), (Ok(()), 1));
+    assert_eq!((asked.result, asked.asked, asked.target), (Ok(()), 1, 1));
+    application.answers(Answer::status("200 OK"));
+    let asked = Prober::new().unwrap().ask(&http_at([nowhere, local(application.port)]), 0, LIMIT).await;
+    assert_eq!((asked.result, asked.asked, asked.target), (Ok(()), 1, 1));
+}
+
+#[tokio::test]
+async fn a_sole_target_has_the_whole_limit_to_take_the_connection() {
+    // What a full queue of connections does to the next: nobody answers it. With another target to try a second is enough.
+    let listener = tokio::net::TcpSocket::new_v4().unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = listener.listen(1).unwrap();
+    let address = full.local_addr().unwrap();
+    let fill: Vec<_> = (0..4).map(|_| tokio::net::TcpStream::connect(address)).collect();
+    let filled = tokio::time::timeout(Duration::from_millis(200), futures_util::future::join_all(fill)).await;
+    assert!(filled.is_err(), "the queue takes any number");
+    let application = Application::start(Answer::Hang).await;
+    let prober = Prober::new().unwrap();
+    let limit = Duration::from_millis(1600);
+    for kind in [tcp([address]), http_at([address])] {
+        let begun = Instant::now();
+        let asked = prober.ask(&kind, 0, limit).await;
+        assert_eq!(asked.result, Err(ProbeError::Timeout(limit)), "{kind:?}");
+        assert!(begun.elapsed() >= limit, "{kind:?}: {:?}", begun.elapsed());
+    }
+    let begun = Instant::now();
+    let asked = prober.ask(&tcp([address, local(application.port)]), 0, limit * 4).await;
+    assert_eq!((asked.result, asked.asked, asked.target), (Ok(()), 1, 1));
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_slow_answer_does_not_move_the_question_elsewhere_unless_there_may_be_no_way() {
+    let (slow, other) = (Application::start(Answer::Hang).await, Application::start(Answer::status("200 OK")).await);
+    let check = http_at([local(slow.port), local(other.port)]);
+    for (limit, next) in [(LIMIT, 1), (Duration::from_millis(1300), 0)] {
+        let asked = Prober::new().unwrap().ask(&check, 0, limit).await;
+        assert_eq!((asked.result, asked.asked, asked.target), (Err(ProbeError::Timeout(limit)), 0, next), "{limit:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_speaks_no_tls_is_told_from_what_cannot_be_reached() {
+    let plain = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n".to_owned();
+    for answer in [Answer::ToAnything(plain), Answer::ToAnything(String::new())] {
+        let application = Application::start(answer.clone()).await;
+        let CheckKind::Http(plain) = http(application.port, "/") else { unreachable!() };
+        let error = ask(CheckKind::Http(HttpCheck { tls: true, ..plain })).await.unwrap_err();
+        assert!(matches!(error, ProbeError::Tls(_)), "{answer:?}: {error:?}");
+    }
 }

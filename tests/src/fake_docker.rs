@@ -106,6 +106,8 @@ struct State {
     sicknesses: Vec<(String, Sickness)>,
     requests: BTreeMap<String, u64>,
     next_id: u64,
+    /// How far its clock is behind.
+    behind: Duration,
 }
 
 struct Event {
@@ -133,6 +135,7 @@ impl FakeDocker {
             sicknesses: Vec::new(),
             requests: BTreeMap::new(),
             next_id: 1,
+            behind: Duration::ZERO,
         };
         let shared = Shared { state: Arc::new(Mutex::new(state)), streams: watch::Sender::new(Streams::default()) };
         FakeDocker { shared, path: dir.path().join("docker.sock"), task: None, _dir: dir }
@@ -222,7 +225,7 @@ impl FakeDocker {
         let is_alike =
             |event: &Value| event["Action"].as_str().is_some_and(|action| action.split(':').next() == Some(plain));
         let mut event = recorded.into_iter().find(is_alike).unwrap_or_else(|| panic!("no {action} was recorded"));
-        let now = Timestamp::now();
+        let now = Timestamp::now() - state.behind;
         event["status"] = json!(action);
         event["Action"] = json!(action);
         event["id"] = json!(id);
@@ -255,6 +258,11 @@ impl FakeDocker {
     /// Is well again.
     pub fn recovers(&self) {
         self.state().sicknesses.clear();
+    }
+
+    /// Its clock is set back: what happens from now on happened before what it has told already.
+    pub fn sets_its_clock_back(&self, by: Duration) {
+        self.state().behind = by;
     }
 
     /// Ends the event streams that are open.

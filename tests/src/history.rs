@@ -45,8 +45,15 @@ impl Event {
 
 /// The events since its start. Dropping it ends the watch.
 pub struct History {
-    events: Arc<Mutex<Vec<Event>>>,
+    seen: Arc<Mutex<Seen>>,
     task: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Seen {
+    events: Vec<Event>,
+    /// Why events may be missing: what is not among them may have happened all the same.
+    lost: Option<String>,
 }
 
 impl History {
@@ -54,8 +61,8 @@ impl History {
     pub async fn start(etcd: SocketAddr) -> History {
         let reply = get(etcd, "/v2/keys/").await.expect("etcd answers");
         let mut index: u64 = reply.header("x-etcd-index").and_then(|index| index.parse().ok()).expect("an index");
-        let events = Arc::new(Mutex::new(Vec::new()));
-        let into = Arc::clone(&events);
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let into = Arc::clone(&seen);
         let task = tokio::spawn(async move {
             let mut connection = None;
             loop {
@@ -67,7 +74,12 @@ impl History {
                         let (action, node) = (text(&body["action"]), &body["node"]);
                         let event =
                             Event { at: Instant::now(), action, key: text(&node["key"]), value: text(&node["value"]) };
-                        into.lock().unwrap().push(event);
+                        into.lock().unwrap().events.push(event);
+                    }
+                    // etcd keeps 1000 events, and those after `index` are no longer among them.
+                    Some(body) if body["errorCode"] == 401 => {
+                        into.lock().unwrap().lost = Some(body.to_string());
+                        return;
                     }
                     // The server ended a poll that was quiet for long, or it is away.
                     _ => {
@@ -77,12 +89,18 @@ impl History {
                 }
             }
         });
-        History { events, task }
+        History { seen, task }
     }
 
-    /// What happened to keys with `part` in their path, in its order.
+    /// What happened to keys with `part` in their path, in its order. Panics where that is not known any more.
     pub fn of(&self, part: &str) -> Vec<Event> {
-        self.events.lock().unwrap().iter().filter(|event| event.key.contains(part)).cloned().collect()
+        let (lost, events) = {
+            let seen = self.seen.lock().unwrap();
+            let events = seen.events.iter().filter(|event| event.key.contains(part)).cloned().collect();
+            (seen.lost.clone(), events)
+        };
+        assert!(lost.is_none(), "etcd no longer has the events that come next: {lost:?}");
+        events
     }
 
     /// Waits for the first event of these keys that is `wanted`, and gives it.

@@ -1,21 +1,27 @@
 //! One container and its instances: what is known of them, and what an answer means. Pure: `now` comes in.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bollard::models::{ContainerInspectResponse, HealthStatusEnum};
+use bollard::models::ContainerInspectResponse;
 use jiff::Timestamp;
 use registry::{InstanceKey, Record, Status};
 use tracing::{debug, info, warn};
 
-use crate::docker::events::{ContainerId, Healthcheck, signal_number};
+use crate::ask::healthcheck_says;
+use crate::docker::events::{ContainerId, Healthcheck, Late, signal_number};
+use crate::docker::healthcheck;
 use crate::health::{Answer, Change, Health};
-use crate::probe::ProbeError;
+use crate::probe::{CONNECT_LIMIT, ProbeError};
 use crate::service::{CheckKind, Refusal, Registration};
 
 /// Docker's signals to end a container, beside the container's own (`docker stop`, `docker kill`).
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
+
+/// How long an address is asked that was not the best one, before that one is tried again.
+const BEST_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// What the agent must remember of a container beside what is registered for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +47,6 @@ impl Facts {
     pub(super) fn read(container: &ContainerInspectResponse) -> Self {
         let state = container.state.as_ref();
         let is = |field: Option<bool>| field.unwrap_or_default();
-        let healthcheck = match state.and_then(|state| state.health.as_ref()?.status) {
-            Some(HealthStatusEnum::STARTING) => Some(Healthcheck::Starting),
-            Some(HealthStatusEnum::HEALTHY) => Some(Healthcheck::Healthy),
-            Some(HealthStatusEnum::UNHEALTHY) => Some(Healthcheck::Unhealthy),
-            Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => None,
-        };
         let stop_signal = container.config.as_ref().and_then(|config| config.stop_signal.as_deref());
         let network = container.host_config.as_ref().and_then(|config| config.network_mode.as_deref());
         Self {
@@ -55,10 +55,21 @@ impl Facts {
             paused: state.is_some_and(|state| is(state.paused)),
             started: state.and_then(|state| state.started_at.as_deref()?.parse().ok()),
             stop_signal: stop_signal.and_then(signal_number).unwrap_or(SIGTERM),
-            healthcheck,
+            healthcheck: healthcheck(container),
             network_of: network.and_then(|network| network.strip_prefix("container:")).map(Into::into),
         }
     }
+}
+
+/// A signal that was sent to a container.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kill {
+    /// Its number, where Docker says it.
+    pub(super) signal: Option<i32>,
+    /// When it was sent, where that is told late.
+    pub(super) late: Option<Late>,
+    /// By this moment the container has stopped of it, or runs on.
+    pub(super) until: Instant,
 }
 
 /// One container.
@@ -72,14 +83,20 @@ pub(super) struct Container {
     refusals: Vec<Refusal>,
     /// It was told to stop; by this moment it has, or counts as running again.
     pub(super) killed: Option<Instant>,
+    /// It was told to stop since its start, and lives.
+    told_to_stop: bool,
     /// It is to be inspected.
     pub(super) inspect: bool,
+    /// It stands in the queue for that.
+    pub(super) queued: bool,
     /// It is being inspected.
     pub(super) inspecting: Option<u64>,
     /// How often that failed in a row.
     pub(super) failures: u32,
     /// A digest of what the list of containers said of it.
     pub(super) digest: Option<u64>,
+    /// The instances whose turn it is as soon as fewer questions to this container go on.
+    pub(super) waiting: VecDeque<u64>,
 }
 
 impl Container {
@@ -90,10 +107,13 @@ impl Container {
             instances: Vec::new(),
             refusals: Vec::new(),
             killed: None,
+            told_to_stop: false,
             inspect: false,
+            queued: false,
             inspecting: None,
             failures: 0,
             digest: None,
+            waiting: VecDeque::new(),
         }
     }
 
@@ -119,10 +139,47 @@ impl Container {
         self.killed.is_none() && !self.is_paused()
     }
 
+    /// Takes what it is now. Says whether that is another run than before.
+    pub(super) fn takes(&mut self, facts: Facts) -> bool {
+        let is_new_run = self.started() != facts.started;
+        if is_new_run {
+            (self.killed, self.told_to_stop) = (None, false);
+        }
+        self.facts = Some(facts);
+        is_new_run
+    }
+
+    /// Takes a signal. Says whether it is one that is to end the container.
+    pub(super) fn takes_signal(&mut self, kill: &Kill, now: Instant) -> bool {
+        let is_of_this_run = kill.late.is_none_or(|late| self.started().is_none_or(|started| late.at >= started));
+        if !is_of_this_run || !self.is_ended_by(kill.signal) {
+            return false;
+        }
+        self.told_to_stop = true;
+        if kill.late.is_some() {
+            // That it drains was our own word then, before we ended.
+            self.instances.iter_mut().for_each(Instance::forget_left);
+        }
+        if kill.until > now {
+            self.killed = self.killed.max(Some(kill.until));
+        }
+        true
+    }
+
     /// Whether this signal is to end it.
-    pub(super) fn is_ended_by(&self, signal: Option<i32>) -> bool {
+    fn is_ended_by(&self, signal: Option<i32>) -> bool {
         let own = self.facts.as_ref().map(|facts| facts.stop_signal);
         signal.is_some_and(|signal| signal == SIGTERM || signal == SIGKILL || own == Some(signal))
+    }
+
+    /// An earlier run of the agent had this instance registered: it goes on from there.
+    pub(super) fn take_over(&mut self, key: &InstanceKey, record: &Record) {
+        let (is_same_run, told_to_stop) = (self.started() == record.registered, self.told_to_stop);
+        if let Some(instance) =
+            self.instances.iter_mut().find(|instance| is_same_run && instance.registration.key == *key)
+        {
+            instance.take_over(record, told_to_stop);
+        }
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = InstanceKey> {
@@ -131,11 +188,7 @@ impl Container {
 
     /// Takes what its HEALTHCHECK says, for the instances that are judged by it.
     pub(super) fn docker_says(&mut self, says: Healthcheck) {
-        let result = match says {
-            Healthcheck::Healthy => Ok(()),
-            Healthcheck::Unhealthy => Err(ProbeError::Unhealthy("unhealthy")),
-            Healthcheck::Starting => Err(ProbeError::Unhealthy("starting")),
-        };
+        let result = healthcheck_says(Some(says));
         for instance in
             self.instances.iter_mut().filter(|instance| instance.registration.check.kind == CheckKind::Docker)
         {
@@ -167,9 +220,16 @@ pub(super) struct Instance {
     /// It is being asked.
     pub(super) asking: bool,
     pub(super) ask_at: Instant,
+    /// Which of its targets is to be asked first.
     pub(super) target: usize,
+    /// When that is to be the best one again, where it is another one now.
+    best_again_at: Option<Instant>,
     /// An operator drains it.
     pub(super) drained: bool,
+    /// That is known from what an earlier run of the agent left alone.
+    drained_before: bool,
+    /// A command in the container that had not ended when it should have.
+    pub(super) unfinished: Option<String>,
     /// Whether a missing answer was told since the start or the last answer.
     told_missing: bool,
 }
@@ -185,15 +245,20 @@ impl Instance {
             asking: false,
             ask_at: now,
             target: 0,
+            best_again_at: None,
             drained: false,
+            drained_before: false,
+            unfinished: None,
             told_missing: false,
         };
         instance.assume_up_where_not_asked();
         instance
     }
 
-    /// Begins anew with what is known of it, as after its start.
-    pub(super) fn begin(&mut self, now: Instant) {
+    /// Begins anew with what is known of it, as after its start. What it is just being asked has lost its meaning: the
+    /// serial number is another one.
+    pub(super) fn begin(&mut self, serial: u64, now: Instant) {
+        (self.serial, self.asking) = (serial, false);
         self.health = health(&self.registration, now);
         self.ask_at = now;
         self.told_missing = false;
@@ -212,19 +277,49 @@ impl Instance {
             return;
         }
         if self.registration.check != registration.check {
-            self.target = 0;
+            (self.target, self.best_again_at) = (0, None);
             self.ask_at = now;
         }
         self.value = registration.record.to_value().into();
         self.registration = Arc::new(registration);
     }
 
-    /// An earlier run of the agent had it registered: it goes on from there.
-    pub(super) fn take_over(&mut self, record: &Record) {
+    /// An earlier run of the agent had it registered. That it drains is an operator's word, unless its container was
+    /// told to stop.
+    fn take_over(&mut self, record: &Record, told_to_stop: bool) {
         if !self.health.was_up() {
             self.health.assume_up();
         }
-        self.drained = record.status == Status::Draining;
+        self.drained = record.status == Status::Draining && !told_to_stop;
+        self.drained_before = self.drained;
+    }
+
+    /// Takes an operator's word.
+    pub(super) fn drain(&mut self, drained: bool) {
+        (self.drained, self.drained_before) = (drained, false);
+    }
+
+    fn forget_left(&mut self) {
+        if std::mem::take(&mut self.drained_before) {
+            self.drained = false;
+        }
+    }
+
+    /// Whether another one is asked the same: a port has one answer for all its names.
+    pub(super) fn is_asked_like(&self, registration: &Registration) -> bool {
+        self.registration.port == registration.port && self.registration.check == registration.check
+    }
+
+    /// Takes which of its targets is to be asked first. The best one is tried again now and then, where the question has
+    /// the time to go on to the next.
+    pub(super) fn aim(&mut self, target: usize, now: Instant) {
+        let has_time = self.registration.check.timeout >= CONNECT_LIMIT * 2;
+        (self.target, self.best_again_at) = match self.best_again_at {
+            _ if target == 0 => (0, None),
+            Some(at) if at <= now && has_time => (0, None),
+            Some(at) => (target, Some(at)),
+            None => (target, Some(now + BEST_AGAIN_AFTER)),
+        };
     }
 
     /// Takes an answer. Says whether it changes anything.

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use registry::{InstanceKey, Record, Status};
 use tracing::{info, warn};
 
-use super::container::{Container, Facts, Instance};
+use super::container::{Container, Facts, Instance, Kill};
 use crate::docker::events::{ContainerId, Event, What};
 use crate::probe::ProbeError;
 use crate::service::{CheckKind, Findings, Registration};
 
 /// The pauses before a container is inspected again that could not be.
 const INSPECT_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+/// How many questions to one container go on at once: enough for its ports, and too few to take the slots of the others.
+const QUESTIONS_AT_ONCE: usize = 8;
 
 /// What an inspection gave: what the container is, and what is to be registered for it.
 #[derive(Debug)]
@@ -47,6 +50,19 @@ pub(super) struct Question {
     pub(super) registration: Arc<Registration>,
     /// Which of its targets is to be asked first.
     pub(super) target: usize,
+    /// The command of an earlier question that had not ended.
+    pub(super) unfinished: Option<String>,
+}
+
+/// What came of a question.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The answer.
+    pub(super) result: Result<(), ProbeError>,
+    /// Which of the targets is to be asked first the next time.
+    pub(super) target: usize,
+    /// A command in the container that has not ended.
+    pub(super) unfinished: Option<String>,
 }
 
 /// What should be in etcd for a key: its value, or nothing.
@@ -66,14 +82,19 @@ pub(super) struct Containers {
     /// Keys whose wish may be another now.
     touched: BTreeSet<InstanceKey>,
     to_inspect: VecDeque<ContainerId>,
-    /// What is to be done when. May hold moments that have lost their meaning.
+    /// Signals to containers that were not inspected yet.
+    early: BTreeMap<ContainerId, Vec<Kill>>,
+    /// Which instance is to be asked when. May hold moments that have lost their meaning.
+    to_ask: BTreeSet<(Instant, ContainerId, u64)>,
+    /// How many questions to a container go on, those that were overtaken included.
+    asking: BTreeMap<ContainerId, usize>,
+    /// What else is to be done when. May hold moments that have lost their meaning.
     timers: BTreeSet<(Instant, Timer)>,
     last_serial: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
-    Ask(ContainerId, u64),
     Inspect(ContainerId),
     GraceOver(ContainerId),
 }
@@ -89,6 +110,9 @@ impl Containers {
             listed: false,
             touched: BTreeSet::new(),
             to_inspect: VecDeque::new(),
+            early: BTreeMap::new(),
+            to_ask: BTreeSet::new(),
+            asking: BTreeMap::new(),
             timers: BTreeSet::new(),
             last_serial: 0,
         }
@@ -97,27 +121,51 @@ impl Containers {
     /// Takes an event of Docker.
     pub(super) fn event(&mut self, event: &Event, now: Instant) {
         let id = &event.container;
-        if event.what == What::Start {
-            let container = self.known.entry(Arc::clone(id)).or_insert_with(|| Container::new(now));
-            container.seen_at = now;
+        match event.what {
+            What::Start => {
+                self.early.remove(id);
+                let container = self.known.entry(Arc::clone(id)).or_insert_with(|| Container::new(now));
+                container.seen_at = now;
+                self.inspect(id, true);
+                self.inspect_sharers(id);
+                return;
+            }
+            What::Kill(signal) => {
+                let grace = event.late.map_or(self.kill_grace, |late| self.kill_grace.saturating_sub(late.ago));
+                self.kill(id, Kill { signal, late: event.late, until: now + grace }, now);
+                return;
+            }
+            What::Die => drop(self.early.remove(id)),
+            What::Pause | What::Unpause | What::Health(_) | What::Changed => {}
+        }
+        let Some(container) = self.known.get_mut(id) else { return };
+        if event.late.is_some() {
+            // What is known may be newer than that.
             self.inspect(id, true);
             self.inspect_sharers(id);
             return;
         }
-        let Some(container) = self.known.get_mut(id) else { return };
         // What is just being read may be older than this event.
         container.inspect |= container.inspecting.is_some();
         match event.what {
-            What::Start => {}
+            What::Start | What::Kill(_) => {}
             What::Die => self.remove(id),
-            What::Kill(signal) => self.kill(id, signal, now),
             What::Pause => self.pause(id, true, now),
             What::Unpause => self.pause(id, false, now),
             What::Health(says) => {
-                container.docker_says(says);
-                self.touched.extend(container.keys());
+                if let Some(facts) = &mut container.facts {
+                    facts.healthcheck = Some(says);
+                }
+                // One that is told to stop finishes its work, whatever its HEALTHCHECK makes of that.
+                if container.killed.is_none() {
+                    container.docker_says(says);
+                    self.touched.extend(container.keys());
+                }
             }
-            What::Changed => self.inspect(id, true),
+            What::Changed => {
+                self.inspect(id, true);
+                self.inspect_sharers(id);
+            }
         }
     }
 
@@ -136,6 +184,7 @@ impl Containers {
         for id in self.known.iter().filter_map(gone).collect::<Vec<_>>() {
             self.remove(&id);
         }
+        self.early.retain(|id, _| self.known.contains_key(id));
         self.listed = true;
         self.settle_left();
     }
@@ -143,6 +192,14 @@ impl Containers {
     /// Has every container inspected again: what holds for all of them has changed.
     pub(super) fn inspect_all(&mut self) {
         for id in self.known.keys().cloned().collect::<Vec<_>>() {
+            self.inspect(&id, false);
+        }
+    }
+
+    /// Has those inspected again at once that could not be inspected the last time: Docker may be well again.
+    pub(super) fn inspect_failed(&mut self) {
+        let failed = self.known.iter().filter(|(_, container)| container.inspect);
+        for id in failed.map(|(id, _)| Arc::clone(id)).collect::<Vec<_>>() {
             self.inspect(&id, false);
         }
     }
@@ -157,7 +214,7 @@ impl Containers {
         container.failures = 0;
         if container.inspect {
             // Something happened meanwhile.
-            self.to_inspect.push_front(Arc::clone(id));
+            self.inspect(id, true);
             return;
         }
         match result {
@@ -187,42 +244,59 @@ impl Containers {
         self.settle_left();
     }
 
+    /// Gives up what an earlier run has left and nobody has claimed, since Docker does not say whose it is: these keys are
+    /// to be renewed no more.
+    pub(super) fn give_up_left(&mut self) -> Vec<InstanceKey> {
+        std::mem::take(&mut self.left).into_keys().collect()
+    }
+
     /// Takes what stands in a key of ours that we did not write just now.
     pub(super) fn found(&mut self, key: &InstanceKey, record: &Record) {
         let drained = record.status == Status::Draining;
-        let is_killed = |known: &&Container| known.killed.is_some();
-        if record.id.as_deref().and_then(|id| self.known.get(id)).filter(is_killed).is_some() {
+        let Some(container) = record.id.as_deref().and_then(|id| self.known.get_mut(id)) else { return };
+        if container.killed.is_some() {
             // It is we who drain it.
             return;
         }
-        if let Some(instance) = self.instance_of(key, record).filter(|instance| instance.drained != drained) {
+        let is_same_run = container.started() == record.registered;
+        let is_meant = |known: &&mut Instance| known.registration.key == *key && known.drained != drained;
+        if let Some(instance) = container.instances.iter_mut().find(is_meant).filter(|_| is_same_run) {
             info!(%key, drained, "an operator has set the status of the key");
-            instance.drained = drained;
+            instance.drain(drained);
             self.touched.insert(key.clone());
         }
     }
 
-    /// Takes what came of a question.
-    pub(super) fn answered(
-        &mut self,
-        question: &Question,
-        result: &Result<(), ProbeError>,
-        target: usize,
-        now: Instant,
-    ) {
-        let Some(container) = self.known.get_mut(&question.container) else { return };
-        let is_to_be_asked = container.is_to_be_asked();
-        let Some(instance) = container.instances.iter_mut().find(|known| known.serial == question.serial) else {
-            return;
-        };
-        instance.asking = false;
-        instance.target = target;
-        if instance.answered(result) {
-            self.touched.insert(instance.registration.key.clone());
+    /// Takes what came of a question. It holds for all names of the port.
+    pub(super) fn answered(&mut self, question: &Question, answer: Answer, now: Instant) {
+        let id = &question.container;
+        if let Some(going_on) = self.asking.get_mut(id) {
+            *going_on -= 1;
+            if *going_on == 0 {
+                self.asking.remove(id);
+            }
         }
-        if is_to_be_asked {
-            let at = instance.ask_at.max(now);
-            self.timers.insert((at, Timer::Ask(Arc::clone(&question.container), instance.serial)));
+        let Some(container) = self.known.get_mut(id) else { return };
+        while let Some(serial) = container.waiting.pop_front() {
+            if container.instances.iter().any(|known| known.serial == serial && !known.asking && known.ask_at <= now) {
+                self.to_ask.insert((now, Arc::clone(id), serial));
+                break;
+            }
+        }
+        let is_to_be_asked = container.is_to_be_asked();
+        let Some(asked) = container.instances.iter_mut().find(|known| known.serial == question.serial) else { return };
+        (asked.asking, asked.unfinished) = (false, answer.unfinished);
+        asked.aim(answer.target, now);
+        if !is_to_be_asked {
+            // One that is told to stop, or stands still, says nothing that counts.
+            return;
+        }
+        self.to_ask.insert((asked.ask_at.max(now), Arc::clone(id), asked.serial));
+        let registration = Arc::clone(&asked.registration);
+        for instance in container.instances.iter_mut().filter(|known| known.is_asked_like(&registration)) {
+            if instance.answered(&answer.result) {
+                self.touched.insert(instance.registration.key.clone());
+            }
         }
     }
 
@@ -233,6 +307,7 @@ impl Containers {
             && let Some(id) = self.to_inspect.pop_front()
         {
             let Some(container) = self.known.get_mut(&id) else { continue };
+            container.queued = false;
             if container.inspecting.is_none() && std::mem::take(&mut container.inspect) {
                 self.last_serial += 1;
                 container.inspecting = Some(self.last_serial);
@@ -242,24 +317,36 @@ impl Containers {
         inspections
     }
 
+    /// Does what is to be done by the passing of time alone, but for the questions.
+    pub(super) fn pass(&mut self, now: Instant) {
+        while self.timers.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, timer)) = self.timers.pop_first()
+        {
+            match timer {
+                Timer::Inspect(id) if self.known.get(&id).is_some_and(|known| known.inspect) => {
+                    self.inspect(&id, false);
+                }
+                Timer::Inspect(_) => {}
+                Timer::GraceOver(id) => self.grace_over(&id, now),
+            }
+        }
+    }
+
     /// The instances to ask now, at most so many. `chance` gives numbers from 0 to 1: questions in the long run are
     /// spread by it.
     pub(super) fn questions(&mut self, now: Instant, limit: usize, mut chance: impl FnMut() -> f64) -> Vec<Question> {
         let mut questions = Vec::new();
-        while questions.len() < limit && self.timers.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, timer)) = self.timers.pop_first() else { break };
-            match timer {
-                Timer::Ask(id, serial) => questions.extend(self.ask(&id, serial, now, &mut chance)),
-                Timer::Inspect(id) => self.to_inspect.push_back(id),
-                Timer::GraceOver(id) => self.grace_over(&id, now),
-            }
+        while questions.len() < limit && self.to_ask.first().is_some_and(|(at, ..)| *at <= now) {
+            let Some((_, id, serial)) = self.to_ask.pop_first() else { break };
+            questions.extend(self.ask(&id, serial, now, &mut chance));
         }
         questions
     }
 
-    /// When there is something to do by the passing of time alone.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _)| *at)
+    /// When there is something to do by the passing of time alone; `may_ask`: whether another question may be asked.
+    pub(super) fn due(&self, may_ask: bool) -> Option<Instant> {
+        let to_ask = self.to_ask.first().filter(|_| may_ask).map(|(at, ..)| *at);
+        [to_ask, self.timers.first().map(|(at, _)| *at)].into_iter().flatten().min()
     }
 
     /// What should be in etcd, for all keys for which that may have changed.
@@ -296,45 +383,55 @@ impl Containers {
     fn update(&mut self, id: &ContainerId, inspected: Inspected, now: Instant) {
         let Some(container) = self.known.get_mut(id) else { return };
         let Inspected { facts, findings, age } = inspected;
-        let is_new_run = container.started() != facts.started;
-        let goes_on = container.is_paused() && !facts.paused;
-        // A signal may come before the first inspection.
-        if is_new_run && container.facts.is_some() {
-            container.killed = None;
+        let (name, healthcheck) = (facts.name.clone(), facts.healthcheck);
+        let was_paused = container.is_paused();
+        let is_new_run = container.takes(facts);
+        for kill in self.early.remove(id).into_iter().flatten() {
+            if container.takes_signal(&kill, now) {
+                self.timers.insert((kill.until, Timer::GraceOver(Arc::clone(id))));
+            }
+        }
+        if container.is_paused() && !is_new_run {
+            // It goes on as what it was.
+            self.touched.extend(container.keys());
+            return;
         }
         let mut before = std::mem::take(&mut container.instances);
-        let mut to_ask = Vec::new();
         for registration in findings.registrations {
             let key = registration.key.clone();
             let known = before.iter().position(|instance| instance.registration.key == key);
             let known = known.map(|at| before.swap_remove(at)).filter(|_| !is_new_run);
+            self.last_serial += 1;
             let mut instance = if let Some(mut instance) = known {
                 instance.replace(registration, now);
                 instance
             } else {
-                self.last_serial += 1;
-                Instance::new(self.last_serial, registration, now.checked_sub(age).unwrap_or(now), now)
+                // What a port answers is known, under whatever name it is registered.
+                let mut others = before.iter().chain(&container.instances);
+                let alike = others.find(|known| !is_new_run && known.is_asked_like(&registration));
+                let health = alike.map(|known| known.health.clone());
+                let started = now.checked_sub(age).unwrap_or(now);
+                let mut instance = Instance::new(self.last_serial, registration, started, now);
+                instance.health = health.unwrap_or(instance.health);
+                instance
             };
-            if goes_on {
-                instance.begin(now);
+            if was_paused {
+                instance.begin(self.last_serial, now);
             }
-            to_ask.push((instance.ask_at, Timer::Ask(Arc::clone(id), instance.serial)));
             container.instances.push(instance);
             self.touched.insert(key.clone());
             let claims = self.claims.entry(key.clone()).or_default();
             if claims.insert(Arc::clone(id)) && claims.len() > 1 {
-                let name = &facts.name;
                 warn!(%key, container = name, "several containers claim one key: the one that was started last has it");
             }
         }
-        container.tell_refusals(&facts.name, findings.refusals);
-        let healthcheck = facts.healthcheck;
-        container.facts = Some(facts);
-        if let Some(says) = healthcheck {
-            container.docker_says(says);
-        }
+        container.tell_refusals(&name, findings.refusals);
         if container.is_to_be_asked() {
-            self.timers.extend(to_ask);
+            if let Some(says) = healthcheck {
+                container.docker_says(says);
+            }
+            let to_ask = container.instances.iter().map(|known| (known.ask_at, Arc::clone(id), known.serial));
+            self.to_ask.extend(to_ask);
         }
         for instance in before {
             self.unclaim(&instance.registration.key, id);
@@ -364,21 +461,31 @@ impl Containers {
         self.settle_left();
     }
 
-    fn kill(&mut self, id: &ContainerId, signal: Option<i32>, now: Instant) {
-        let Some(container) = self.known.get_mut(id).filter(|known| known.is_ended_by(signal)) else { return };
-        let until = now + self.kill_grace;
-        if container.killed.replace(until).is_none() {
-            let name = container.name();
-            info!(container = name, signal, "it is told to stop; no new work for it");
+    fn kill(&mut self, id: &ContainerId, kill: Kill, now: Instant) {
+        let Some(container) = self.known.get_mut(id).filter(|known| known.facts.is_some()) else {
+            // By which signal it is stopped, and whether it has been started since, is not known yet.
+            self.early.entry(Arc::clone(id)).or_default().push(kill);
+            return;
+        };
+        let before = container.killed;
+        if !container.takes_signal(&kill, now) {
+            return;
+        }
+        if before.is_none() && container.killed.is_some() {
+            info!(container = container.name(), signal = kill.signal, "it is told to stop; no new work for it");
         }
         self.touched.extend(container.keys());
-        self.timers.insert((until, Timer::GraceOver(Arc::clone(id))));
+        self.timers.insert((kill.until, Timer::GraceOver(Arc::clone(id))));
     }
 
     fn grace_over(&mut self, id: &ContainerId, now: Instant) {
         let Some(container) = self.known.get_mut(id) else { return };
         if container.killed.take_if(|until| *until <= now).is_some() {
             info!(container = container.name(), "it was told to stop and runs on; it counts as running again");
+            // What it said meanwhile counts now.
+            if let Some(says) = container.facts.as_ref().and_then(|facts| facts.healthcheck) {
+                container.docker_says(says);
+            }
             self.touched.extend(container.keys());
             self.ask_now(id, now);
         }
@@ -390,7 +497,10 @@ impl Containers {
         facts.paused = paused;
         self.touched.extend(container.keys());
         if !paused {
-            container.instances.iter_mut().for_each(|instance| instance.begin(now));
+            for instance in &mut container.instances {
+                self.last_serial += 1;
+                instance.begin(self.last_serial, now);
+            }
             // Its HEALTHCHECK says something else, perhaps.
             self.inspect(id, true);
             self.ask_now(id, now);
@@ -401,28 +511,42 @@ impl Containers {
         let Some(container) = self.known.get_mut(id) else { return };
         for instance in &mut container.instances {
             instance.ask_at = now;
-            self.timers.insert((now, Timer::Ask(Arc::clone(id), instance.serial)));
+            self.to_ask.insert((now, Arc::clone(id), instance.serial));
         }
     }
 
     fn ask(&mut self, id: &ContainerId, serial: u64, now: Instant, chance: impl FnOnce() -> f64) -> Option<Question> {
         let container = self.known.get_mut(id).filter(|known| known.is_to_be_asked())?;
-        let instance = container.instances.iter_mut().find(|known| known.serial == serial)?;
+        let at = container.instances.iter().position(|known| known.serial == serial)?;
+        let (before, rest) = container.instances.split_at_mut(at);
+        let instance = rest.first_mut()?;
+        // The first of those that are asked alike is asked for all of them.
+        let is_asked_with_another = before.iter().any(|known| known.is_asked_like(&instance.registration));
         let by_us = !matches!(instance.registration.check.kind, CheckKind::Docker | CheckKind::None);
-        if instance.asking || instance.ask_at > now || !by_us {
+        if instance.asking || instance.ask_at > now || !by_us || is_asked_with_another {
             return None;
         }
+        let going_on = self.asking.entry(Arc::clone(id)).or_default();
+        if *going_on >= QUESTIONS_AT_ONCE {
+            if !container.waiting.contains(&serial) {
+                container.waiting.push_back(serial);
+            }
+            return None;
+        }
+        *going_on += 1;
         let gap = instance.health.gap(now);
         let gap = if instance.health.was_up() { gap.mul_f64(1.0 - chance() / 5.0) } else { gap };
         instance.ask_at = now + gap;
         instance.asking = true;
         let registration = Arc::clone(&instance.registration);
-        Some(Question { container: Arc::clone(id), serial, registration, target: instance.target })
+        let (target, unfinished) = (instance.target, instance.unfinished.clone());
+        Some(Question { container: Arc::clone(id), serial, registration, target, unfinished })
     }
 
     fn inspect(&mut self, id: &ContainerId, soon: bool) {
         let Some(container) = self.known.get_mut(id) else { return };
-        if !std::mem::replace(&mut container.inspect, true) && container.inspecting.is_none() {
+        container.inspect = true;
+        if container.inspecting.is_none() && !std::mem::replace(&mut container.queued, true) {
             if soon {
                 self.to_inspect.push_front(Arc::clone(id));
             } else {
@@ -450,17 +574,10 @@ impl Containers {
                 continue;
             }
             let Some(record) = self.left.remove(&key) else { continue };
-            if let Some(instance) = self.instance_of(&key, &record) {
-                instance.take_over(&record);
+            if let Some(container) = record.id.as_deref().and_then(|id| self.known.get_mut(id)) {
+                container.take_over(&key, &record);
             }
             self.touched.insert(key);
         }
-    }
-
-    /// The instance that this record of this key is about, in the same run of its container.
-    fn instance_of(&mut self, key: &InstanceKey, record: &Record) -> Option<&mut Instance> {
-        let container = self.known.get_mut(record.id.as_deref()?)?;
-        let is_same_run = container.started() == record.registered;
-        container.instances.iter_mut().find(|instance| is_same_run && instance.registration.key == *key)
     }
 }

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use registry::{InstanceKey, Prefix, Record, Status};
+use registry::{Entry, InstanceKey, Listing, Position, Prefix, Record, Status};
 
 use super::container::Facts;
-use super::containers::{Containers, Inspected, Question};
-use crate::docker::events::{ContainerId, Event, Healthcheck, What};
+use super::containers::{Answer, Containers, Inspected, Question};
+use crate::config::{Command, Program};
+use crate::docker::events::{ContainerId, Event, Healthcheck, Late, What};
+use crate::keeper::{Claim, Keeper};
 use crate::probe::ProbeError;
-use crate::service::{AddressSource, Check, CheckKind, Findings, Registration};
+use crate::probe::Prober;
+use crate::service::{AddressSource, Check, CheckKind, DefaultAddress, Findings, Registration, Scope};
 
 const GRACE: Duration = Duration::from_secs(30);
 const FIRST_START: &str = "2026-11-25T09:00:00Z";
@@ -35,7 +38,13 @@ impl Host {
     }
 
     fn event(&mut self, id: &str, what: What) {
-        self.containers.event(&Event { container: id.into(), what }, self.now);
+        self.containers.event(&Event { container: id.into(), what, late: None }, self.now);
+    }
+
+    /// What happened so long ago is told only now.
+    fn late_event(&mut self, id: &str, what: What, at: &str, ago: Duration) {
+        let late = Some(Late { at: at.parse().unwrap(), ago });
+        self.containers.event(&Event { container: id.into(), what, late }, self.now);
     }
 
     fn list(&mut self, ids: &[&str]) {
@@ -55,7 +64,13 @@ impl Host {
         }
     }
 
+    fn answer(&mut self, question: &Question, result: &Result<(), ProbeError>) {
+        let answer = Answer { result: result.clone(), target: 0, unfinished: None };
+        self.containers.answered(question, answer, self.now);
+    }
+
     fn questions(&mut self) -> Vec<Question> {
+        self.containers.pass(self.now);
         self.containers.questions(self.now, 100, || 0.0)
     }
 
@@ -63,9 +78,15 @@ impl Host {
     fn ask(&mut self, answer: &Result<(), ProbeError>) -> usize {
         let questions = self.questions();
         for question in &questions {
-            self.containers.answered(question, answer, 0, self.now);
+            self.answer(question, answer);
         }
         questions.len()
+    }
+
+    /// Whom it is time to inspect.
+    fn next_to_inspect(&mut self) -> Vec<ContainerId> {
+        self.containers.pass(self.now);
+        self.containers.inspections(16).into_iter().map(|inspection| inspection.container).collect()
     }
 
     /// What is in etcd now: ports and whether they drain.
@@ -261,7 +282,7 @@ fn a_container_that_vanished_before_it_was_inspected_is_forgotten() {
     host.event("c1", What::Start);
     host.inspect(|_| None);
     host.later(Duration::from_secs(60));
-    assert_eq!((host.containers.inspections(16), host.containers.due()), (vec![], None));
+    assert_eq!((host.containers.inspections(16), host.containers.due(true)), (vec![], None));
 }
 
 #[test]
@@ -437,6 +458,319 @@ fn a_slow_answer_delays_nobody_else() {
     assert_eq!(hangs.len(), 1);
     host.later(Duration::from_secs(5));
     assert_eq!(host.ask(&Ok(())), 1);
-    host.containers.answered(&hangs[0], &Ok(()), 0, host.now);
+    host.answer(&hangs[0], &Ok(()));
     assert_eq!(host.registered(), [(8000, Status::Running), (8002, Status::Running)]);
+}
+
+/// A container with so many ports, each under these names.
+fn with_ports(id: &str, ports: u16, names: &[&str]) -> Inspected {
+    let mut all = inspected(id, 8000, FIRST_START);
+    let one = all.findings.registrations.remove(0);
+    for port in 1..=ports {
+        for name in names {
+            let path = format!("/service/{name}/10.0.0.1:{port}");
+            let key = InstanceKey::parse(&"service".parse().unwrap(), &path).unwrap();
+            all.findings.registrations.push(Registration { key, port, ..one.clone() });
+        }
+    }
+    all.findings.registrations.sort_by(|one, other| one.key.cmp(&other.key));
+    all
+}
+
+#[test]
+fn a_port_is_asked_once_for_all_its_names_and_its_answer_holds_for_all_of_them() {
+    let mut host = Host::new();
+    host.event("c1", What::Start);
+    host.inspect(|id| Some(with_ports(id, 2, &["a", "b", "c"])));
+    assert_eq!((host.ask(&Ok(())), host.registered().len()), (2, 6));
+    host.later(Duration::from_secs(5));
+    assert_eq!((host.ask(&refused()), host.registered().len()), (2, 0));
+    host.later(Duration::from_secs(5));
+    assert_eq!((host.ask(&Ok(())), host.registered().len()), (2, 6));
+    // Another name for it is known to answer, and one that goes takes the question along to the next.
+    host.event("c1", What::Changed);
+    host.inspect(|id| Some(with_ports(id, 2, &["b", "c", "d"])));
+    assert_eq!(host.registered().len(), 6);
+    host.later(Duration::from_secs(5));
+    assert_eq!((host.ask(&refused()), host.registered().len()), (2, 0));
+}
+
+#[test]
+fn one_container_takes_few_of_the_places_for_questions_and_all_its_ports_have_their_turn() {
+    let mut host = Host::new();
+    host.event("many", What::Start);
+    host.inspect(|id| Some(with_ports(id, 100, &["a"])));
+    let mut going_on = host.questions();
+    assert_eq!(going_on.len(), 8);
+    host.event("c2", What::Start);
+    host.inspect(|id| Some(inspected(id, 8002, FIRST_START)));
+    assert_eq!(host.questions().len(), 1, "another container is asked at once");
+    let mut asked = 0;
+    while let Some(question) = going_on.pop() {
+        asked += 1;
+        host.answer(&question, &Ok(()));
+        going_on.extend(host.questions());
+        assert!(going_on.len() <= 8, "{}", going_on.len());
+    }
+    assert_eq!((asked, host.registered().len()), (100, 100));
+}
+
+#[test]
+fn the_best_address_is_tried_again_a_minute_after_there_was_no_way_to_it() {
+    let mut host = Host::with("c1", 8000);
+    let mut asked = Vec::new();
+    for _ in 0..14 {
+        host.later(Duration::from_secs(5));
+        let questions = host.questions();
+        asked.push(questions[0].target);
+        // From wherever it begins, only the second leads there.
+        let answer = Answer { result: Ok(()), target: 1, unfinished: None };
+        host.containers.answered(&questions[0], answer, host.now);
+    }
+    assert_eq!(asked, [[0].as_slice(), &[1; 12], &[0]].concat());
+}
+
+#[test]
+fn inspections_and_the_end_of_a_grace_time_wait_for_no_question() {
+    let mut host = Host::with("c1", 8000);
+    host.event("c1", What::Kill(Some(15)));
+    assert_eq!(host.registered(), [(8000, Status::Draining)]);
+    host.later(GRACE);
+    assert_eq!(host.containers.due(false), Some(host.now), "no question may be asked now");
+    host.containers.pass(host.now);
+    assert_eq!(host.registered(), [(8000, Status::Running)]);
+}
+
+#[test]
+fn what_is_answered_while_a_container_is_told_to_stop_does_not_count() {
+    let mut host = Host::with("c1", 8000);
+    host.later(Duration::from_secs(5));
+    let questions = host.questions();
+    host.event("c1", What::Kill(Some(15)));
+    host.answer(&questions[0], &refused());
+    assert_eq!(host.registered(), [(8000, Status::Draining)]);
+    host.later(GRACE);
+    assert_eq!((host.ask(&Ok(())), host.registered()), (1, vec![(8000, Status::Running)]));
+}
+
+#[test]
+fn what_a_healthcheck_says_of_a_container_that_is_told_to_stop_counts_when_that_lives_on() {
+    let mut host = Host::new();
+    host.event("c1", What::Start);
+    host.inspect(|id| Some(checked_by(CheckKind::Docker, id, 8000)));
+    host.event("c1", What::Health(Healthcheck::Healthy));
+    host.event("c1", What::Kill(Some(15)));
+    host.event("c1", What::Health(Healthcheck::Unhealthy));
+    // Whatever makes it be inspected meanwhile.
+    host.event("c1", What::Changed);
+    host.inspect(|id| {
+        let mut inspected = checked_by(CheckKind::Docker, id, 8000);
+        inspected.facts.healthcheck = Some(Healthcheck::Unhealthy);
+        Some(inspected)
+    });
+    assert_eq!(host.registered(), [(8000, Status::Draining)]);
+    host.later(GRACE);
+    host.containers.pass(host.now);
+    assert_eq!(host.registered(), []);
+}
+
+#[test]
+fn an_agent_that_ended_while_it_drained_a_container_does_not_take_that_for_an_operators_word() {
+    let second = |second: u32| format!("2026-11-25T09:10:{second:02}Z");
+    let left = || left("c1", 1, FIRST_START, Status::Draining);
+    let begin = || {
+        let mut host = Host::new();
+        host.etcd = [left()].map(|(key, record)| (key, record.to_value().into())).into();
+        host.containers.found_left([left()].into());
+        host
+    };
+    let find = |host: &mut Host| {
+        host.list(&["c1"]);
+        host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
+    };
+    for is_told_first in [true, false] {
+        // Within the grace time it drains on, and runs again when that is over.
+        let mut host = begin();
+        if !is_told_first {
+            find(&mut host);
+        }
+        host.late_event("c1", What::Kill(Some(3)), &second(0), GRACE / 2);
+        if is_told_first {
+            find(&mut host);
+        }
+        assert_eq!(host.registered(), [(1, Status::Draining)]);
+        host.later(GRACE / 2);
+        host.containers.pass(host.now);
+        assert_eq!(host.registered(), [(1, Status::Running)], "told first: {is_told_first}");
+        // When it is over already, it runs again at once.
+        let mut host = begin();
+        if !is_told_first {
+            find(&mut host);
+        }
+        host.late_event("c1", What::Kill(Some(3)), &second(0), GRACE * 2);
+        if is_told_first {
+            find(&mut host);
+        }
+        assert_eq!(host.registered(), [(1, Status::Running)], "told first: {is_told_first}");
+        // A signal that is to end nobody, or one of the run before, says nothing of it.
+        for (signal, at) in [(1, second(0)), (15, "2026-11-25T08:59:00Z".to_owned())] {
+            let mut host = begin();
+            if !is_told_first {
+                find(&mut host);
+            }
+            host.late_event("c1", What::Kill(Some(signal)), &at, GRACE * 2);
+            if is_told_first {
+                find(&mut host);
+            }
+            assert_eq!(host.registered(), [(1, Status::Draining)]);
+        }
+    }
+}
+
+#[test]
+fn what_is_told_late_removes_nobody_who_lives() {
+    let mut host = Host::with("c1", 8000);
+    for what in [What::Die, What::Pause, What::Health(Healthcheck::Unhealthy)] {
+        host.late_event("c1", what, "2026-11-25T08:59:59Z", Duration::from_secs(1));
+        assert_eq!(host.next_to_inspect(), ["c1".into()], "{what:?}: it may be so");
+        host.list(&["c1"]);
+        assert_eq!(host.registered(), [(8000, Status::Running)], "{what:?}");
+        host = Host::with("c1", 8000);
+    }
+}
+
+fn paused(id: &str) -> Inspected {
+    let mut inspected = inspected(id, 8000, FIRST_START);
+    inspected.facts.paused = true;
+    inspected.findings.registrations.clear();
+    inspected
+}
+
+#[test]
+fn a_paused_container_that_is_inspected_keeps_what_is_known_of_it() {
+    let mut host = Host::with("c1", 8000);
+    host.list(&["c1"]);
+    host.containers.found(&key(8000), &left("c1", 8000, FIRST_START, Status::Draining).1);
+    host.later(Duration::from_secs(5));
+    let overtaken = host.questions();
+    host.event("c1", What::Pause);
+    host.containers.listed(&BTreeMap::from([("c1".into(), 1)]), host.now);
+    host.inspect(|id| Some(paused(id)));
+    assert_eq!(host.registered(), []);
+    host.event("c1", What::Unpause);
+    host.inspect(|id| Some(inspected(id, 8000, FIRST_START)));
+    let questions = host.questions();
+    assert_eq!(questions.len(), 1, "it is asked anew, though an older question is not answered yet");
+    host.answer(&overtaken[0], &Ok(()));
+    assert_eq!(host.registered(), [], "what it was asked before counts no more");
+    host.answer(&questions[0], &Ok(()));
+    assert_eq!(host.registered(), [(8000, Status::Draining)]);
+    // So it is where only the list tells of the pause and its end.
+    for (digest, found) in [(2, paused("c1")), (3, inspected("c1", 8000, FIRST_START))] {
+        host.containers.listed(&BTreeMap::from([("c1".into(), digest)]), host.now);
+        let found = std::cell::Cell::new(Some(found));
+        host.inspect(|_| found.take());
+    }
+    assert_eq!((host.registered(), host.ask(&Ok(()))), (vec![], 1));
+    assert_eq!(host.registered(), [(8000, Status::Draining)]);
+}
+
+#[test]
+fn who_shares_the_network_of_a_container_is_inspected_when_that_network_changes() {
+    let mut host = Host::with("c1", 8000);
+    host.event("c2", What::Start);
+    host.inspect(|id| {
+        let mut inspected = inspected(id, 8002, FIRST_START);
+        inspected.facts.network_of = Some("c1".into());
+        Some(inspected)
+    });
+    host.event("c1", What::Changed);
+    let mut inspected = host.next_to_inspect();
+    inspected.sort();
+    assert_eq!(inspected, ["c1".into(), "c2".into()]);
+}
+
+#[test]
+fn an_event_and_a_docker_that_is_back_hurry_an_inspection_that_failed() {
+    for is_event in [true, false] {
+        let mut host = Host::with("c1", 8000);
+        host.event("c1", What::Changed);
+        let inspections = host.containers.inspections(16);
+        host.containers.not_inspected(&inspections[0], host.now);
+        assert_eq!(host.next_to_inspect(), [], "it is tried again after a pause");
+        if is_event {
+            host.event("c1", What::Changed);
+        } else {
+            host.containers.inspect_failed();
+        }
+        assert_eq!(host.next_to_inspect(), ["c1".into()], "by an event: {is_event}");
+    }
+}
+
+#[test]
+fn what_an_earlier_run_left_is_given_up_and_can_be_found_again() {
+    let mut host = Host::new();
+    let all = || [left("c1", 1, FIRST_START, Status::Running), left("dead", 2, FIRST_START, Status::Running)];
+    host.etcd = all().map(|(key, record)| (key, record.to_value().into())).into();
+    host.containers.found_left(all().into());
+    assert_eq!(host.containers.give_up_left(), [key(1), key(2)]);
+    assert_eq!(host.registered().len(), 2, "they are not removed");
+    host.containers.found_left(all().into());
+    host.list(&["c1"]);
+    host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
+    assert_eq!(host.registered(), [(1, Status::Running)]);
+}
+
+/// An agent with nobody to ask.
+fn agent() -> super::Agent {
+    let args = ["registrar", "agent", "--etcd", "http://127.0.0.1:1", "--docker", "/no/such.sock", "--agent-id", "a1"];
+    let Program::Command(command) = Program::from_args(args).unwrap() else { unreachable!() };
+    let Command::Agent(config) = *command else { unreachable!() };
+    let keeper = Keeper::new(&config.etcd, Claim::Own("a1".to_owned()), config.ttl).unwrap();
+    super::Agent::new(config, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()))
+}
+
+#[tokio::test]
+async fn the_default_address_that_was_known_stays_while_there_is_none() {
+    let mut agent = agent();
+    let scope = crate::host::scope(&agent.config.scope, "a1".to_owned(), None).await.unwrap();
+    let with = |v4: Option<u8>, v6: Option<u16>| Scope {
+        default_address: DefaultAddress {
+            v4: v4.map(|last| [10, 0, 0, last].into()),
+            v6: v6.map(|last| [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()),
+        },
+        ..scope.clone()
+    };
+    let known = |agent: &super::Agent| agent.scope.as_ref().unwrap().default_address;
+    for (now, expected) in [
+        (with(Some(1), None), with(Some(1), None)),
+        (with(None, None), with(Some(1), None)),
+        (with(None, Some(6)), with(Some(1), Some(6))),
+        (with(Some(2), None), with(Some(2), Some(6))),
+    ] {
+        agent.judge_by(now);
+        assert_eq!(known(&agent), expected.default_address);
+    }
+    // That of a container is none, also the one before.
+    agent.doubt_address(&["10.0.0.2".parse().unwrap()].into());
+    assert_eq!(known(&agent), DefaultAddress::default());
+    agent.judge_by(with(Some(2), None));
+    assert_eq!(known(&agent), DefaultAddress::default());
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_is_given_up_without_docker_and_looked_for_when_it_is_there() {
+    let mut agent = agent();
+    let (key, record) = left("c1", 1, FIRST_START, Status::Running);
+    let entries = vec![Entry::new(key.path(), record.to_value())];
+    agent.left(Ok(Listing { entries, position: Position::new(None, 1) }));
+    agent.left.at = None;
+    agent.begin();
+    assert!(agent.is_left_asked);
+    agent.give_up_left_at = tokio::time::Instant::now();
+    agent.begin();
+    assert!(!agent.is_left_asked && agent.left.at.is_none(), "it waits for Docker");
+    let listed = super::Listed { digests: BTreeMap::new(), addresses: [].into() };
+    agent.listed(tokio::time::Instant::now(), Ok(listed));
+    assert!(agent.left.at.is_some(), "and looks what is still there");
 }

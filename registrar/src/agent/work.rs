@@ -10,15 +10,16 @@ use std::time::Duration;
 use bollard::models::ContainerSummary;
 use jiff::Timestamp;
 use registry::{Listing, StoreError};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::container::Facts;
-use super::containers::{Inspected, Inspection, Question};
+use super::containers::{Answer, Inspected, Inspection, Question};
+use crate::ask::ask_once;
 use crate::docker::events::ContainerId;
-use crate::docker::{Client, DockerError};
+use crate::docker::{Client, DockerError, addresses};
 use crate::host::ResolveError;
-use crate::probe::{Asked, ProbeError, Prober};
-use crate::service::{CheckKind, Scope, services};
+use crate::probe::Prober;
+use crate::service::{Scope, services};
 
 /// What came of it.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub(super) enum Work {
     /// What a container is; `None` where there is no such container.
     Inspected(Inspection, Result<Option<Box<Inspected>>, DockerError>),
     /// What an instance answered.
-    Answered(Question, Asked),
+    Answered(Question, Answer),
     /// Nobody follows Docker's events any more.
     EventsEnded,
 }
@@ -54,10 +55,7 @@ fn read_list(containers: &[ContainerSummary]) -> Listed {
     let mut listed = Listed { digests: BTreeMap::new(), addresses: BTreeSet::new() };
     for container in containers {
         let Some(id) = container.id.as_deref() else { continue };
-        let networks = container.network_settings.iter().filter_map(|settings| settings.networks.as_ref()).flatten();
-        let mut addresses: Vec<IpAddr> =
-            networks.filter_map(|(_, network)| network.ip_address.as_deref()?.parse().ok()).collect();
-        addresses.sort();
+        let addresses = addresses(container);
         listed.digests.insert(id.into(), digest(container, &addresses));
         listed.addresses.extend(addresses);
     }
@@ -65,7 +63,7 @@ fn read_list(containers: &[ContainerSummary]) -> Listed {
 }
 
 /// Of what of a container may change while it runs.
-fn digest(container: &ContainerSummary, addresses: &[IpAddr]) -> u64 {
+fn digest(container: &ContainerSummary, addresses: &BTreeSet<IpAddr>) -> u64 {
     let mut hasher = DefaultHasher::new();
     let mut ports: Vec<_> =
         container.ports.iter().flatten().map(|port| (port.private_port, port.public_port)).collect();
@@ -96,28 +94,8 @@ async fn read_container(client: &Client, scope: &Scope, id: &str) -> Result<Opti
 
 pub(super) async fn ask(prober: Arc<Prober>, client: Option<Client>, question: Question) -> Work {
     let check = &question.registration.check;
-    let asked = match &check.kind {
-        CheckKind::Exec { command } => {
-            let result = match client {
-                Some(client) => run(&client, &question.container, command, check.timeout).await,
-                None => Err(ProbeError::Exec("Docker has not answered yet".to_owned())),
-            };
-            Asked { result, target: 0 }
-        }
-        kind => prober.ask(kind, question.target, check.timeout).await,
-    };
-    Work::Answered(question, asked)
-}
-
-/// Runs a check in a container.
-///
-/// # Errors
-/// That it failed, took too long, or could not be run.
-async fn run(client: &Client, container: &str, command: &[String], limit: Duration) -> Result<(), ProbeError> {
-    match timeout(limit, client.exec(container, command)).await {
-        Err(_) => Err(ProbeError::Timeout(limit)),
-        Ok(Ok(0)) => Ok(()),
-        Ok(Ok(code)) => Err(ProbeError::Exit(code)),
-        Ok(Err(error)) => Err(ProbeError::Exec(error.to_string())),
-    }
+    let unfinished = question.unfinished.clone();
+    let (asked, unfinished) =
+        ask_once(&prober, client.as_ref(), &question.container, check, question.target, unfinished).await;
+    Work::Answered(question, Answer { result: asked.result, target: asked.target, unfinished })
 }

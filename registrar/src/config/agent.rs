@@ -84,8 +84,8 @@ pub struct ScopeFlags {
     #[arg(long, env = "REGISTRAR_NETWORK", value_name = "NAME", requires = "internal")]
     pub network: Option<String>,
 
-    /// The host names that containers may claim (SERVICE_HOST and its like), comma-separated: a.example,*.b.example.
-    /// Without it, any.
+    /// The host names that containers may claim (SERVICE_HOST and its like), comma-separated: a.example,*.b.example. What
+    /// names none is not registered then; nor is a tcp service without SERVICE_LISTEN. Without this flag, any.
     #[arg(long, env = "REGISTRAR_DOMAINS", value_name = "NAMES", default_value = "", hide_default_value = true)]
     pub domains: Domains,
 
@@ -114,7 +114,7 @@ pub struct ScopeFlags {
 /// How containers are asked, unless their labels say otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub struct CheckFlags {
-    /// How often a container is asked. After the start it is asked more often, until it answers for the first time.
+    /// How often it is asked. After the start it is asked more often, until it answers for the first time.
     #[arg(long, env = "REGISTRAR_INTERVAL", value_name = "TIME", default_value = "5s", value_parser = positive)]
     pub interval: Duration,
 
@@ -122,7 +122,8 @@ pub struct CheckFlags {
     #[arg(long, env = "REGISTRAR_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = positive)]
     pub timeout: Duration,
 
-    /// How many answers in a row make it registered. One: it has just shown that it works.
+    /// How many answers in a row make it registered. One: it has just shown that it works. A HEALTHCHECK of Docker's
+    /// counts by itself.
     #[arg(long, env = "REGISTRAR_RISE", value_name = "COUNT", default_value_t = 1, value_parser = count())]
     pub rise: u32,
 

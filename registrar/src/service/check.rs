@@ -15,6 +15,12 @@ use crate::config::CheckFlags;
 
 /// How often in a row at most.
 const COUNT_LIMIT: u32 = 1000;
+/// The longest interval, and what to say of a longer one.
+const INTERVAL_LIMIT: (Duration, &str) =
+    (Duration::from_secs(24 * 60 * 60), "a time with its unit, such as 500ms, 5s or 1m, at most 24h");
+/// The longest timeout: a question that waits takes one of the places that all containers share.
+const TIMEOUT_LIMIT: (Duration, &str) =
+    (Duration::from_secs(60), "a time with its unit, such as 500ms or 5s, at most 1m");
 /// The longest command.
 const COMMAND_LIMIT: usize = 4096;
 
@@ -35,8 +41,9 @@ pub struct Check {
 
 /// By what means an instance is asked.
 ///
-/// `targets`: where it may be reached from this host, the best first. That is the container's own address, where
-/// nothing stands between; then the address that is registered. The next is for where the one before has no route.
+/// `targets`: where it may be reached from this host, the best first; the next is for where there is no way to the one
+/// before. For HTTP that is the address that is registered, since it is what others will ask. For a connection it is the
+/// container's own: on the other one Docker's proxy takes connections for an application that is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckKind {
     /// An HTTP request.
@@ -58,6 +65,16 @@ pub enum CheckKind {
     },
     /// Not at all: it counts as answering while it runs.
     None,
+}
+
+impl CheckKind {
+    /// Where it may be reached, the best first; nothing where nobody is asked over the network.
+    pub fn targets(&self) -> &[SocketAddr] {
+        match self {
+            Self::Http(HttpCheck { targets, .. }) | Self::Tcp { targets, .. } => targets,
+            Self::Docker | Self::Exec { .. } | Self::None => &[],
+        }
+    }
 }
 
 /// An HTTP request, and which answers are good.
@@ -98,9 +115,11 @@ impl Expected {
 
 /// What a check is made of beside its labels.
 pub(super) struct Surroundings {
-    /// Where this host asks.
-    pub(super) targets: Vec<SocketAddr>,
-    /// Whether the last of them is a port that Docker publishes.
+    /// Where this host asks, the container's own address first.
+    pub(super) own_first: Vec<SocketAddr>,
+    /// The same, what is registered first.
+    pub(super) registered_first: Vec<SocketAddr>,
+    /// Whether what is registered is a port that Docker publishes.
     pub(super) proxied: bool,
     /// What is registered.
     pub(super) address: InstanceAddress,
@@ -210,21 +229,22 @@ pub(super) fn strangers(labels: &PortLabels<'_>) -> Vec<Refusal> {
 
 /// Reads how an instance is asked: as its labels say, else by its HEALTHCHECK, else by a connection.
 pub(super) fn read(labels: &PortLabels<'_>, surroundings: Surroundings) -> Result<Check, Refusal> {
-    let Surroundings { targets, proxied, address, has_healthcheck, tls, host, allow_exec, defaults } = surroundings;
+    let Surroundings { own_first, registered_first, proxied, address, has_healthcheck, .. } = surroundings;
+    let Surroundings { tls, host, allow_exec, defaults, .. } = surroundings;
     let kind = match chosen(labels)? {
         Some((Word::Http | Word::Https, setting)) => {
             let path = http_path(labels)?.map(|(over_tls, path)| (tls || over_tls, path));
             let (tls, path) = path.ok_or_else(|| Refusal::of_setting(setting, Reason::UnknownCheck))?;
             CheckKind::Http(HttpCheck {
                 tls,
-                targets,
+                targets: registered_first,
                 path: path.to_string(),
                 method: method(labels)?,
                 headers: headers(labels, host)?,
                 expected: expected(labels)?,
             })
         }
-        Some((Word::Tcp, _)) => CheckKind::Tcp { targets, proxied },
+        Some((Word::Tcp, _)) => CheckKind::Tcp { targets: own_first, proxied },
         Some((Word::Docker, setting)) if !has_healthcheck => {
             return Err(Refusal::of_setting(setting, Reason::NoHealthcheck));
         }
@@ -232,15 +252,25 @@ pub(super) fn read(labels: &PortLabels<'_>, surroundings: Surroundings) -> Resul
         Some((Word::Exec, setting)) => CheckKind::Exec { command: command(setting, allow_exec, address)? },
         Some((Word::None, _)) => CheckKind::None,
         None if has_healthcheck => CheckKind::Docker,
-        None => CheckKind::Tcp { targets, proxied },
+        None => CheckKind::Tcp { targets: own_first, proxied },
     };
+    let (rise, fall) = (count(labels, "check_rise")?, count(labels, "check_fall")?);
+    // Docker tells of a HEALTHCHECK when it changes its mind, after as many results as it was told to wait for.
+    let counted = kind == CheckKind::Docker;
+    let number = |said: Option<u32>, default| if counted { 1 } else { said.unwrap_or(default) };
     Ok(Check {
         kind,
-        interval: duration(labels, "check_interval")?.unwrap_or(defaults.interval),
-        timeout: duration(labels, "check_timeout")?.unwrap_or(defaults.timeout),
-        rise: count(labels, "check_rise")?.unwrap_or(defaults.rise),
-        fall: count(labels, "check_fall")?.unwrap_or(defaults.fall),
+        interval: duration(labels, "check_interval", INTERVAL_LIMIT)?.unwrap_or(defaults.interval),
+        timeout: duration(labels, "check_timeout", TIMEOUT_LIMIT)?.unwrap_or(defaults.timeout),
+        rise: number(rise, defaults.rise),
+        fall: number(fall, defaults.fall),
     })
+}
+
+/// Labels that count what Docker counts.
+pub(super) fn counted_by_docker(labels: &PortLabels<'_>) -> Vec<Refusal> {
+    let said = ["check_rise", "check_fall"].into_iter().filter_map(|name| labels.get(name).ok().flatten());
+    said.map(|setting| Refusal::of_setting(setting, Reason::CountedByDocker)).collect()
 }
 
 /// A command line for the container's shell; registrator puts address and port in it.
@@ -301,12 +331,11 @@ fn expected(labels: &PortLabels<'_>) -> Result<Expected, Refusal> {
     Ok(Expected::Ranges(ranges.ok_or_else(not_statuses)?))
 }
 
-fn duration(labels: &PortLabels<'_>, name: &str) -> Result<Option<Duration>, Refusal> {
+fn duration(labels: &PortLabels<'_>, name: &str, limit: (Duration, &'static str)) -> Result<Option<Duration>, Refusal> {
     let Some(setting) = labels.get(name)? else { return Ok(None) };
-    let day = Duration::from_secs(24 * 60 * 60);
-    let time = humantime::parse_duration(&setting.value).ok().filter(|time| !time.is_zero() && *time <= day);
-    time.map(Some)
-        .ok_or_else(|| Refusal::of_setting(setting, Reason::Value("a time with its unit, such as 500ms, 5s or 1m")))
+    let (limit, expected) = limit;
+    let time = humantime::parse_duration(&setting.value).ok().filter(|time| !time.is_zero() && *time <= limit);
+    time.map(Some).ok_or_else(|| Refusal::of_setting(setting, Reason::Value(expected)))
 }
 
 fn count(labels: &PortLabels<'_>, name: &str) -> Result<Option<u32>, Refusal> {

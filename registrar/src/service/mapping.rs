@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use bollard::models::ContainerInspectResponse;
 use registry::{AddressError, InstanceAddress};
 
+use super::refusal::family;
+
 /// Why a container has no address that other hosts can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MappingError {
@@ -17,6 +19,17 @@ pub enum MappingError {
          `--ip ADDRESS`, or publish the port with `-p HOSTADDRESS::{0}`"
     )]
     NoHostAddress(u16),
+    /// It is published for the other family of addresses only.
+    #[error(
+        "port {port} of this container is not published for {}, and {ip} is such an address: publish it with `-p {ip}::{port}`, or say another address with `--ip`",
+        family(*.ip)
+    )]
+    Family {
+        /// The host's address.
+        ip: IpAddr,
+        /// The container's port.
+        port: u16,
+    },
     /// The container shares the host's network, which has no mappings.
     #[error("this container uses the host's network: say the host's address with `--ip ADDRESS`")]
     HostNetwork,
@@ -53,9 +66,11 @@ pub fn address(
         return new(ip.ok_or(MappingError::HostNetwork)?, port);
     }
     let bindings = bindings(container, port);
-    let first = *bindings.first().ok_or(MappingError::NotPublished(port))?;
+    if bindings.is_empty() {
+        return Err(MappingError::NotPublished(port));
+    }
     match ip {
-        Some(ip) => new(ip, choose(&bindings, ip).unwrap_or(first).port),
+        Some(ip) => new(ip, choose(&bindings, ip).ok_or(MappingError::Family { ip, port })?.port),
         None => {
             let of_one_address = bindings.iter().find(|binding| !binding.ip.is_unspecified());
             let binding = of_one_address.ok_or(MappingError::NoHostAddress(port))?;
@@ -64,11 +79,13 @@ pub fn address(
     }
 }
 
-/// The mapping that leads from this address of the host: its own, else one of all addresses of its kind, else the first.
+/// The mapping that leads from this address of the host: its own, else one of all addresses of its family, else the first
+/// of its family (the address may be another host's, in front of this one).
 pub(super) fn choose(bindings: &[Binding], ip: IpAddr) -> Option<Binding> {
     let of_this_address = bindings.iter().find(|binding| binding.ip == ip);
-    let of_all = || bindings.iter().find(|binding| binding.ip.is_unspecified() && binding.ip.is_ipv4() == ip.is_ipv4());
-    of_this_address.or_else(of_all).or(bindings.first()).copied()
+    let of_family = |binding: &&Binding| binding.ip.is_ipv4() == ip.is_ipv4();
+    let of_all = || bindings.iter().filter(of_family).find(|binding| binding.ip.is_unspecified());
+    of_this_address.or_else(of_all).or_else(|| bindings.iter().find(of_family)).copied()
 }
 
 /// The mappings of a TCP port, in an order that does not depend on Docker's. What cannot be read is left out.
@@ -162,6 +179,8 @@ mod tests {
             (r#"[{"HostIp":"10.0.0.1","HostPort":"0"}]"#, None, "not published"),
             (r#"[{"HostIp":"10.0.0.1","HostPort":"99999"}]"#, None, "not published"),
             (r#"[{"HostIp":"224.0.0.1","HostPort":"80"}]"#, None, "not the address of one host"),
+            (r#"[{"HostIp":"::","HostPort":"2"}]"#, Some("10.0.0.1"), "publish it with `-p 10.0.0.1::8000`"),
+            (r#"[{"HostIp":"0.0.0.0","HostPort":"1"}]"#, Some("2001:db8::1"), "is not published for IPv6"),
             ("[]", None, "not published"),
             ("null", None, "not published"),
         ];

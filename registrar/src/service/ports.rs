@@ -168,15 +168,16 @@ impl Ports {
         scope: &Scope,
     ) -> Result<(InstanceAddress, AddressSource), Reason> {
         let way = self.ways.get(&port).ok_or(Reason::NotPublished { port, asked: true })?;
-        let host = || match (said, scope.ip, scope.default_address) {
-            (Some(ip), _, _) => Ok((ip, AddressSource::Label)),
-            (None, Some(ip), _) => Ok((ip, AddressSource::Flag)),
-            (None, None, Some(ip)) => Ok((ip, AddressSource::DefaultRoute)),
-            (None, None, None) => Err(Reason::NoHostAddress),
+        // The host's addresses that come into question, the best first.
+        let hosts: Vec<(IpAddr, AddressSource)> = match (said, scope.ip) {
+            (Some(ip), _) => vec![(ip, AddressSource::Label)],
+            (None, Some(ip)) => vec![(ip, AddressSource::Flag)],
+            (None, None) => scope.default_address.all().map(|ip| (ip, AddressSource::DefaultRoute)).collect(),
         };
+        let host = hosts.first().copied().ok_or(Reason::NoHostAddress);
         let (ip, source, port) = match way {
             Way::Host => {
-                let (ip, source) = host()?;
+                let (ip, source) = host?;
                 (ip, source, port)
             }
             Way::Container(own) => {
@@ -196,9 +197,9 @@ impl Ports {
                 match specific.filter(|_| said.or(scope.ip).is_none()) {
                     Some(binding) => (binding.ip, AddressSource::Published, binding.port),
                     None => {
-                        let (ip, source) = host()?;
-                        let binding = choose(bindings, ip).ok_or(Reason::NotPublished { port, asked: true })?;
-                        (ip, source, binding.port)
+                        let (first, _) = host?;
+                        let published = |(ip, source)| Some((ip, source, choose(bindings, ip)?.port));
+                        hosts.into_iter().find_map(published).ok_or(Reason::Family { ip: first, port })?
                     }
                 }
             }
@@ -211,16 +212,25 @@ impl Ports {
         matches!(self.ways.get(&port), Some(Way::Published(_)))
     }
 
-    /// Where this host asks the port, the best first: the container's own address, then the one that is registered.
-    pub(super) fn targets(&self, port: u16, registered: InstanceAddress) -> Vec<SocketAddr> {
+    /// Where this host asks the port, the best first.
+    pub(super) fn targets(&self, port: u16, registered: InstanceAddress, first: First) -> Vec<SocketAddr> {
         let own = self.own.iter().map(|ip| SocketAddr::new(*ip, port));
         let mut targets: Vec<_> = own.filter(|target| *target != registered.socket_addr()).collect();
-        match self.ways.get(&port) {
-            Some(Way::Published(_)) => targets.push(registered.socket_addr()),
-            Some(Way::Host | Way::Container(_)) | None => targets.insert(0, registered.socket_addr()),
+        match (self.ways.get(&port), first) {
+            (Some(Way::Published(_)), First::Own) => targets.push(registered.socket_addr()),
+            _ => targets.insert(0, registered.socket_addr()),
         }
         targets
     }
+}
+
+/// Which address goes first where a published port is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum First {
+    /// The container's own.
+    Own,
+    /// What is registered.
+    Registered,
 }
 
 fn network_mode(container: &ContainerInspectResponse) -> &str {

@@ -38,6 +38,8 @@ pub enum Reason {
     NotAsked,
     #[error("this means nothing here; the first answer to the check decides")]
     Inert,
+    #[error("this means nothing for a HEALTHCHECK, which counts by itself: use `--health-retries`")]
+    CountedByDocker,
 
     #[error("only TCP ports are registered")]
     NotTcp,
@@ -62,6 +64,11 @@ pub enum Reason {
     Loopback { ip: IpAddr, port: u16, asked: bool },
     #[error("this host's address is not known, since there is no default route: say it with `--ip ADDRESS`")]
     NoHostAddress,
+    #[error(
+        "it is not published for {}, and {ip} is such an address: publish it with `-p {ip}::{port}`, or say another address with --ip or SERVICE_IP",
+        family(*.ip)
+    )]
+    Family { ip: IpAddr, port: u16 },
     #[error("it is not in the network {network:?} of --network; it is in {}", list(there))]
     NotInNetwork { network: String, there: Vec<String> },
     #[error("it is in several networks ({}): say which is meant with `--network NAME`", list(.0))]
@@ -82,14 +89,16 @@ pub enum Reason {
     #[error("--domains does not allow the host name {host:?}; allowed are {domains}")]
     Domain { host: String, domains: String },
     #[error(
-        "a path without a host name is that path on every host, and --domains allows only {0}: name the host with SERVICE_HOST"
+        "it names no host, and with --domains it must, so that it is not routed on every host: say it with SERVICE_HOST; allowed are {domains}"
     )]
-    PathOnEveryHost(String),
+    NoHostName { domains: String, asked: bool },
+    #[error("it is a tcp service that names no port, and with --domains it must: say it with SERVICE_LISTEN")]
+    NoListen,
     #[error("what is said of it is more than a record takes: {0}")]
     Record(#[from] RecordError),
 
     #[error(
-        "no check is called so; SERVICE_CHECK_HTTP, _HTTPS, _TCP, _DOCKER, _SCRIPT and _NONE are, with _INTERVAL, _TIMEOUT, _RISE, _FALL, _STATUS, _METHOD and _HEADERS"
+        "no check is called so; SERVICE_CHECK_HTTP, _HTTPS, _TCP, _DOCKER, _SCRIPT (or _EXEC) and _NONE are, with _INTERVAL, _TIMEOUT, _RISE, _FALL, _STATUS, _METHOD and _HEADERS"
     )]
     UnknownCheck,
     #[error("one check is enough, and there are several: {}", list(.0))]
@@ -119,6 +128,11 @@ pub enum Reason {
     RouterService,
 }
 
+/// What kind of address this is.
+pub(super) fn family(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
 fn internal_way() -> &'static str {
     ", or let the agent register containers' own addresses with --internal"
 }
@@ -132,6 +146,13 @@ fn ports(ports: &[u16]) -> String {
 
 fn list(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+impl Reason {
+    /// Whether it leaves out no more than a label that means nothing.
+    pub(super) fn is_only_told(&self) -> bool {
+        matches!(self, Self::Inert | Self::CountedByDocker)
+    }
 }
 
 impl Refusal {
@@ -160,7 +181,9 @@ impl Refusal {
     /// Whether it is as somebody wanted it, or nothing that anybody asked for: nothing to warn of.
     pub fn is_by_choice(&self) -> bool {
         match self.reason {
-            Reason::NotRunning(_) | Reason::Ignored | Reason::NotAsked | Reason::Inert | Reason::NotTcp => true,
+            Reason::NotRunning(_) | Reason::Ignored | Reason::NotAsked | Reason::NotTcp => true,
+            Reason::Inert | Reason::CountedByDocker => true,
+            Reason::NoHostName { asked, .. } => !asked,
             Reason::NotPublished { asked, .. } | Reason::Loopback { asked, .. } => !asked,
             Reason::NoPorts { asked } | Reason::NoPortSaid { asked } => !asked,
             _ => false,

@@ -19,7 +19,7 @@ fn scope() -> Scope {
         agent: "agent-1".to_owned(),
         host_name: "host-1".to_owned(),
         ip: None,
-        default_address: Some([10, 1, 0, 101].into()),
+        default_address: DefaultAddress { v4: Some([10, 1, 0, 101].into()), v6: None },
         explicit: false,
         internal: false,
         network: None,
@@ -93,7 +93,7 @@ fn a_recorded_container_with_labels_becomes_a_whole_registration() {
     assert_eq!(check.headers["host"], "shop.example");
     assert_eq!(check.expected, Expected::Below500);
     let targets: Vec<_> = check.targets.iter().map(ToString::to_string).collect();
-    assert_eq!(targets, ["172.17.0.2:8000".to_owned(), found.key.address().to_string()]);
+    assert_eq!(targets, [found.key.address().to_string(), "172.17.0.2:8000".to_owned()]);
     assert_eq!((found.check.interval.as_secs(), found.check.fall), (5, 3));
     assert_eq!(shown(&findings).1, ["port 9000/udp: only TCP ports are registered"]);
     assert!(findings.refusals[0].is_by_choice());
@@ -265,14 +265,23 @@ fn the_address_is_the_labels_else_the_flags_else_the_mappings_else_the_default_r
         });
         container.network_settings.as_mut().unwrap().ports =
             Some(HashMap::from([("80/tcp".to_owned(), Some(bindings.collect()))]));
-        let ip = |text: Option<&str>| text.map(|text| text.parse().unwrap());
-        let scope = Scope { ip: ip(flag), default_address: ip(route), ..scope() };
+        let ip = |text: Option<&str>| text.map(|text| text.parse::<IpAddr>().unwrap());
+        // The default route has an address of each family that is named.
+        let mut default_address = DefaultAddress::default();
+        for ip in route.into_iter().flat_map(|text| text.split(' ')).filter_map(|text| ip(Some(text))) {
+            match ip {
+                IpAddr::V4(ip) => default_address.v4 = Some(ip),
+                IpAddr::V6(ip) => default_address.v6 = Some(ip),
+            }
+        }
+        let scope = Scope { ip: ip(flag), default_address, ..scope() };
         let (keys, refusals) = shown(&services(&container, None, &scope));
         keys.into_iter().chain(refusals).collect::<Vec<_>>().join(" ")
     };
     let (label, flag, route) = (Some("10.9.9.9"), Some("10.5.5.5"), Some("10.0.0.1"));
     let all = [("0.0.0.0", "1"), ("::", "2")].as_slice();
     let one = [("10.7.7.7", "3")].as_slice();
+    let six = [("::", "6")].as_slice();
     let loopback = [("127.0.0.1", "4")].as_slice();
     let cases = [
         (all, label, flag, route, "/10.9.9.9:1"),
@@ -280,6 +289,11 @@ fn the_address_is_the_labels_else_the_flags_else_the_mappings_else_the_default_r
         (all, None, None, route, "/10.0.0.1:1"),
         (all, None, None, Some("2001:db8::1"), "/[2001:db8::1]:2"),
         (all, None, None, None, "say it with `--ip ADDRESS`"),
+        (six, None, None, route, "it is not published for IPv4, and 10.0.0.1 is such an address"),
+        (six, None, None, Some("10.0.0.1 2001:db8::1"), "/[2001:db8::1]:6"),
+        (all, None, None, Some("10.0.0.1 2001:db8::1"), "/10.0.0.1:1"),
+        (six, None, flag, Some("2001:db8::1"), "publish it with `-p 10.5.5.5::80`"),
+        (six, None, Some("2001:db8::2"), None, "/[2001:db8::2]:6"),
         (one, label, flag, route, "/10.9.9.9:3"),
         (one, None, flag, route, "/10.5.5.5:3"),
         (one, None, None, None, "/10.7.7.7:3"),
@@ -303,12 +317,23 @@ fn a_host_name_outside_the_domains_leaves_the_port_out() {
     let bounded = Scope { domains: "a.example,*.b.example".parse().unwrap(), ..scope() };
     let found = |labels: &[(&str, &str)]| shown(&services(&with(&[80], labels), None, &bounded));
     assert_eq!(found(&[("SERVICE_HOST", "a.example,X.b.example")]).0.len(), 1);
-    assert_eq!(found(&[]).0.len(), 1);
+    assert_eq!(found(&[("SERVICE_MODE", "tcp"), ("SERVICE_LISTEN", "5432")]).0.len(), 1);
+    // What nobody asked for is nothing to warn of.
+    let plain = services(&with(&[80], &[]), None, &bounded);
+    assert!(plain.registrations.is_empty() && plain.refusals[0].is_by_choice(), "{plain:?}");
+    let named = services(&with(&[80], &[("SERVICE_NAME", "shop")]), None, &bounded);
+    assert!(named.registrations.is_empty() && !named.refusals[0].is_by_choice(), "{named:?}");
     let refused = [
+        (
+            vec![("SERVICE_NAME", "shop")],
+            "with --domains it must, so that it is not routed on every host: say it with SERVICE_HOST",
+        ),
+        (vec![("SERVICE_NAME", "shop"), ("SERVICE_MODE", "tcp")], "say it with SERVICE_LISTEN"),
+        (vec![("SERVICE_NAME", "shop"), ("SERVICE_LISTEN", "80")], "say it with SERVICE_HOST"),
         (vec![("SERVICE_HOST", "a.example,evil.example")], "--domains does not allow the host name \"evil.example\""),
         (vec![("VIRTUAL_HOST", "evil.example")], "VIRTUAL_HOST=\"evil.example\": --domains does not allow"),
         (vec![("traefik.http.routers.r.rule", "Host(`evil.example`)")], "--domains does not allow"),
-        (vec![("SERVICE_PATH", "/")], "that path on every host"),
+        (vec![("SERVICE_PATH", "/")], "so that it is not routed on every host"),
     ];
     let (_, refusals) = found(&[("SERVICE_HOST", "a b"), ("SERVICE_PATH", "/x")]);
     assert_eq!(refusals.len(), 1, "{refusals:?}");
@@ -381,6 +406,24 @@ fn the_check_is_what_labels_say_else_the_healthcheck_else_tcp() {
 }
 
 #[test]
+fn a_healthcheck_counts_by_itself() {
+    let checked = |labels: Pairs<'_>| {
+        let mut container = with(&[80], labels);
+        container.config.as_mut().unwrap().healthcheck = recorded("health").config.unwrap().healthcheck;
+        let flags = CheckFlags { rise: 4, fall: 5, ..scope().check };
+        services(&container, None, &Scope { check: flags, ..scope() })
+    };
+    let counts = |findings: &Findings| (findings.registrations[0].check.rise, findings.registrations[0].check.fall);
+    let findings = checked(&[]);
+    assert_eq!((counts(&findings), shown(&findings).1), ((1, 1), vec![]));
+    let findings = checked(&[("SERVICE_CHECK_RISE", "2")]);
+    assert_eq!(counts(&findings), (1, 1));
+    assert!(findings.refusals[0].is_by_choice() && shown(&findings).1[0].contains("--health-retries"), "{findings:?}");
+    let findings = checked(&[("SERVICE_CHECK_TCP", "true"), ("SERVICE_CHECK_RISE", "2")]);
+    assert_eq!((counts(&findings), shown(&findings).1), ((2, 5), vec![]));
+}
+
+#[test]
 fn haproxys_own_check_follows_the_registrars_where_both_ask_the_same_way() {
     let cases: [(Pairs<'_>, Pairs<'_>); 6] = [
         (&[("SERVICE_CHECK_HTTP", "/a")], &[("check_http", "/a")]),
@@ -424,9 +467,11 @@ fn a_label_that_cannot_be_read_leaves_its_port_out_and_no_other() {
         ("SERVICE_80_CHECK", "http", "no check is called so"),
         ("SERVICE_80_CHECK_INTERVAL", "5", "a time with its unit"),
         ("SERVICE_80_CHECK_INTERVAL", "0s", "a time with its unit"),
+        ("SERVICE_80_CHECK_INTERVAL", "25h", "at most 24h"),
+        ("SERVICE_80_CHECK_TIMEOUT", "61s", "at most 1m"),
         ("SERVICE_80_CHECK_RISE", "0", "a number from 1 to 1000"),
         ("SERVICE_80_X", &long, "more than a record takes: an attribute has"),
-        ("SERVICE_80_X", "a\u{7}b", "control character"),
+        ("SERVICE_80_X", "a\u{7}b", "SERVICE_80_X=\"a\\u{7}b\": what is said of it is more than a record takes"),
     ];
     for (label, value, expected) in cases {
         let findings = labelled(&[80, 443], &[(label, value)]);

@@ -34,6 +34,8 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
 pub(crate) enum Answer {
     /// These bytes, then the end.
     Bytes(String),
+    /// These bytes as soon as anything comes, a request or not, then the end.
+    ToAnything(String),
     /// Nothing, with the connection open.
     Hang,
     /// The end at once, before a request is read.
@@ -82,11 +84,16 @@ impl Application {
                     if answer == Answer::Close {
                         return;
                     }
+                    if let Answer::ToAnything(bytes) = answer {
+                        let _anything = stream.read(&mut [0; 4096]).await;
+                        drop(stream.write_all(bytes.as_bytes()).await);
+                        return;
+                    }
                     let Some(head) = read_head(&mut stream).await else { return };
                     *last.lock().unwrap() = head;
                     match answer {
                         Answer::Bytes(bytes) => drop(stream.write_all(bytes.as_bytes()).await),
-                        Answer::Hang | Answer::Close => std::future::pending().await,
+                        Answer::Hang | Answer::Close | Answer::ToAnything(_) => std::future::pending().await,
                     }
                 });
             }
@@ -123,6 +130,9 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
 /// What Docker says of a container: status and body.
 pub(crate) type Inspections = BTreeMap<String, (u16, String)>;
 
+/// What the list is called among the answers: no container has such a name.
+const LIST: &str = "/list";
+
 /// A Docker that answers from recorded replies of Docker 20.10.24.
 pub(crate) struct Docker {
     pub(crate) socket: PathBuf,
@@ -151,6 +161,11 @@ impl Docker {
         self.containers.lock().unwrap().insert(name.to_owned(), (status, body));
     }
 
+    /// Lets it say this when it is asked for the list of all containers.
+    pub(crate) fn lists(&self, status: u16, body: &str) {
+        self.says(LIST, status, body.to_owned());
+    }
+
     /// Starts one behind a socket that is given.
     pub(crate) fn start_at(socket: &Path, containers: Inspections) -> JoinSet<()> {
         serve(UnixListener::bind(socket).unwrap(), Arc::new(Mutex::new(containers)))
@@ -172,6 +187,9 @@ fn serve(listener: UnixListener, containers: Arc<Mutex<Inspections>>) -> JoinSet
                 let name = unversioned.strip_prefix("/containers/").and_then(|rest| rest.strip_suffix("/json"));
                 let (status, body) = match name {
                     Some(name) => containers.lock().unwrap().get(name).cloned().unwrap_or((404, recorded("not-found"))),
+                    None if unversioned.starts_with("/containers/json") => {
+                        containers.lock().unwrap().get(LIST).cloned().unwrap_or((200, "[]".to_owned()))
+                    }
                     None if path.ends_with("/version") => (200, recorded("version")),
                     None => (500, format!("{{\"message\":\"unexpected request: {path}\"}}")),
                 };

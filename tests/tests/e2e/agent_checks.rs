@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use e2e::agent::{Agent, REGISTERED, instances, stays, wait_at, wait_none, wait_one};
-use e2e::docker::{Container, Docker};
+use e2e::docker::{Container, Docker, docker_ok};
 use e2e::etcd::Etcd;
 use e2e::history::{Event, History};
 use e2e::{http, secs, within};
@@ -98,7 +98,7 @@ async fn a_check_by_exec_runs_only_where_it_is_allowed() {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
         let (app, web) =
             (docker.app("web", &["--label", "SERVICE_CHECK_SCRIPT=/e2e-app is-well"]).await, docker.service("web"));
-        let _hangs = docker.app("hangs", &["--label", "SERVICE_CHECK_SCRIPT=/e2e-app sleep 60000"]).await;
+        let hangs = docker.app("hangs", &["--label", "SERVICE_CHECK_SCRIPT=/e2e-app sleep 60000"]).await;
         let mut agent = Agent::start(&etcd, &[]);
         let other = docker.app("other", &[]).await;
         wait_at(&etcd, &docker.service("other"), other.published(8000).await, REGISTERED).await;
@@ -108,12 +108,18 @@ async fn a_check_by_exec_runs_only_where_it_is_allowed() {
         agent.stop().await;
 
         let _agent = Agent::start(&etcd, &["--allow-exec"]);
+        let began = Instant::now();
         wait_at(&etcd, &web, app.published(8000).await, REGISTERED).await;
         tell(&app, "/become/503").await;
         wait_none(&etcd, &web, secs(10)).await;
         tell(&app, "/become/200").await;
         wait_at(&etcd, &web, app.published(8000).await, secs(10)).await;
         assert_eq!(instances(etcd.address(), &docker.service("hangs")).await.len(), 0);
+        // One that hangs is not started again and again, though it was due twice a second.
+        tokio::time::sleep(secs(4).saturating_sub(began.elapsed())).await;
+        let processes = docker_ok(&["top", hangs.id(), "-eo", "pid,args"]).await;
+        let sleeping = processes.lines().filter(|line| line.contains("/e2e-app sleep"));
+        assert_eq!(sleeping.count(), 1, "{processes}");
     })
     .await;
 }
@@ -143,6 +149,25 @@ async fn slow_containers_delay_nobody() {
         wait_none(&etcd, &web, SOON).await;
         assert_eq!(instances(etcd.address(), &docker.service("slow-1")).await.len(), 0);
         drop(agent);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn http_is_asked_at_the_address_that_is_registered() {
+    within(60, async {
+        let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
+        let agent = Agent::start(&etcd, &[]);
+        // The application is well, and at the address that is said of it is nobody.
+        let flags = ["--label", "SERVICE_IP=127.0.0.77", "--label", "SERVICE_CHECK_HTTP=/well"];
+        let wrong = docker.app("wrong", &flags).await;
+        let (app, web) = (docker.app("web", &["--label", "SERVICE_CHECK_HTTP=/well"]).await, docker.service("web"));
+        wait_at(&etcd, &web, app.published(8000).await, REGISTERED).await;
+        stays(&etcd, &docker.service("wrong"), 0, secs(1)).await;
+        let said = agent.explain(wrong.id()).await;
+        let asked = format!("GET http://127.0.0.77:{}/well", wrong.published(8000).await.port());
+        let no = said.stdout.lines().find(|line| line.starts_with("-> NO"));
+        assert!(no.is_some_and(|line| line.contains(&asked) && line.contains("refused")), "{said:?}");
     })
     .await;
 }

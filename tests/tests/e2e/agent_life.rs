@@ -1,6 +1,6 @@
 //! The agent and a container's life: registered while it lives, draining before it goes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use e2e::agent::{Agent, REGISTERED, stays, wait_at, wait_none};
 use e2e::docker::{Docker, docker_ok};
@@ -60,17 +60,16 @@ async fn docker_stop_drains_first_and_removes_when_it_is_dead() {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
         let _agent = Agent::start(&etcd, &[]);
         let history = History::start(etcd.address()).await;
-        let (app, web) = (docker.app("web", &["--env", "LINGER_MS=1000"]).await, docker.service("web"));
+        let (app, web) = (docker.app("web", &["--env", "LINGER_MS=3000"]).await, docker.service("web"));
         let running = wait_at(&etcd, &web, app.published(8000).await, REGISTERED).await;
-        let told = Instant::now();
         app.tell("stop").await;
         wait_none(&etcd, &web, SOON).await;
         let story = history.of(&web);
         let kinds: Vec<(bool, bool)> = story.iter().map(|event| (event.is_draining(), event.is_removal())).collect();
         assert_eq!(kinds, [(false, false), (true, false), (false, true)], "{story:?}");
-        let (draining, removed) = (story[1].at - told, story[2].at - told);
-        assert!(draining < Duration::from_millis(800), "it drains while the application lives on: {draining:?}");
-        assert!(removed >= secs(1), "it stays until the application is gone: {removed:?}");
+        // The application lives on for 3 s after its signal; both may be seen late on a busy machine.
+        let drained = story[2].at - story[1].at;
+        assert!(drained >= secs(1), "it drains as long as the application lives: {drained:?}");
         // Nothing but the status is another one.
         let mut record: serde_json::Value = serde_json::from_str(&story[1].value).unwrap();
         record["status"] = "running".into();
@@ -117,7 +116,7 @@ async fn a_signal_that_does_not_stop_drains_nobody() {
 async fn a_container_that_lives_on_after_its_stop_signal_is_running_again() {
     within(60, async {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
-        let _agent = Agent::start(&etcd, &["--kill-grace", "1s"]);
+        let _agent = Agent::start(&etcd, &["--kill-grace", "3s"]);
         let history = History::start(etcd.address()).await;
         // Both go on after the signal that is meant to stop them.
         let term = docker.app("term", &["--env", "LINGER_MS=60000"]).await;
@@ -129,8 +128,9 @@ async fn a_container_that_lives_on_after_its_stop_signal_is_running_again() {
             let draining = history.wait(SOON, &service, "drains", Event::is_draining).await;
             let again =
                 history.wait(SOON, &service, "runs again", |event| event.at > draining.at && event.is_running()).await;
+            // 3 s, but for how late the first of them was seen.
             let grace = again.at - draining.at;
-            assert!(grace > Duration::from_millis(800), "{signal}: running again after {grace:?}");
+            assert!(grace >= secs(1), "{signal}: running again after {grace:?}");
             assert!(!history.of(&service).iter().any(Event::is_removal), "{:?}", history.of(&service));
         }
     })
@@ -191,6 +191,28 @@ async fn docker_restart_leaves_only_the_new_port() {
         // And it stays so: no late word about the old container's life counts for the new one.
         stays(&etcd, &web, 1, secs(1)).await;
         assert!(history.of(&after.to_string()).iter().all(Event::is_running), "{:?}", history.of(&web));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_was_killed_while_it_drained_a_container_lets_it_run_again() {
+    within(60, async {
+        let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
+        let mut agent = Agent::start(&etcd, &["--kill-grace", "4s", "--ttl", "30s"]);
+        let history = History::start(etcd.address()).await;
+        let (app, web) = (docker.app("web", &["--env", "LINGER_MS=60000"]).await, docker.service("web"));
+        let before = wait_at(&etcd, &web, app.published(8000).await, REGISTERED).await;
+        app.tell("kill --signal TERM").await;
+        history.wait(SOON, &web, "drains", Event::is_draining).await;
+        agent.process().kill_now().await;
+        agent.start_again();
+        let after = wait_until(secs(15), "it runs again", async || {
+            let one = wait_at(&etcd, &web, app.published(8000).await, SOON).await;
+            if one.status() == "running" { Ok(one) } else { Err(format!("{one:?}")) }
+        })
+        .await;
+        assert_eq!(after.created_index, before.created_index, "it was never gone");
     })
     .await;
 }
