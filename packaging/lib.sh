@@ -179,6 +179,7 @@ build_base() {
     }
 }
 build_etcd() { build_image local/etcd packaging/images/etcd/Dockerfile packaging/images/etcd; }
+build_hello() { build_image local/hello packaging/images/hello/Dockerfile . vagrant/server.js; }
 build_dockreg() {
     build_image local/dockreg vagrant/Dockerfile . \
         vagrant/server.js vagrant/sidekick vagrant/supervisord.conf target/release/registrar
