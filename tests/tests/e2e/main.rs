@@ -25,3 +25,4 @@ mod serving;
 mod sidekick;
 mod supervise;
 mod templates;
+mod vagrant;
