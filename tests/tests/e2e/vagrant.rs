@@ -96,7 +96,9 @@ impl Hosts {
         let listed: Value = serde_json::from_str(&listed).unwrap_or_default();
         let nodes = listed["node"]["nodes"].as_array().cloned().unwrap_or_default();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        nodes.iter().map(|node| (text(&node["key"]), text(&node["value"]), node["ttl"].as_i64().unwrap_or(0))).collect()
+        // A service's own directory stays when its last instance has gone.
+        let instances = nodes.iter().filter(|node| node["dir"].is_null());
+        instances.map(|node| (text(&node["key"]), text(&node["value"]), node["ttl"].as_i64().unwrap_or(0))).collect()
     }
 
     /// Waits until the host's etcd has exactly these keys, in any order.
@@ -194,7 +196,7 @@ async fn the_hosts_come_up_play_the_tour_survive_what_befalls_hosts_and_leave_no
     let hosts = Hosts::new().await;
     within(1500, async {
         // host-2 alone says whom it waits for, and does not hold up the command for ever.
-        let waits = said(&hosts.vagrant_with(&["up", "host-2"], &[("HOSTS_WAIT", "2")]).await, Some(0));
+        let waits = said(&hosts.vagrant_with(&["up", "host-2"], &[("HOSTS_WAIT", "6")]).await, Some(0));
         assert!(waits.contains("Waiting for the etcd of host-1") && waits.contains("vagrant up host-1"), "{waits}");
         hosts.vagrant(&["up", "host-1", "host-2"]).await;
         hosts.wait_whole().await;
