@@ -324,6 +324,17 @@ async fn lost_and_found(hosts: &Hosts) {
     hosts.vagrant(&["provision", "host-2"]).await;
     hosts.wait_whole().await;
 
+    // One that took leave, and was not destroyed after all, is a member again.
+    hosts.ssh(2, "sudo etcd-member leave").await;
+    let count = format!("curl -sS -m 3 http://{}:2379/v2/members | jq '.members | length'", hosts.ip(1));
+    assert_eq!(hosts.look(1, &count).await, "1");
+    wait_until(secs(120), "host-2 is a member again", async || match hosts.look(1, &count).await.as_str() {
+        "2" => Ok(()),
+        seen => Err(format!("{seen} members")),
+    })
+    .await;
+    hosts.wait_whole().await;
+
     // The first host is no other than the second in this: it joins the cluster that is there.
     hosts.vagrant(&["destroy", "--force", "host-1"]).await;
     hosts.vagrant(&["up", "host-1"]).await;
