@@ -1,5 +1,6 @@
 //! `vagrant up host-1 host-2`: the example hosts, as containers of this machine, from nothing to the last trace.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::docker::{docker, docker_ok, share_images};
@@ -15,17 +16,17 @@ const RUN: &str = "docker run -d -p 8000 -v /var/run/docker.sock:/var/run/docker
 struct Hosts {
     dir: TempDir,
     subnet: String,
-    had_host_image: bool,
+    remove_host_image: bool,
 }
 
 impl Hosts {
-    async fn new() -> Hosts {
+    fn new() -> Hosts {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::Builder::new().prefix("e2e-vagrant-").tempdir().unwrap();
-        // No other run that lives has the same: a process id, as two bytes of an address. 10.1.0 is the user's.
-        let id = std::process::id();
+        // No other test that runs has the same: a process id and a number, as two bytes of an address. 10.1.0 is the user's.
+        let id = std::process::id() * 4 + NEXT.fetch_add(1, Ordering::Relaxed) % 4;
         let subnet = format!("10.{}.{}", 64 + id / 256 % 128, id % 256);
-        let had_host_image = docker(&["image", "inspect", "local/vagrant-host"]).await.code == Some(0);
-        Hosts { dir, subnet, had_host_image }
+        Hosts { dir, subnet, remove_host_image: false }
     }
 
     fn ip(&self, host: u8) -> String {
@@ -171,7 +172,7 @@ impl Drop for Hosts {
             }
         }
         script += &format!("docker rm -fv {one} {two}; docker network rm {network};");
-        if !self.had_host_image {
+        if self.remove_host_image {
             script += "docker rmi local/vagrant-host";
         }
         let tried = std::process::Command::new("sh").args(["-c", &script]).output();
@@ -193,7 +194,8 @@ fn said(finished: &Finished, code: Option<i32>) -> String {
 #[ignore = "long: run by ./test --full"]
 async fn the_hosts_come_up_play_the_tour_survive_what_befalls_hosts_and_leave_nothing() {
     let images = share_images().await;
-    let hosts = Hosts::new().await;
+    let mut hosts = Hosts::new();
+    hosts.remove_host_image = docker(&["image", "inspect", "local/vagrant-host"]).await.code != Some(0);
     within(1500, async {
         // host-2 alone says whom it waits for, and does not hold up the command for ever.
         let waits = said(&hosts.vagrant_with(&["up", "host-2"], &[("HOSTS_WAIT", "6")]).await, Some(0));
@@ -360,7 +362,7 @@ async fn bad_input(hosts: &Hosts) {
 #[tokio::test]
 async fn vagrant_takes_the_vagrantfile_for_each_provider() {
     within(120, async {
-        let hosts = Hosts::new().await;
+        let hosts = Hosts::new();
         // Only a VirtualBox that is installed can judge its own part of it.
         for (provider, args) in
             [("docker", &["validate"][..]), ("libvirt", &["validate"]), ("virtualbox", &["validate", "-p"])]
@@ -377,7 +379,7 @@ async fn vagrant_takes_the_vagrantfile_for_each_provider() {
 #[tokio::test]
 async fn vagrant_up_says_what_is_wrong_before_it_makes_anything() {
     within(120, async {
-        let hosts = Hosts::new().await;
+        let hosts = Hosts::new();
         let wrong = [
             (&[("HOSTS_NETWORK", "10.1.300")][..], "HOSTS_NETWORK=10.1.300: give the first three numbers"),
             (&[("HOSTS_MEMORY", "much")], "HOSTS_MEMORY=much: give a number of MB"),
