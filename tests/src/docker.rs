@@ -28,11 +28,7 @@ pub struct Docker {
 impl Docker {
     /// Makes the network, after a look whether the images of `./demo build` are there.
     pub async fn start() -> Docker {
-        let images = lock_images(FlockArg::LockSharedNonblock).await;
-        for image in IMAGE_NAMES {
-            let found = docker(&["image", "inspect", "--format", "{{.Id}}", image]).await;
-            assert_eq!(found.code, Some(0), "no image {image}: run `./demo build` first\n{}", found.stderr);
-        }
+        let images = share_images().await;
         let name = next_name();
         docker_ok(&["network", "create", &name]).await;
         Docker { network: name.clone(), name, _images: Some(images) }
@@ -134,6 +130,16 @@ async fn lock_images(how: FlockArg) -> Flock<File> {
         Flock::lock(open()?, how).map_err(|(_, error)| error.to_string())
     })
     .await
+}
+
+/// The images for a test that uses them, after a look whether they are there: nobody removes them until this is dropped.
+pub async fn share_images() -> Flock<File> {
+    let images = lock_images(FlockArg::LockSharedNonblock).await;
+    for image in IMAGE_NAMES {
+        let found = docker(&["image", "inspect", "--format", "{{.Id}}", image]).await;
+        assert_eq!(found.code, Some(0), "no image {image}: run `./demo build` first\n{}", found.stderr);
+    }
+    images
 }
 
 /// The flag's value that shares Docker's socket with a container.

@@ -195,8 +195,18 @@ pub fn target_dir() -> PathBuf {
 /// The environment for every child: the test's own, less what steers the programs under test, and less what cargo sets for a
 /// test process, which would make a cargo run below it build everything anew.
 fn environment() -> impl Iterator<Item = (String, String)> {
-    const STEERING: [&str; 8] =
-        ["DISCOVERER_", "REGISTRAR_", "ETCD", "COMPOSE_", "HTTP_PORT", "STATS_ADDRESS", "SUITE", "RUST_LOG"];
+    const STEERING: [&str; 10] = [
+        "DISCOVERER_",
+        "REGISTRAR_",
+        "ETCD",
+        "COMPOSE_",
+        "HTTP_PORT",
+        "STATS_ADDRESS",
+        "SUITE",
+        "RUST_LOG",
+        "HOSTS_",
+        "VAGRANT_",
+    ];
     const FROM_CARGO: [&str; 7] = [
         "CARGO_MANIFEST",
         "CARGO_PKG_",

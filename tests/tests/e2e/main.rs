@@ -25,4 +25,5 @@ mod serving;
 mod sidekick;
 mod supervise;
 mod templates;
+mod vagrant;
 mod waiting;

@@ -1,0 +1,194 @@
+# Shell functions that `demo`, vagrant/prepare and vagrant/provision share: talking, and building the binaries and images.
+#
+# For bash with `set -euo pipefail`, in the root of the project. Whoever sources this sets before:
+#
+#   root      the root of the project
+#   program   how it calls itself in its errors
+#   again     the command to run again once what was wrong is set right
+#
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # root, program and again come from outside
+
+label=demo.inputs # marks our images; its value says what they were made from
+
+# --- talking ----------------------------------------------------------------------------------------------------------
+
+bold='' plain=''
+if [ -t 1 ]; then
+    bold=$'\e[1m' plain=$'\e[0m'
+fi
+step() { printf '\n%s==> %s%s\n' "$bold" "$*" "$plain"; }
+say() { printf '%s\n' "$*"; }
+die() {
+    printf '\n%s: %s\n' "$program" "$1" >&2
+    shift
+    [ $# -eq 0 ] || printf '      %s\n' "$@" >&2
+    exit 1
+}
+bad_usage() {
+    printf '%s: %s\n' "$program" "$1" >&2
+    exit 2
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# version_at_least HAVE WANTED: compares dotted numbers.
+version_at_least() {
+    local -a is want
+    local i
+    IFS=. read -ra is <<<"$1"
+    IFS=. read -ra want <<<"$2"
+    for i in 0 1 2; do
+        ((${is[i]:-0} > ${want[i]:-0})) && return 0
+        ((${is[i]:-0} < ${want[i]:-0})) && return 1
+    done
+    return 0
+}
+
+# After a failure: is it because a disk is full? Says so for each place that has less than 300 MB left.
+say_if_disk_is_full() {
+    local dir free
+    for dir in "$root" "$(docker info --format '{{.DockerRootDir}}' 2>/dev/null || true)" "${TMPDIR:-/tmp}"; do
+        [ -d "$dir" ] || continue
+        free=$(df -Pk "$dir" | awk 'NR == 2 { print int($4 / 1024) }')
+        [ "$free" -ge 300 ] || say "Only $free MB are left on the disk of $dir: free some space and run $again again." >&2
+    done
+}
+
+# --- what is needed ---------------------------------------------------------------------------------------------------
+
+find_cargo() {
+    have cargo || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    have cargo
+}
+
+is_debian() { have apt-get && grep -qE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release 2>/dev/null; }
+
+# in_apt PACKAGE: can apt install it?
+in_apt() { [[ $(apt-cache policy "$1" 2>/dev/null) =~ Candidate:\ [^\(] ]]; }
+
+check_docker() {
+    have docker || die "The docker command is missing." "See https://docs.docker.com/engine/install/"
+    local error api
+    if ! error=$(docker version 2>&1 >/dev/null); then
+        case $error in
+        *"permission denied"*)
+            die "You may not use Docker's socket." \
+                "Run $again with sudo, or join the group: sudo usermod -aG docker $(id -un), then log in again." ;;
+        *)
+            die "The Docker engine does not answer. Is it running?" \
+                "sudo systemctl start docker" "Docker says: $(printf '%s' "$error" | tail -n 1)" ;;
+        esac
+    fi
+    api=$(docker version --format '{{.Server.APIVersion}}')
+    version_at_least "$api" 1.41 ||
+        die "This Docker engine is too old (API $api): version 20.10 or newer is needed."
+}
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+# Chooses where the binaries are built and the Debian release of the images, whose C library must not be older.
+suite=bookworm
+build_in_container=false why_container=''
+choose_suite() {
+    local wanted found glibc
+    wanted=$(awk -F'"' '$1 ~ /^rust-version/ { print $2; exit }' Cargo.toml)
+    glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | awk '{ print $2 }') || true
+    if ! find_cargo; then
+        why_container="there is no cargo here"
+    elif found=$(cargo --version | awk '{ print $2 }') && ! version_at_least "${found%%-*}" "$wanted"; then
+        why_container="cargo here is $found, $wanted or newer is needed (rustup update)"
+    elif [ -z "$glibc" ]; then
+        why_container="this machine's C library is not glibc"
+    elif version_at_least 2.36 "$glibc"; then
+        suite=bookworm
+    elif version_at_least 2.41 "$glibc"; then
+        suite=trixie
+    else
+        why_container="this machine's glibc $glibc is newer than that of Debian's releases"
+    fi
+    [ -z "$why_container" ] || build_in_container=true
+    export SUITE=$suite
+}
+
+build_binaries() {
+    step "Building the registrar and the discoverer (the first time takes a few minutes)"
+    local -a what=(build --release --locked -p registrar -p discoverer)
+    if ! $build_in_container; then
+        cargo "${what[@]}" --target-dir target || {
+            say_if_disk_is_full
+            die "cargo could not build the binaries; what it says stands above."
+        }
+    else
+        local rust=rust:1-slim-$suite
+        say "In a container of $rust, because $why_container."
+        docker image inspect "$rust" >/dev/null 2>&1 || docker pull "$rust" ||
+            die "It cannot be built on this machine ($why_container), and the image $rust cannot be had." \
+                "Install or update Rust here (https://rustup.rs) and run $again again."
+        mkdir -p target/container target/release
+        docker run --rm --user "$(id -u):$(id -g)" --security-opt label=disable --volume "$root:/src" --workdir /src \
+            --env CARGO_HOME=/src/target/container/cargo \
+            "$rust" cargo "${what[@]}" --target-dir target/container || {
+            say_if_disk_is_full
+            die "cargo could not build the binaries; what it says stands above."
+        }
+        cp target/container/release/{registrar,discoverer} target/release/
+    fi
+    local binary
+    for binary in registrar discoverer; do
+        [ -x target/release/$binary ] || die "cargo left no target/release/$binary." \
+            "Is another target set in a cargo configuration (build.target)?"
+    done
+}
+
+sha256() { if have sha256sum; then sha256sum; else shasum -a 256; fi | cut -c1-64; }
+
+build_flags=() # more flags for `docker build`
+
+# build_image NAME DOCKERFILE CONTEXT INPUT...: builds it unless it was made from the same inputs, on the same base.
+build_image() {
+    local name=$1 dockerfile=$2 context=$3 inputs old
+    shift 3
+    inputs=$(
+        {
+            docker image inspect --format '{{.Id}}' "local/debian:$suite"
+            find "$dockerfile" "$@" -type f | LC_ALL=C sort | while IFS= read -r file; do
+                printf '%s\n' "$file"
+                cat "$file"
+            done
+        } | sha256
+    )
+    old=$(docker image inspect --format "{{.Id}} {{index .Config.Labels \"$label\"}}" "$name" 2>/dev/null) || old=''
+    if [ "${old#* }" = "$inputs" ]; then
+        say "$name is up to date"
+        return 0
+    fi
+    say "Building $name ..."
+    # Engines without BuildKit say at each build that their builder is old; once known, that is noise.
+    docker build --tag "$name" --label "$label=$inputs" --build-arg "SUITE=$suite" ${build_flags[@]+"${build_flags[@]}"} \
+        --file "$dockerfile" "$context" \
+        2> >(sed '/^DEPRECATED: The legacy builder/,/^$/d' >&2) || {
+        say_if_disk_is_full
+        die "The image $name could not be built; what Docker says stands above."
+    }
+}
+
+build_base() {
+    packaging/images/base "$suite" || {
+        say_if_disk_is_full
+        die "Without its base image nothing can be built; the reason stands above."
+    }
+}
+build_etcd() { build_image local/etcd packaging/images/etcd/Dockerfile packaging/images/etcd; }
+build_hello() { build_image local/hello packaging/images/hello/Dockerfile . vagrant/server.js; }
+build_dockreg() {
+    build_image local/dockreg vagrant/Dockerfile . \
+        vagrant/server.js vagrant/sidekick vagrant/supervisord.conf target/release/registrar
+}
+
+# Former versions of our images, which have lost their name to a newer one.
+remove_old_images() {
+    local id
+    for id in $(docker images --quiet --filter dangling=true --filter "label=$label"); do
+        docker image rm "$id" >/dev/null 2>&1 || true # a container that is yet to be replaced still has it
+    done
+}

@@ -1,0 +1,415 @@
+//! `vagrant up host-1 host-2`: the example hosts, as containers of this machine, from nothing to the last trace.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use e2e::docker::{docker, docker_ok, share_images};
+use e2e::process::{Finished, find_program, run, tail};
+use e2e::{secs, wait_until, within, workspace};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How `docker run` starts the application in the tour, less its `IP`.
+const RUN: &str = "docker run -d -p 8000 -v /var/run/docker.sock:/var/run/docker.sock";
+
+/// An environment of Vagrant with addresses, state and home of its own. Dropping it removes what is left of it.
+struct Hosts {
+    dir: TempDir,
+    subnet: String,
+    remove_host_image: bool,
+}
+
+impl Hosts {
+    fn new() -> Hosts {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let dir = tempfile::Builder::new().prefix("e2e-vagrant-").tempdir().unwrap();
+        // No other test that runs has the same: a process id and a number, as two bytes of an address. 10.1.0 is the user's.
+        let id = std::process::id() * 4 + NEXT.fetch_add(1, Ordering::Relaxed) % 4;
+        let subnet = format!("10.{}.{}", 64 + id / 256 % 128, id % 256);
+        Hosts { dir, subnet, remove_host_image: false }
+    }
+
+    fn ip(&self, host: u8) -> String {
+        format!("{}.{}", self.subnet, 100 + host)
+    }
+
+    fn container(&self, host: u8) -> String {
+        format!("{}-host-{host}", self.network())
+    }
+
+    fn network(&self) -> String {
+        format!("hosts-{}", self.subnet)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    async fn vagrant_with(&self, args: &[&str], more: &[(&str, &str)]) -> Finished {
+        let (home, state) = (self.path("home"), self.path("state"));
+        let cwd = workspace().display().to_string();
+        let mut variables = vec![
+            ("VAGRANT_HOME", home.as_str()),
+            ("VAGRANT_DOTFILE_PATH", &state),
+            ("VAGRANT_CWD", &cwd),
+            ("VAGRANT_DEFAULT_PROVIDER", "docker"),
+            ("VAGRANT_CHECKPOINT_DISABLE", "1"),
+            ("VAGRANT_NO_COLOR", "1"),
+            ("HOSTS_NETWORK", &self.subnet),
+        ];
+        variables.extend(more);
+        let start = Instant::now();
+        let finished = run(&find_program("vagrant", "vagrant"), args, &variables, secs(600)).await;
+        println!("{:6.1} s  vagrant {}", start.elapsed().as_secs_f64(), args.join(" "));
+        finished
+    }
+
+    /// A command of Vagrant that must succeed; gives all it said.
+    async fn vagrant(&self, args: &[&str]) -> String {
+        said(&self.vagrant_with(args, &[]).await, Some(0))
+    }
+
+    /// A command in a host, by `vagrant ssh` as a user would; it must succeed.
+    async fn ssh(&self, host: u8, command: &str) -> String {
+        let name = format!("host-{host}");
+        let finished = self.vagrant_with(&["ssh", &name, "--command", command], &[]).await;
+        assert_eq!(finished.code, Some(0), "{command} on {name}: {finished:?}");
+        println!("host-{host}$ {command}\n{}", finished.stdout);
+        finished.stdout.trim().to_owned()
+    }
+
+    /// A question that is asked again and again, without the second that `vagrant ssh` takes.
+    async fn look(&self, host: u8, command: &str) -> String {
+        docker(&["exec", &self.container(host), "bash", "-c", command]).await.stdout.trim().to_owned()
+    }
+
+    async fn wait(&self, what: &str, host: u8, command: &str, is_it: impl Fn(&str) -> bool) -> String {
+        wait_until(secs(60), what, async || {
+            let seen = self.look(host, command).await;
+            if is_it(&seen) { Ok(seen) } else { Err(format!("{command} on host-{host}: {seen}")) }
+        })
+        .await
+    }
+
+    /// The keys below `/service` as the host's etcd has them, each with its value and what it has left to live.
+    async fn keys(&self, host: u8) -> Vec<(String, String, i64)> {
+        let listed = self.look(host, &format!("curl -sS -m 3 http://{}:4001/v2/keys/service", self.ip(host))).await;
+        let listed: Value = serde_json::from_str(&listed).unwrap_or_default();
+        let nodes = listed["node"]["nodes"].as_array().cloned().unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        // A service's own directory stays when its last instance has gone.
+        let instances = nodes.iter().filter(|node| node["dir"].is_null());
+        instances.map(|node| (text(&node["key"]), text(&node["value"]), node["ttl"].as_i64().unwrap_or(0))).collect()
+    }
+
+    /// Waits until the host's etcd has exactly these keys, in any order.
+    async fn wait_keys(&self, limit: Duration, host: u8, wanted: &[&str]) {
+        wait_until(limit, &format!("host-{host}'s etcd has {wanted:?}"), async || {
+            let keys = self.keys(host).await;
+            let right = keys.len() == wanted.len() && keys.iter().all(|(key, ..)| wanted.contains(&key.as_str()));
+            if right { Ok(()) } else { Err(format!("{keys:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until all these containers, and no other, answer through the HAProxy of this host.
+    async fn wait_answers(&self, host: u8, containers: &[&str]) {
+        let mut wanted: Vec<String> = containers.iter().map(|id| format!("Hello from {}", &id[..12])).collect();
+        wanted.sort();
+        let command = format!("for i in 1 2 3 4 5 6; do curl -sS -m 3 http://{}/; done | sort -u", self.ip(host));
+        self.wait(&format!("{wanted:?} through HAProxy"), host, &command, |seen| seen == wanted.join("\n")).await;
+    }
+
+    /// Both members are there and healthy; both hosts' HAProxy, discoverer and registrar run.
+    async fn wait_whole(&self) {
+        for host in [1, 2] {
+            let url = format!("http://{}:2379", self.ip(host));
+            self.wait("a healthy etcd", host, &format!("curl -sS -m 3 {url}/health"), |seen| seen.contains("true"))
+                .await;
+            self.wait("both members", host, &format!("curl -sS -m 3 {url}/v2/machines"), |seen| {
+                seen.contains(&self.ip(1)) && seen.contains(&self.ip(2))
+            })
+            .await;
+            let units = "systemctl is-active docker haproxy registrar discoverer | sort | uniq -c";
+            self.wait("all services run", host, units, |seen| seen == "4 active").await;
+            let failed = "systemctl --no-legend --failed; systemctl is-system-running --wait";
+            self.wait("nothing has failed", host, failed, |seen| seen == "running").await;
+            let status = format!("curl -sS -m 3 -o /dev/null -w '%{{http_code}}' http://{}/", self.ip(host));
+            self.wait("HAProxy answers", host, &status, |seen| ["200", "404", "503"].contains(&seen)).await;
+        }
+    }
+
+    /// The anonymous volumes of the hosts.
+    async fn volumes(&self) -> Vec<String> {
+        let format = "{{range .Mounts}}{{if eq .Type \"volume\"}}{{.Name}} {{end}}{{end}}";
+        let listed = docker_ok(&["inspect", "--format", format, &self.container(1), &self.container(2)]).await;
+        listed.split_whitespace().map(str::to_owned).collect()
+    }
+
+    async fn assert_nothing_is_left(&self, volumes: &[String]) {
+        let filter = format!("name={}-", self.network());
+        assert_eq!(docker_ok(&["ps", "--all", "--quiet", "--filter", &filter]).await, "");
+        let networks = docker_ok(&["network", "ls", "--format", "{{.Name}}"]).await;
+        assert!(!networks.lines().any(|name| name == self.network()), "{networks}");
+        let left = docker_ok(&["volume", "ls", "--quiet"]).await;
+        assert!(
+            !volumes.is_empty() && volumes.iter().all(|name| !left.contains(name.as_str())),
+            "{volumes:?} in {left}"
+        );
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        let (one, two, network) = (self.container(1), self.container(2), self.network());
+        let mut script = String::new();
+        if std::thread::panicking() {
+            for host in [&one, &two] {
+                script += &format!(
+                    "echo '--- {host}'; docker exec {host} sh -c 'journalctl --no-pager -n 40 -u etcd-member -u registrar -u discoverer; \
+                     docker ps -a; docker logs --tail 5 etcd' 2>&1;"
+                );
+            }
+        }
+        script += &format!("docker rm -fv {one} {two}; docker network rm {network};");
+        if self.remove_host_image {
+            script += "docker rmi local/vagrant-host";
+        }
+        let tried = std::process::Command::new("sh").args(["-c", &script]).output();
+        if let Ok(output) = tried
+            && std::thread::panicking()
+        {
+            eprintln!("{}", String::from_utf8_lossy(&output.stdout));
+        }
+    }
+}
+
+fn said(finished: &Finished, code: Option<i32>) -> String {
+    let all = format!("{}\n{}", finished.stdout, finished.stderr);
+    assert_eq!(finished.code, code, "{}", tail(&all));
+    all
+}
+
+#[tokio::test]
+#[ignore = "long: run by ./test --full"]
+async fn the_hosts_come_up_play_the_tour_survive_what_befalls_hosts_and_leave_nothing() {
+    let images = share_images().await;
+    let mut hosts = Hosts::new();
+    hosts.remove_host_image = docker(&["image", "inspect", "local/vagrant-host"]).await.code != Some(0);
+    within(1500, async {
+        // host-2 alone says whom it waits for, and does not hold up the command for ever.
+        let waits = said(&hosts.vagrant_with(&["up", "host-2"], &[("HOSTS_WAIT", "6")]).await, Some(0));
+        assert!(waits.contains("Waiting for the etcd of host-1") && waits.contains("vagrant up host-1"), "{waits}");
+        hosts.vagrant(&["up", "host-1", "host-2"]).await;
+        hosts.wait_whole().await;
+        hosts.vagrant(&["destroy", "--force"]).await;
+
+        hosts.vagrant(&["up", "host-1", "host-2"]).await;
+        hosts.wait_whole().await;
+        let volumes = hosts.volumes().await;
+        let again = hosts.vagrant(&["up", "host-1", "host-2"]).await;
+        assert!(again.contains("already provisioned"), "{again}");
+        hosts.vagrant(&["halt"]).await;
+        hosts.vagrant(&["up", "host-1", "host-2"]).await;
+        hosts.wait_whole().await;
+
+        // A host that is destroyed takes leave, so that the other one goes on.
+        let destroyed = hosts.vagrant(&["destroy", "--force", "host-2"]).await;
+        assert!(destroyed.contains("has left the cluster"), "{destroyed}");
+        the_tour(&hosts).await;
+        lost_and_found(&hosts).await;
+        bad_input(&hosts).await;
+
+        let all = [volumes, hosts.volumes().await].concat();
+        hosts.vagrant(&["destroy", "--force"]).await;
+        hosts.assert_nothing_is_left(&all).await;
+    })
+    .await;
+    drop(hosts);
+    drop(images);
+}
+
+/// What docs/vagrant.md walks through, from the point where host-1 is up.
+async fn the_tour(hosts: &Hosts) {
+    let (ip1, ip2) = (hosts.ip(1), hosts.ip(2));
+    let ps = hosts.ssh(1, "docker ps").await;
+    assert!(ps.contains("local/etcd") && ps.trim_end().ends_with(" etcd"), "{ps}");
+    for port in [2379, 4001] {
+        let machines = hosts.ssh(1, &format!("curl -sS http://{ip1}:{port}/v2/machines")).await;
+        assert_eq!(machines, format!("http://{ip1}:2379"));
+    }
+
+    // By the link's variables.
+    let first = hosts.ssh(1, &format!("{RUN} -e IP={ip1} --link etcd:etcd local/dockreg")).await;
+    let key1 = key_of(hosts, 1, &first).await;
+    hosts.wait_keys(secs(30), 1, &[&key1]).await;
+    hosts.ssh(1, &format!("curl -sS http://{ip1}:4001/v2/keys/service")).await;
+    let keys = hosts.keys(1).await;
+    assert!(keys[0].1 == "running" && (1..=20).contains(&keys[0].2), "{keys:?}");
+    let instance = key1.trim_start_matches("/service/");
+    assert_eq!(hosts.ssh(1, &format!("curl -sS http://{instance}/")).await, format!("Hello from {}", &first[..12]));
+    hosts.wait_answers(1, &[&first]).await;
+
+    hosts.vagrant(&["up", "host-2"]).await;
+    hosts.wait_whole().await;
+    hosts.ssh(2, &format!("curl -sS http://{ip2}:2379/v2/machines")).await;
+    hosts.wait_keys(secs(10), 2, &[&key1]).await;
+    hosts.wait_answers(2, &[&first]).await;
+
+    // Without the link, from ETCD.
+    let second =
+        hosts.ssh(2, &format!("{RUN} -e IP={ip2} -e ETCD=http://{ip2}:2379,http://{ip1}:2379 local/dockreg")).await;
+    let third = hosts.ssh(2, &format!("{RUN} -e IP={ip2} --link etcd:etcd local/dockreg")).await;
+    let (key2, key3) = (key_of(hosts, 2, &second).await, key_of(hosts, 2, &third).await);
+    for host in [1, 2] {
+        hosts.wait_keys(secs(30), host, &[&key1, &key2, &key3]).await;
+        hosts.wait_answers(host, &[&first, &second, &third]).await;
+    }
+    hosts.ssh(2, &format!("curl -sS http://{ip2}:2379/v2/keys/service")).await;
+
+    // A plain image, which the agent of host-2 registers from its labels; the other host's HAProxy balances to it.
+    let labels = "-l SERVICE_NAME=hello -l SERVICE_HOST=hello.example";
+    let hello = hosts.ssh(2, &format!("docker run -d --init -p 8000 {labels} local/hello")).await;
+    let ask = format!("curl -sS -m 3 -H 'Host: hello.example' http://{ip1}/");
+    hosts.wait("the plain image answers", 1, &ask, |seen| seen == format!("Hello from {}", &hello[..12])).await;
+    let list = hosts.ssh(2, &format!("registrar list --etcd http://{ip2}:2379")).await;
+    assert!(list.contains("hello") && list.contains("host-2"), "{list}");
+    hosts.ssh(2, &format!("docker rm -f {hello}")).await;
+
+    // The stop returns after the key has gone: there is nothing to wait for.
+    hosts.ssh(2, &format!("docker stop {second}")).await;
+    for host in [1, 2] {
+        let keys = hosts.keys(host).await;
+        assert!(keys.iter().all(|(key, ..)| *key != key2), "after docker stop: {keys:?}");
+        hosts.wait_answers(host, &[&first, &third]).await;
+    }
+    hosts.ssh(2, &format!("docker rm -f {third}")).await;
+    // Killed without a word: HAProxy's own check first, the TTL after that.
+    hosts.wait_keys(secs(40), 1, &[&key1]).await;
+
+    // With host-2 halted there is no quorum: what is registered stays and is served; what is new waits for host-2.
+    hosts.vagrant(&["halt", "host-2"]).await;
+    hosts.wait_answers(1, &[&first]).await;
+    assert!(hosts.ssh(1, &format!("curl -sS http://{ip1}:2379/health")).await.contains("false"));
+    let late = hosts.ssh(1, &format!("{RUN} -e IP={ip1} --link etcd:etcd local/dockreg")).await;
+    hosts.vagrant(&["up", "host-2"]).await;
+    hosts.wait_whole().await;
+    let key4 = key_of(hosts, 1, &late).await;
+    hosts.wait_keys(secs(40), 2, &[&key1, &key4]).await;
+    hosts.wait_answers(2, &[&first, &late]).await;
+
+    // After a restart of its host an instance has another port, and its key says so.
+    hosts.vagrant(&["halt", "host-1"]).await;
+    hosts.vagrant(&["up", "host-1"]).await;
+    hosts.wait_whole().await;
+    hosts.ssh(1, &format!("docker start {first}")).await;
+    let key5 = key_of(hosts, 1, &first).await;
+    hosts.wait_keys(secs(40), 2, &[&key5]).await;
+    hosts.wait_answers(2, &[&first]).await;
+    hosts.ssh(1, &format!("docker rm -f {first} {late}")).await;
+}
+
+/// The key that a container of the example has.
+async fn key_of(hosts: &Hosts, host: u8, container: &str) -> String {
+    let published = hosts.look(host, &format!("docker port {container} 8000/tcp | head -n 1")).await;
+    format!("/service/{}:{}", hosts.ip(host), published.rsplit(':').next().unwrap())
+}
+
+/// A host that is destroyed while it cannot take leave leaves the other one without a quorum, and there is a way out.
+async fn lost_and_found(hosts: &Hosts) {
+    hosts.vagrant(&["halt", "host-2"]).await;
+    hosts.vagrant(&["destroy", "--force", "host-2"]).await;
+    let refused = said(&hosts.vagrant_with(&["up", "host-2"], &[]).await, Some(1));
+    assert!(refused.contains("On host-1: sudo etcd-member alone"), "{refused}");
+    let alone = hosts.ssh(1, "sudo etcd-member alone").await;
+    assert!(alone.contains("the only member"), "{alone}");
+    hosts.vagrant(&["provision", "host-2"]).await;
+    hosts.wait_whole().await;
+
+    // One that took leave, and was not destroyed after all, is a member again.
+    hosts.ssh(2, "sudo etcd-member leave").await;
+    let count = format!("curl -sS -m 3 http://{}:2379/v2/members | jq '.members | length'", hosts.ip(1));
+    assert_eq!(hosts.look(1, &count).await, "1");
+    wait_until(secs(120), "host-2 is a member again", async || match hosts.look(1, &count).await.as_str() {
+        "2" => Ok(()),
+        seen => Err(format!("{seen} members")),
+    })
+    .await;
+    hosts.wait_whole().await;
+
+    // The first host is no other than the second in this: it joins the cluster that is there.
+    hosts.vagrant(&["destroy", "--force", "host-1"]).await;
+    hosts.vagrant(&["up", "host-1"]).await;
+    hosts.wait_whole().await;
+}
+
+async fn bad_input(hosts: &Hosts) {
+    hosts
+        .ssh(2, "sudo systemctl stop discoverer haproxy && docker run -d --name in-the-way -p 80:8000 local/hello")
+        .await;
+    let taken = said(&hosts.vagrant_with(&["provision", "host-2"], &[]).await, Some(1));
+    assert!(taken.contains("Port 80 of this host, which haproxy needs, is taken by docker-proxy"), "{taken}");
+    hosts.ssh(2, "docker rm -f in-the-way").await;
+    hosts.vagrant(&["provision"]).await;
+    hosts.wait_whole().await;
+
+    // The same addresses for another directory.
+    let elsewhere = hosts.path("elsewhere");
+    let refused = said(&hosts.vagrant_with(&["up", "host-1"], &[("VAGRANT_DOTFILE_PATH", &elsewhere)]).await, Some(1));
+    assert!(refused.contains("are there already, brought up from") && refused.contains("HOSTS_NETWORK="), "{refused}");
+}
+
+#[tokio::test]
+async fn vagrant_takes_the_vagrantfile_for_each_provider() {
+    within(120, async {
+        let hosts = Hosts::new();
+        // Only a VirtualBox that is installed can judge its own part of it.
+        for (provider, args) in
+            [("docker", &["validate"][..]), ("libvirt", &["validate"]), ("virtualbox", &["validate", "-p"])]
+        {
+            let done = hosts.vagrant_with(args, &[("VAGRANT_DEFAULT_PROVIDER", provider)]).await;
+            assert!(said(&done, Some(0)).contains("validated successfully"), "{provider}: {done:?}");
+        }
+        let status = hosts.vagrant(&["status"]).await;
+        assert!(status.contains("host-1") && status.contains("host-2"), "{status}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn vagrant_up_says_what_is_wrong_before_it_makes_anything() {
+    within(120, async {
+        let hosts = Hosts::new();
+        let wrong = [
+            (&[("HOSTS_NETWORK", "10.1.300")][..], "HOSTS_NETWORK=10.1.300: give the first three numbers"),
+            (&[("HOSTS_MEMORY", "much")], "HOSTS_MEMORY=much: give a number of MB"),
+            (&[("VAGRANT_DEFAULT_PROVIDER", ""), ("DOCKER_HOST", "unix:///nowhere")], "No provider works here"),
+        ];
+        for (variables, words) in wrong {
+            let done = hosts.vagrant_with(&["up", "host-1"], variables).await;
+            assert!(said(&done, Some(1)).contains(words), "{words}: {done:?}");
+        }
+
+        let (state, keys) = (hosts.path("state"), hosts.path("keys"));
+        let prepare = async |memory: &str| {
+            let args = ["up", "docker", "host-1", "not_created", memory, &state, &keys];
+            let variables = [("HOSTS_NETWORK", hosts.subnet.as_str())];
+            said(&run(&workspace().join("vagrant/prepare"), &args, &variables, secs(60)).await, Some(1))
+        };
+        let too_much = prepare("99999999").await;
+        assert!(
+            too_much.contains("host-1 needs 99999999 MB of memory") && too_much.contains("HOSTS_MEMORY="),
+            "{too_much}"
+        );
+
+        let other = format!("e2e-{}-taken", std::process::id());
+        docker_ok(&["network", "create", "--subnet", &format!("{}.0/24", hosts.subnet), &other]).await;
+        let taken = prepare("1").await;
+        docker_ok(&["network", "rm", &other]).await;
+        assert!(
+            taken.contains(&format!("which its network {other} has")) && taken.contains("HOSTS_NETWORK="),
+            "{taken}"
+        );
+    })
+    .await;
+}
