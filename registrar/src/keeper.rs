@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, error, info, warn};
 
 use crate::config::EtcdFlags;
+use crate::pace::due_after;
 use crate::reconcile::{Holding, Step, due, reconcile};
 
 /// How many requests go on at once: enough that one that hangs does not hold up the others, and few enough that many
@@ -126,6 +127,8 @@ pub struct Keeper {
     /// How many requests got no answer.
     unanswered: u64,
     key_pauses: (Duration, Duration),
+    /// See [`due_after`].
+    epoch: std::time::Instant,
 }
 
 impl Keeper {
@@ -150,6 +153,7 @@ impl Keeper {
             answered_at: None,
             unanswered: 0,
             key_pauses: KEY_PAUSES,
+            epoch: Instant::now().into_std(),
         })
     }
 
@@ -328,7 +332,7 @@ impl Keeper {
                     Step::Update(_) => info!(%key, "changed"),
                     _ => {}
                 }
-                let refresh_at = (now + refresh_after(self.ttl)).into_std();
+                let refresh_at = due_after(refresh_after(self.ttl), now.into_std(), self.epoch);
                 let refreshed = matches!(step, Step::Refresh(_));
                 let before = match &known.held {
                     Some(Holding::Ours { value, .. }) => value.clone(),

@@ -1,7 +1,7 @@
 //! From Docker to the registry: finds where a container is reached, asks it whether it answers, and keeps its key.
 //!
 //! Pure rooms, no I/O and no clock: `own` (which container is this), `service` (what is registered for it), `health`
-//! (does it answer), `reconcile` (what to do in etcd). Edges: `docker`, `probe` and `ask`, `host`. `keeper` owns the keys in
+//! (does it answer), `pace` (what is done together), `reconcile` (what to do in etcd). Edges: `docker`, `probe` and `ask`, `host`. `keeper` owns the keys in
 //! etcd.
 //!
 //! The daemons own all state, and do what the pure rooms say: `sidekick` for the container it is in, `agent` for all
@@ -22,6 +22,7 @@ pub mod keeper;
 pub mod list;
 pub mod manual;
 pub mod own;
+mod pace;
 pub mod probe;
 pub mod reconcile;
 pub mod service;

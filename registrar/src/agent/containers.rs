@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::container::{Container, Facts, Instance, Kill};
 use crate::docker::events::{ContainerId, Event, What};
+use crate::pace::due_after;
 use crate::probe::ProbeError;
 use crate::service::{CheckKind, Findings, Registration};
 
@@ -91,6 +92,8 @@ pub(super) struct Containers {
     /// What else is to be done when. May hold moments that have lost their meaning.
     timers: BTreeSet<(Instant, Timer)>,
     last_serial: u64,
+    /// When the first question was asked; see [`due_after`].
+    epoch: Option<Instant>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +118,7 @@ impl Containers {
             asking: BTreeMap::new(),
             timers: BTreeSet::new(),
             last_serial: 0,
+            epoch: None,
         }
     }
 
@@ -536,7 +540,7 @@ impl Containers {
         *going_on += 1;
         let gap = instance.health.gap(now);
         let gap = if instance.health.was_up() { gap.mul_f64(1.0 - chance() / 5.0) } else { gap };
-        instance.ask_at = now + gap;
+        instance.ask_at = due_after(gap, now, *self.epoch.get_or_insert(now));
         instance.asking = true;
         let registration = Arc::clone(&instance.registration);
         let (target, unfinished) = (instance.target, instance.unfinished.clone());
