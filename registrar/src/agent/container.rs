@@ -179,6 +179,12 @@ impl Container {
             self.instances.iter_mut().find(|instance| is_same_run && instance.registration.key == *key)
         {
             instance.take_over(record, told_to_stop);
+            // Whom Docker judges is not asked: what it says is known already.
+            if let Some(says) = self.facts.as_ref().and_then(|facts| facts.healthcheck)
+                && self.is_to_be_asked()
+            {
+                self.docker_says(says);
+            }
         }
     }
 

@@ -278,8 +278,10 @@ impl Containers {
         }
         let Some(container) = self.known.get_mut(id) else { return };
         while let Some(serial) = container.waiting.pop_front() {
-            if container.instances.iter().any(|known| known.serial == serial && !known.asking && known.ask_at <= now) {
-                self.to_ask.insert((now, Arc::clone(id), serial));
+            let is_due = |known: &&Instance| known.serial == serial && !known.asking && known.ask_at <= now;
+            if let Some(waits) = container.instances.iter().find(is_due) {
+                // Since that moment, so that none of those that are asked already is asked again before it.
+                self.to_ask.insert((waits.ask_at, Arc::clone(id), serial));
                 break;
             }
         }

@@ -398,6 +398,33 @@ fn what_an_earlier_run_left_goes_on_without_an_answer_and_the_dead_go() {
 }
 
 #[test]
+fn what_an_earlier_run_left_is_judged_by_what_its_healthcheck_says_now() {
+    for (says, expected) in [(Healthcheck::Healthy, vec![(1, Status::Running)]), (Healthcheck::Unhealthy, vec![])] {
+        for is_docker_quicker in [true, false] {
+            let mut host = Host::new();
+            let found = |host: &mut Host| {
+                host.list(&["c1"]);
+                host.inspect(|id| {
+                    let mut inspected = checked_by(CheckKind::Docker, id, 1);
+                    inspected.facts.healthcheck = Some(says);
+                    Some(inspected)
+                });
+            };
+            if is_docker_quicker {
+                found(&mut host);
+            }
+            let left = left("c1", 1, FIRST_START, Status::Running);
+            host.etcd.insert(left.0.clone(), left.1.to_value().into());
+            host.containers.found_left([left].into());
+            if !is_docker_quicker {
+                found(&mut host);
+            }
+            assert_eq!(host.registered(), expected, "{says:?}, Docker was quicker: {is_docker_quicker}");
+        }
+    }
+}
+
+#[test]
 fn what_an_earlier_run_left_is_found_also_when_docker_was_quicker_than_etcd() {
     let mut host = Host::new();
     host.list(&["c1"]);
@@ -513,6 +540,24 @@ fn one_container_takes_few_of_the_places_for_questions_and_all_its_ports_have_th
         assert!(going_on.len() <= 8, "{}", going_on.len());
     }
     assert_eq!((asked, host.registered().len()), (100, 100));
+}
+
+#[test]
+fn ports_that_do_not_answer_in_time_leave_the_others_their_turn() {
+    let mut host = Host::new();
+    host.event("c1", What::Start);
+    host.inspect(|id| {
+        let mut all = with_ports(id, 9, &["a"]);
+        all.findings.registrations.iter_mut().for_each(|one| one.check.interval = Duration::from_secs(1));
+        Some(all)
+    });
+    let hang = host.questions();
+    assert_eq!(hang.len(), 8);
+    let ninth = |questions: &[Question]| questions.iter().any(|question| question.registration.port == 9);
+    assert!(!ninth(&hang));
+    host.later(Duration::from_secs(3));
+    host.answer(&hang[0], &late());
+    assert!(ninth(&host.questions()), "though the first is to be asked again since long");
 }
 
 #[test]
