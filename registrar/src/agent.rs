@@ -79,9 +79,8 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
 
     let (sender, mut news) = mpsc::channel(EVENTS);
-    // Whose draining it is that is found in a key shows in the events of the time before: as long as such a key may live.
-    let before = config.kill_grace.saturating_add(config.ttl);
-    let follower = follow(Docker::new(config.scope.docker.clone()), before, sender);
+    // A container that was told to stop while no agent ran is still to be drained.
+    let follower = follow(Docker::new(config.scope.docker.clone()), config.kill_grace, sender);
     let mut agent = Agent::new(config, id, keeper, prober);
     agent.work.spawn(async move {
         follower.await;
@@ -355,7 +354,7 @@ impl Agent {
             }
         }
         info!(keys = left.len(), "looked for keys of an earlier run");
-        self.containers.found_left(left);
+        self.containers.found_left(left, Instant::now().into_std());
     }
 
     /// Leaves to their time to live the keys of which Docker does not say whose they are. Those that are still there when

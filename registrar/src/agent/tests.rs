@@ -380,7 +380,7 @@ fn what_an_earlier_run_left_goes_on_without_an_answer_and_the_dead_go() {
         left("same", 5, FIRST_START, Status::Running),
     ];
     host.etcd = all.iter().map(|(key, record)| (key.clone(), record.to_value().into())).collect();
-    host.containers.found_left(all.into());
+    host.containers.found_left(all.into(), host.now);
     // Nothing is known of Docker yet.
     assert_eq!(host.registered().len(), 5);
     host.list(&["same", "drained", "restarted"]);
@@ -415,7 +415,7 @@ fn what_an_earlier_run_left_is_judged_by_what_its_healthcheck_says_now() {
             }
             let left = left("c1", 1, FIRST_START, Status::Running);
             host.etcd.insert(left.0.clone(), left.1.to_value().into());
-            host.containers.found_left([left].into());
+            host.containers.found_left([left].into(), host.now);
             if !is_docker_quicker {
                 found(&mut host);
             }
@@ -432,7 +432,7 @@ fn what_an_earlier_run_left_is_found_also_when_docker_was_quicker_than_etcd() {
     host.ask(&late());
     let all = [left("c1", 1, FIRST_START, Status::Running), left("dead", 2, FIRST_START, Status::Running)];
     host.etcd = all.iter().map(|(key, record)| (key.clone(), record.to_value().into())).collect();
-    host.containers.found_left(all.into());
+    host.containers.found_left(all.into(), host.now);
     assert_eq!(host.registered(), [(1, Status::Running)]);
 }
 
@@ -621,54 +621,82 @@ fn what_a_healthcheck_says_of_a_container_that_is_told_to_stop_counts_when_that_
 
 #[test]
 fn an_agent_that_ended_while_it_drained_a_container_does_not_take_that_for_an_operators_word() {
-    let second = |second: u32| format!("2026-11-25T09:10:{second:02}Z");
-    let left = || left("c1", 1, FIRST_START, Status::Draining);
     let begin = || {
-        let mut host = Host::new();
-        host.etcd = [left()].map(|(key, record)| (key, record.to_value().into())).into();
-        host.containers.found_left([left()].into());
-        host
+        let mut host = Host::with("c1", 1);
+        host.event("c1", What::Kill(Some(3)));
+        assert_eq!(host.registered(), [(1, Status::Draining)]);
+        let etcd = host.etcd;
+        let left: BTreeMap<_, _> =
+            etcd.iter().map(|(key, value)| (key.clone(), Record::parse(value).unwrap())).collect();
+        let mut next = Host { etcd, ..Host::new() };
+        next.containers.found_left(left, next.now);
+        next
     };
-    let find = |host: &mut Host| {
+    let find = |host: &mut Host, started: &'static str| {
         host.list(&["c1"]);
-        host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
+        host.inspect(|id| Some(inspected(id, 1, started)));
     };
-    for is_told_first in [true, false] {
-        // Within the grace time it drains on, and runs again when that is over.
-        let mut host = begin();
-        if !is_told_first {
-            find(&mut host);
-        }
-        host.late_event("c1", What::Kill(Some(3)), &second(0), GRACE / 2);
-        if is_told_first {
-            find(&mut host);
-        }
+    // Docker need not know of the signal any more: it drains for another grace time, and runs again.
+    let mut host = begin();
+    find(&mut host, FIRST_START);
+    for _ in 0..2 {
         assert_eq!(host.registered(), [(1, Status::Draining)]);
         host.later(GRACE / 2);
         host.containers.pass(host.now);
-        assert_eq!(host.registered(), [(1, Status::Running)], "told first: {is_told_first}");
-        // When it is over already, it runs again at once.
-        let mut host = begin();
-        if !is_told_first {
-            find(&mut host);
-        }
-        host.late_event("c1", What::Kill(Some(3)), &second(0), GRACE * 2);
+    }
+    assert_eq!(host.registered(), [(1, Status::Running)]);
+    // Where it does, no longer than from then on.
+    let mut host = begin();
+    host.late_event("c1", What::Kill(Some(3)), "2026-11-25T09:10:00Z", GRACE / 2);
+    find(&mut host, FIRST_START);
+    assert_eq!(host.registered(), [(1, Status::Draining)]);
+    host.later(GRACE / 2);
+    host.containers.pass(host.now);
+    assert_eq!(host.registered(), [(1, Status::Running)]);
+    // One that was started anew meanwhile is none that was told to stop.
+    let mut host = begin();
+    find(&mut host, SECOND_START);
+    host.ask(&Ok(()));
+    assert_eq!(host.registered(), [(1, Status::Running)]);
+}
+
+#[test]
+fn an_operators_word_outlasts_a_signal_to_stop_and_the_agent() {
+    let operators = || left("c1", 8000, FIRST_START, Status::Draining).1;
+    for is_told_first in [true, false] {
+        let mut host = Host::with("c1", 8000);
         if is_told_first {
-            find(&mut host);
+            host.containers.found(&key(8000), &operators());
         }
-        assert_eq!(host.registered(), [(1, Status::Running)], "told first: {is_told_first}");
-        // A signal that is to end nobody, or one of the run before, says nothing of it.
-        for (signal, at) in [(1, second(0)), (15, "2026-11-25T08:59:00Z".to_owned())] {
-            let mut host = begin();
-            if !is_told_first {
-                find(&mut host);
-            }
-            host.late_event("c1", What::Kill(Some(signal)), &at, GRACE * 2);
-            if is_told_first {
-                find(&mut host);
-            }
-            assert_eq!(host.registered(), [(1, Status::Draining)]);
+        host.event("c1", What::Kill(Some(15)));
+        assert_eq!(host.registered(), [(8000, Status::Draining)]);
+        if !is_told_first {
+            host.containers.found(&key(8000), &operators());
+            assert_eq!(host.registered(), [(8000, Status::Draining)]);
         }
+        assert_eq!(Record::parse(&host.etcd[&key(8000)]), Ok(operators()));
+        host.later(GRACE);
+        host.containers.pass(host.now);
+        assert_eq!(host.registered(), [(8000, Status::Draining)], "told first: {is_told_first}");
+    }
+}
+
+#[test]
+fn a_signal_while_no_agent_ran_drains_within_its_grace_time() {
+    let cases = [
+        (15, "2026-11-25T09:10:00Z", GRACE / 2, Status::Draining),
+        (15, "2026-11-25T09:10:00Z", GRACE * 2, Status::Running),
+        (1, "2026-11-25T09:10:00Z", GRACE / 2, Status::Running),
+        // Of the run before.
+        (15, "2026-11-25T08:59:00Z", GRACE / 2, Status::Running),
+    ];
+    for (signal, at, ago, expected) in cases {
+        let mut host = Host::new();
+        host.containers.found_left([left("c1", 1, FIRST_START, Status::Running)].into(), host.now);
+        host.late_event("c1", What::Kill(Some(signal)), at, ago);
+        host.list(&["c1"]);
+        host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
+        assert_eq!(host.registered(), [(1, expected)], "{signal} at {at}, {ago:?} ago");
     }
 }
 
@@ -757,10 +785,10 @@ fn what_an_earlier_run_left_is_given_up_and_can_be_found_again() {
     let mut host = Host::new();
     let all = || [left("c1", 1, FIRST_START, Status::Running), left("dead", 2, FIRST_START, Status::Running)];
     host.etcd = all().map(|(key, record)| (key, record.to_value().into())).into();
-    host.containers.found_left(all().into());
+    host.containers.found_left(all().into(), host.now);
     assert_eq!(host.containers.give_up_left(), [key(1), key(2)]);
     assert_eq!(host.registered().len(), 2, "they are not removed");
-    host.containers.found_left(all().into());
+    host.containers.found_left(all().into(), host.now);
     host.list(&["c1"]);
     host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
     assert_eq!(host.registered(), [(1, Status::Running)]);
