@@ -131,7 +131,11 @@ impl Prober {
                     return Asked { result: Err(ProbeError::Timeout(limit)), asked: at, target: next };
                 }
                 Ok(Err(ProbeError::NoWay(_))) if !is_last => {}
-                Ok(result) => return Asked { result, asked: at, target: at },
+                Ok(Err(error)) => {
+                    let error = behind_the_proxy(check, at, &error, deadline).await.unwrap_or(error);
+                    return Asked { result: Err(error), asked: at, target: at };
+                }
+                Ok(Ok(())) => return Asked { result: Ok(()), asked: at, target: at },
             }
         }
         Asked { result: Ok(()), asked: first, target: first }
@@ -163,6 +167,21 @@ impl Prober {
         }
         let client = client(purpose)?;
         Ok(place.get_or_init(|| client))
+    }
+}
+
+/// Whether nobody listens in the container, where a connection to a port that Docker publishes broke off: its proxy takes
+/// connections for an application that is not there, and to that application they were refused.
+async fn behind_the_proxy(check: &CheckKind, at: usize, error: &ProbeError, deadline: Instant) -> Option<ProbeError> {
+    let CheckKind::Http(HttpCheck { targets, proxied: true, .. }) = check else { return None };
+    let (0, ProbeError::Broken(_) | ProbeError::Tls(_)) = (at, error) else { return None };
+    let own = targets.get(1)?;
+    let until = deadline.min(Instant::now() + CONNECT_LIMIT);
+    match timeout_at(until, TcpStream::connect(own)).await.ok()? {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Some(ProbeError::Refused(format!("{own} behind Docker's proxy: {error}")))
+        }
+        _ => None,
     }
 }
 

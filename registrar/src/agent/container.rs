@@ -296,10 +296,12 @@ impl Instance {
         self.registration.port == registration.port && self.registration.check == registration.check
     }
 
-    /// Takes which of its targets is to be asked first. The best one is tried again now and then, where the question has
-    /// the time to go on to the next.
+    /// Takes which of its targets is to be asked first. The best one is tried again now and then, unless that alone could
+    /// cost it its key: where a missing answer counts at once, and the question has not the time to go on to the next.
     pub(super) fn aim(&mut self, target: usize, now: Instant) {
-        let has_time = self.registration.check.timeout >= CONNECT_LIMIT * 2;
+        let check = &self.registration.check;
+        let targets = u32::try_from(check.kind.targets().len()).unwrap_or(u32::MAX);
+        let has_time = check.timeout >= CONNECT_LIMIT.saturating_mul(targets) || check.fall > 1;
         (self.target, self.best_again_at) = match self.best_again_at {
             _ if target == 0 => (0, None),
             Some(at) if at <= now && has_time => (0, None),

@@ -561,18 +561,32 @@ fn ports_that_do_not_answer_in_time_leave_the_others_their_turn() {
 }
 
 #[test]
-fn the_best_address_is_tried_again_a_minute_after_there_was_no_way_to_it() {
-    let mut host = Host::with("c1", 8000);
-    let mut asked = Vec::new();
-    for _ in 0..14 {
-        host.later(Duration::from_secs(5));
-        let questions = host.questions();
-        asked.push(questions[0].target);
-        // From wherever it begins, only the second leads there.
-        let answer = Answer { result: Ok(()), target: 1, unfinished: None };
-        host.containers.answered(&questions[0], answer, host.now);
+fn the_best_address_is_tried_again_a_minute_after_there_was_no_way_to_it_unless_that_may_cost_the_key() {
+    let cases = [(3000, 3, true), (3000, 1, true), (1500, 3, true), (500, 2, true), (1500, 1, false)];
+    for (timeout, fall, again) in cases {
+        let mut host = Host::new();
+        host.event("c1", What::Start);
+        host.inspect(|id| {
+            let mut inspected = inspected(id, 8000, FIRST_START);
+            let check = &mut inspected.findings.registrations[0].check;
+            (check.timeout, check.fall) = (Duration::from_millis(timeout), fall);
+            let targets = [80, 8000].map(|port| ([127, 0, 0, 1], port).into()).to_vec();
+            check.kind = CheckKind::Tcp { targets, proxied: true };
+            Some(inspected)
+        });
+        assert_eq!(host.ask(&Ok(())), 1);
+        let mut asked = Vec::new();
+        for _ in 0..14 {
+            host.later(Duration::from_secs(5));
+            let questions = host.questions();
+            asked.push(questions[0].target);
+            // From wherever it begins, only the second leads there.
+            let answer = Answer { result: Ok(()), target: 1, unfinished: None };
+            host.containers.answered(&questions[0], answer, host.now);
+        }
+        let last = usize::from(!again);
+        assert_eq!(asked, [[0].as_slice(), &[1; 12], &[last]].concat(), "{timeout} ms, fall {fall}");
     }
-    assert_eq!(asked, [[0].as_slice(), &[1; 12], &[0]].concat());
 }
 
 #[test]
