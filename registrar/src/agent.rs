@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use crate::config::AgentConfig;
-use crate::docker::events::{News, follow};
+use crate::docker::events::{News, WELL_AFTER, follow};
 use crate::docker::{Client, Docker, DockerError};
 use crate::host::{self, IdError, ResolveError};
 use crate::keeper::{Claim, Keeper, Told, ended, until};
@@ -152,6 +152,8 @@ struct Agent {
     client: Option<Client>,
     /// What is wrong with its events, told once.
     docker_trouble: Option<String>,
+    /// When its stream of events, just opened, has lived long enough to count as there.
+    docker_well_at: Option<Instant>,
     /// By what containers are judged, once that is known.
     scope: Option<Arc<Scope>>,
     /// The address of the default route is that of a container.
@@ -182,6 +184,7 @@ impl Agent {
             asking: 0,
             client: None,
             docker_trouble: None,
+            docker_well_at: None,
             scope: None,
             is_in_container: false,
             host: Chore::new(Some(now)),
@@ -198,6 +201,9 @@ impl Agent {
     fn begin(&mut self) {
         let now = Instant::now();
         self.containers.pass(now.into_std());
+        if self.docker_well_at.is_some_and(|at| at <= now) {
+            self.docker_is_well();
+        }
         if self.host.is_due(now) {
             let (flags, id) = (self.config.scope.clone(), self.id.clone());
             let former = self.scope.as_ref().and_then(|scope| scope.ip);
@@ -238,21 +244,23 @@ impl Agent {
         let containers = self.containers.due(may_ask).map(Instant::from_std);
         let list = self.list.at.filter(|_| self.client.is_some());
         let give_up = (!self.is_listed).then_some(self.give_up_left_at);
-        [containers, self.host.at, list, self.left.at, give_up].into_iter().flatten().min()
+        [containers, self.docker_well_at, self.host.at, list, self.left.at, give_up].into_iter().flatten().min()
     }
 
     fn news(&mut self, news: News) {
         match news {
             News::Open(client) => {
-                if self.docker_trouble.take().is_some() {
-                    info!("Docker answers again");
-                }
                 self.client = Some(client);
+                self.docker_well_at = Some(Instant::now() + WELL_AFTER);
                 self.list.at = Some(Instant::now());
                 self.containers.inspect_failed();
             }
-            News::Event(event) => self.containers.event(&event, Instant::now().into_std()),
+            News::Event(event) => {
+                self.docker_is_well();
+                self.containers.event(&event, Instant::now().into_std());
+            }
             News::Lost(error) => {
+                self.docker_well_at = None;
                 let trouble = error.to_string();
                 if self.docker_trouble.as_ref() != Some(&trouble) {
                     error!(
@@ -265,9 +273,21 @@ impl Agent {
         }
     }
 
+    /// Its stream of events is there, which its opening alone does not say: it may be refused yet.
+    fn docker_is_well(&mut self) {
+        self.docker_well_at = None;
+        if self.docker_trouble.take().is_some() {
+            info!("Docker answers again");
+        }
+    }
+
     fn told(&mut self, told: &Told) {
         match told {
-            Told::Found(key, record) => self.containers.found(key, record),
+            Told::Found(key, record) => {
+                if self.containers.found(key, record) {
+                    self.keeper.want(key, Some(record.to_value().into()));
+                }
+            }
             Told::NotWritten(_) => {}
         }
     }

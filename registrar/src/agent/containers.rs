@@ -250,8 +250,18 @@ impl Containers {
         std::mem::take(&mut self.left).into_keys().collect()
     }
 
-    /// Takes what stands in a key of ours that we did not write just now.
-    pub(super) fn found(&mut self, key: &InstanceKey, record: &Record) {
+    /// Takes what stands in a key of ours that we did not write just now. Says whether it is to stay as it is, since no
+    /// container has claimed it yet.
+    pub(super) fn found(&mut self, key: &InstanceKey, record: &Record) -> bool {
+        if let Some(left) = self.left.get_mut(key) {
+            left.clone_from(record);
+            return true;
+        }
+        self.found_claimed(key, record);
+        false
+    }
+
+    fn found_claimed(&mut self, key: &InstanceKey, record: &Record) {
         let drained = is_drained(record);
         let Some(container) = record.id.as_deref().and_then(|id| self.known.get_mut(id)) else { return };
         if container.killed.is_some() && !drained {

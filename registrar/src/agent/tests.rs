@@ -808,6 +808,21 @@ fn what_an_earlier_run_left_is_given_up_and_can_be_found_again() {
     assert_eq!(host.registered(), [(1, Status::Running)]);
 }
 
+#[test]
+fn an_operators_word_about_a_key_that_nobody_has_claimed_yet_is_kept() {
+    let said = |status| left("c1", 1, FIRST_START, status);
+    for (before, status) in [(Status::Running, Status::Draining), (Status::Draining, Status::Running)] {
+        let mut host = Host::new();
+        host.containers.found_left([said(before)].into(), host.now);
+        let (key, record) = said(status);
+        assert!(host.containers.found(&key, &record), "it is to stay");
+        host.list(&["c1"]);
+        host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
+        assert_eq!(host.registered(), [(1, status)]);
+        assert!(!host.containers.found(&key, &record), "it is claimed");
+    }
+}
+
 /// An agent with nobody to ask.
 fn agent() -> super::Agent {
     let args = ["registrar", "agent", "--etcd", "http://127.0.0.1:1", "--docker", "/no/such.sock", "--agent-id", "a1"];
