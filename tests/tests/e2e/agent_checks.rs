@@ -157,7 +157,7 @@ async fn slow_containers_delay_nobody() {
 async fn http_is_asked_at_the_address_that_is_registered() {
     within(60, async {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
-        let agent = Agent::start(&etcd, &[]);
+        let agent = Agent::start(&etcd, &["--timeout", "3s"]);
         // The application is well, and at the address that is said of it is nobody.
         let flags = ["--label", "SERVICE_IP=127.0.0.77", "--label", "SERVICE_CHECK_HTTP=/well"];
         let wrong = docker.app("wrong", &flags).await;

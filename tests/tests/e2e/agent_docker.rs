@@ -189,6 +189,8 @@ async fn a_clock_that_is_set_back_hides_no_event() {
         let _agent = start(&etcd, &docker);
         let one = docker.run(&spec("web", 1, &app));
         wait_at(&etcd, "web", mapped(1), REGISTERED).await;
+        // Until then what is told of the past is taken for what Docker tells late.
+        tokio::time::sleep(secs(6)).await;
         docker.sets_its_clock_back(secs(3600));
         let lists = docker.requests("/containers/json");
         docker.run(&spec("late", 2, &app));
