@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use crate::config::AgentConfig;
-use crate::docker::events::{News, follow};
+use crate::docker::events::{News, WELL_AFTER, follow};
 use crate::docker::{Client, Docker, DockerError};
 use crate::host::{self, IdError, ResolveError};
 use crate::keeper::{Claim, Keeper, Told, ended, until};
@@ -79,9 +79,8 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
 
     let (sender, mut news) = mpsc::channel(EVENTS);
-    // Whose draining it is that is found in a key shows in the events of the time before: as long as such a key may live.
-    let before = config.kill_grace.saturating_add(config.ttl);
-    let follower = follow(Docker::new(config.scope.docker.clone()), before, sender);
+    // A container that was told to stop while no agent ran is still to be drained.
+    let follower = follow(Docker::new(config.scope.docker.clone()), config.kill_grace, sender);
     let mut agent = Agent::new(config, id, keeper, prober);
     agent.work.spawn(async move {
         follower.await;
@@ -153,6 +152,8 @@ struct Agent {
     client: Option<Client>,
     /// What is wrong with its events, told once.
     docker_trouble: Option<String>,
+    /// When its stream of events, just opened, has lived long enough to count as there.
+    docker_well_at: Option<Instant>,
     /// By what containers are judged, once that is known.
     scope: Option<Arc<Scope>>,
     /// The address of the default route is that of a container.
@@ -183,6 +184,7 @@ impl Agent {
             asking: 0,
             client: None,
             docker_trouble: None,
+            docker_well_at: None,
             scope: None,
             is_in_container: false,
             host: Chore::new(Some(now)),
@@ -199,6 +201,9 @@ impl Agent {
     fn begin(&mut self) {
         let now = Instant::now();
         self.containers.pass(now.into_std());
+        if self.docker_well_at.is_some_and(|at| at <= now) {
+            self.docker_is_well();
+        }
         if self.host.is_due(now) {
             let (flags, id) = (self.config.scope.clone(), self.id.clone());
             let former = self.scope.as_ref().and_then(|scope| scope.ip);
@@ -239,21 +244,23 @@ impl Agent {
         let containers = self.containers.due(may_ask).map(Instant::from_std);
         let list = self.list.at.filter(|_| self.client.is_some());
         let give_up = (!self.is_listed).then_some(self.give_up_left_at);
-        [containers, self.host.at, list, self.left.at, give_up].into_iter().flatten().min()
+        [containers, self.docker_well_at, self.host.at, list, self.left.at, give_up].into_iter().flatten().min()
     }
 
     fn news(&mut self, news: News) {
         match news {
             News::Open(client) => {
-                if self.docker_trouble.take().is_some() {
-                    info!("Docker answers again");
-                }
                 self.client = Some(client);
+                self.docker_well_at = Some(Instant::now() + WELL_AFTER);
                 self.list.at = Some(Instant::now());
                 self.containers.inspect_failed();
             }
-            News::Event(event) => self.containers.event(&event, Instant::now().into_std()),
+            News::Event(event) => {
+                self.docker_is_well();
+                self.containers.event(&event, Instant::now().into_std());
+            }
             News::Lost(error) => {
+                self.docker_well_at = None;
                 let trouble = error.to_string();
                 if self.docker_trouble.as_ref() != Some(&trouble) {
                     error!(
@@ -266,9 +273,21 @@ impl Agent {
         }
     }
 
+    /// Its stream of events is there, which its opening alone does not say: it may be refused yet.
+    fn docker_is_well(&mut self) {
+        self.docker_well_at = None;
+        if self.docker_trouble.take().is_some() {
+            info!("Docker answers again");
+        }
+    }
+
     fn told(&mut self, told: &Told) {
         match told {
-            Told::Found(key, record) => self.containers.found(key, record),
+            Told::Found(key, record) => {
+                if self.containers.found(key, record) {
+                    self.keeper.want(key, Some(record.to_value().into()));
+                }
+            }
             Told::NotWritten(_) => {}
         }
     }
@@ -355,7 +374,7 @@ impl Agent {
             }
         }
         info!(keys = left.len(), "looked for keys of an earlier run");
-        self.containers.found_left(left);
+        self.containers.found_left(left, Instant::now().into_std());
     }
 
     /// Leaves to their time to live the keys of which Docker does not say whose they are. Those that are still there when

@@ -47,6 +47,13 @@ struct Evidence {
     entry: Result<Option<Entry>, StoreError>,
 }
 
+/// What may have written a key: this host's agent, where its id is known, for one of the containers that run here.
+#[derive(Clone, Copy)]
+struct Here<'a> {
+    agent: Option<&'a str>,
+    running: &'a BTreeSet<&'a str>,
+}
+
 /// Why nothing can be explained.
 #[derive(Debug, thiserror::Error)]
 pub enum ExplainError {
@@ -112,10 +119,12 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
     };
     let findings = services(&container, network_of.as_ref(), &scope);
     explanation.add_refusals(&findings);
+    let running: BTreeSet<&str> = listed.iter().filter_map(|container| container.id.as_deref()).collect();
+    let here = Here { agent: id.as_deref(), running: &running };
     for registration in findings.registrations {
         let (answer, asked) = ask(&prober, &client, &container, &registration.check).await;
         let entry = store.get(&registration.key).await;
-        explanation.add_registration(&Evidence { registration, answer, asked, entry }, &container, id.as_deref());
+        explanation.add_registration(&Evidence { registration, answer, asked, entry }, &container, here);
     }
     Ok(explanation)
 }
@@ -199,7 +208,7 @@ impl Explanation {
         }
     }
 
-    fn add_registration(&mut self, evidence: &Evidence, container: &ContainerInspectResponse, agent: Option<&str>) {
+    fn add_registration(&mut self, evidence: &Evidence, container: &ContainerInspectResponse, here: Here<'_>) {
         let Evidence { registration, answer, asked, entry } = evidence;
         let Registration { key, port, check, record, .. } = registration;
         let source = source(registration.address_from);
@@ -245,7 +254,10 @@ impl Explanation {
         if found.id.is_none() || found.id != container.id {
             let of: String = found.id.as_deref().unwrap_or("not known").chars().take(SHORT_ID).collect();
             // One agent settles by itself which of its containers has a key.
-            let why = if agent == Some(writer) {
+            let runs_here = found.id.as_deref().is_some_and(|id| here.running.contains(id));
+            let why = if here.agent == Some(writer) && !runs_here {
+                "that one does not run here any more, and the key goes with its time to live. Does the agent run? It removes such a key"
+            } else if here.agent == Some(writer) {
                 "two containers of this host claim it, and of those that answer the one that was started last has it"
             } else {
                 "where that one is gone it goes with its time to live, else two hosts register the same address: see --ip"
@@ -254,7 +266,8 @@ impl Explanation {
                 "{path} is in etcd, {left}, but for another container ({of}), written by {writer}: {why}"
             ));
         }
-        let whose = if agent.is_none_or(|agent| agent == writer) { "" } else { ", which is not this host's agent" };
+        let whose =
+            if here.agent.is_none_or(|agent| agent == writer) { "" } else { ", which is not this host's agent" };
         let meaning = match found.status {
             Status::Running => "",
             Status::Draining => ": it finishes what it has and gets nothing new",

@@ -116,6 +116,7 @@ fn check(config: &StaticConfig) -> CheckKind {
         StaticCheck::Http | StaticCheck::Https => CheckKind::Http(HttpCheck {
             tls: config.check == StaticCheck::Https,
             targets,
+            proxied: false,
             path: config.check_path.clone(),
             method: Method::GET,
             headers: HeaderMap::new(),

@@ -120,7 +120,7 @@ impl Prober {
             let is_last = turn + 1 == targets.len();
             let question = async {
                 match check {
-                    CheckKind::Http(check) => self.ask_http(check, targets[at], !is_last).await,
+                    CheckKind::Http(check) => self.ask_http(check, at, !is_last, deadline).await,
                     _ => ask_tcp(targets[at], is_proxied && at + 1 == targets.len(), !is_last).await,
                 }
             };
@@ -138,22 +138,29 @@ impl Prober {
     }
 
     /// The headers are the answer; the body is not read.
-    async fn ask_http(&self, check: &HttpCheck, target: SocketAddr, hurried: bool) -> Result<(), ProbeError> {
+    async fn ask_http(&self, check: &HttpCheck, at: usize, hurried: bool, deadline: Instant) -> Result<(), ProbeError> {
+        let target = check.targets[at];
         let client = self.client(Purpose { tls: check.tls, hurried })?;
         let scheme = if check.tls { "https" } else { "http" };
         let request = client.request(check.method.clone(), format!("{scheme}://{target}{}", check.path));
-        let response = request.headers(check.headers.clone()).send().await.map_err(|error| {
-            let (cause, kind) = root_cause(&error);
-            match kind {
-                Some(io::ErrorKind::ConnectionRefused) if error.is_connect() => ProbeError::Refused(cause),
-                // Connected, and no handshake of TLS came of it.
-                Some(kind) if check.tls && error.is_connect() && is_of_handshake(kind) => ProbeError::Tls(cause),
-                _ if error.is_connect() => ProbeError::NoWay(cause),
-                _ => ProbeError::Broken(cause),
+        let error = match request.headers(check.headers.clone()).send().await {
+            Ok(response) if check.expected.contains(response.status()) => return Ok(()),
+            Ok(response) => return Err(ProbeError::Status(response.status())),
+            Err(error) => error,
+        };
+        let (cause, kind) = root_cause(&error);
+        let (error, may_be_closed) = match kind {
+            Some(io::ErrorKind::ConnectionRefused) if error.is_connect() => (ProbeError::Refused(cause), false),
+            // Connected, and no handshake of TLS came of it: what says something else there is no proxy of Docker's.
+            Some(kind) if check.tls && error.is_connect() && is_of_handshake(kind) => {
+                (ProbeError::Tls(cause), matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset))
             }
-        })?;
-        let status = response.status();
-        if check.expected.contains(status) { Ok(()) } else { Err(ProbeError::Status(status)) }
+            _ if error.is_connect() => (ProbeError::NoWay(cause), false),
+            _ => (ProbeError::Broken(cause), true),
+        };
+        let refused =
+            if check.proxied && at == 0 && may_be_closed { behind_the_proxy(check, deadline).await } else { None };
+        Err(refused.unwrap_or(error))
     }
 
     fn client(&self, purpose: Purpose) -> Result<&Client, ProbeError> {
@@ -163,6 +170,19 @@ impl Prober {
         }
         let client = client(purpose)?;
         Ok(place.get_or_init(|| client))
+    }
+}
+
+/// What is behind a port that Docker publishes and that closed the connection: its proxy takes connections for an
+/// application that is not there, while at the container's own address they are refused.
+async fn behind_the_proxy(check: &HttpCheck, deadline: Instant) -> Option<ProbeError> {
+    let own = check.targets.get(1)?;
+    let until = deadline.min(Instant::now() + CONNECT_LIMIT);
+    match timeout_at(until, TcpStream::connect(own)).await.ok()? {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Some(ProbeError::Refused(format!("{own} behind Docker's proxy: {error}")))
+        }
+        _ => None,
     }
 }
 
@@ -215,7 +235,13 @@ fn root_cause(error: &reqwest::Error) -> (String, Option<io::ErrorKind>) {
     let mut kind = None;
     while let Some(inner) = cause.source() {
         cause = inner;
-        kind = cause.downcast_ref::<io::Error>().map(io::Error::kind).or(kind);
+        kind = cause.downcast_ref::<io::Error>().map(innermost_kind).or(kind);
     }
     (cause.to_string(), kind)
+}
+
+/// An error of the system may be wrapped in another one, which does not name it as its source.
+fn innermost_kind(error: &io::Error) -> io::ErrorKind {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>());
+    inner.map_or(error.kind(), innermost_kind)
 }

@@ -399,6 +399,7 @@ impl Reader<'_> {
         let started = self.container.state.as_ref().and_then(|state| state.started_at.as_deref());
         let record = Record {
             status: Status::Running,
+            stopping: false,
             id: self.container.id.clone(),
             agent: Some(self.scope.agent.clone()),
             name: name.filter(|name| !name.is_empty()),

@@ -109,6 +109,7 @@ fn check(config: &Config) -> CheckKind {
         Check::Http => CheckKind::Http(HttpCheck {
             tls: false,
             targets,
+            proxied: false,
             path: config.check_path.clone(),
             method: Method::GET,
             headers: HeaderMap::new(),

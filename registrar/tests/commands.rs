@@ -130,8 +130,12 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
     assert!(text.contains("two hosts register the same address"), "{text}");
     put(&store, &below, "{\"id\":\"0123456789abcdef\",\"agent\":\"agent-1\"}").await;
     let (code, text) = explain("web", &[]).await;
+    assert!(code == 1 && text.contains("Does the agent run?"), "{text}");
+    assert!(!text.contains("two hosts") && !text.contains("two containers"), "{text}");
+    docker.lists(200, r#"[{"Id":"0123456789abcdef"}]"#);
+    let (code, text) = explain("web", &[]).await;
     assert!(code == 1 && text.contains("two containers of this host claim it"), "{text}");
-    assert!(!text.contains("two hosts"), "{text}");
+    assert!(!text.contains("two hosts") && !text.contains("Does the agent run?"), "{text}");
 
     let (code, text) = explain("web", &["--domains", "a.example", "--explicit"]).await;
     let expected = format!("-> NO   port {own}: it names no host, and with --domains it must");

@@ -32,6 +32,7 @@ fn http_of(targets: impl IntoIterator<Item = SocketAddr>, path: &str) -> CheckKi
     CheckKind::Http(HttpCheck {
         tls: false,
         targets: targets.into_iter().collect(),
+        proxied: true,
         path: path.to_owned(),
         method: Method::GET,
         headers: HeaderMap::new(),
@@ -109,6 +110,28 @@ async fn a_target_with_another_behind_it_is_asked_directly_and_its_refusal_is_th
     assert_eq!(ask(tcp(behind)).await, Ok(()));
     let refused = [local(free_port()), local(application.port)];
     assert!(matches!(ask(tcp(refused)).await, Err(ProbeError::Refused(_))));
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_off_on_a_published_port_is_refused_where_nobody_listens_in_the_container() {
+    let published = Application::start(Answer::Close).await;
+    let own = Application::start(Answer::Hang).await;
+    for tls in [false, true] {
+        let at = |first: u16, second: u16, proxied| {
+            let CheckKind::Http(plain) = http_at([local(first), local(second)]) else { unreachable!() };
+            CheckKind::Http(HttpCheck { tls, proxied, ..plain })
+        };
+        let dead = ask(at(published.port, free_port(), true)).await.unwrap_err();
+        assert!(matches!(dead, ProbeError::Refused(_)), "{dead}");
+        for lives in [at(published.port, own.port, true), at(published.port, free_port(), false)] {
+            let error = ask(lives.clone()).await.unwrap_err();
+            assert!(matches!(error, ProbeError::Broken(_) | ProbeError::Tls(_)), "{lives:?}: {error}");
+        }
+    }
+    // Whoever answers is there, whatever it says.
+    published.answers(Answer::status("500 X"));
+    let error = ask(http_at([local(published.port), local(free_port())])).await.unwrap_err();
+    assert!(matches!(error, ProbeError::Status(_)), "{error}");
 }
 
 #[tokio::test]

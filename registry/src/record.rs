@@ -61,6 +61,10 @@ pub enum RecordError {
 pub struct Record {
     /// Whether it takes new work.
     pub status: Status,
+    /// It drains because its container was told to stop, and by nobody's wish beside that: its agent's note to itself,
+    /// by which it tells its own word from an operator's. Written only where it is so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stopping: bool,
     /// The container's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
@@ -209,13 +213,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_record_read_back_from_its_value_is_the_same(
-            draining: bool, id in proptest::option::of(text()), host in proptest::option::of(text()),
+            draining: bool, stopping: bool, id in proptest::option::of(text()), host in proptest::option::of(text()),
             weight in proptest::option::of(0..=WEIGHT_LIMIT), tags in proptest::collection::vec(text(), 0..5),
             attributes in proptest::collection::btree_map(text(), text(), 0..5), second in 0..4_000_000_000i64,
         ) {
             let record = Record {
                 status: if draining { Status::Draining } else { Status::Running },
-                id, host, weight, tags, attributes,
+                stopping, id, host, weight, tags, attributes,
                 registered: Some(Timestamp::from_second(second).unwrap()),
                 ..Record::default()
             };

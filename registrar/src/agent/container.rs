@@ -83,8 +83,6 @@ pub(super) struct Container {
     refusals: Vec<Refusal>,
     /// It was told to stop; by this moment it has, or counts as running again.
     pub(super) killed: Option<Instant>,
-    /// It was told to stop since its start, and lives.
-    told_to_stop: bool,
     /// It is to be inspected.
     pub(super) inspect: bool,
     /// It stands in the queue for that.
@@ -107,7 +105,6 @@ impl Container {
             instances: Vec::new(),
             refusals: Vec::new(),
             killed: None,
-            told_to_stop: false,
             inspect: false,
             queued: false,
             inspecting: None,
@@ -143,7 +140,7 @@ impl Container {
     pub(super) fn takes(&mut self, facts: Facts) -> bool {
         let is_new_run = self.started() != facts.started;
         if is_new_run {
-            (self.killed, self.told_to_stop) = (None, false);
+            self.killed = None;
         }
         self.facts = Some(facts);
         is_new_run
@@ -154,11 +151,6 @@ impl Container {
         let is_of_this_run = kill.late.is_none_or(|late| self.started().is_none_or(|started| late.at >= started));
         if !is_of_this_run || !self.is_ended_by(kill.signal) {
             return false;
-        }
-        self.told_to_stop = true;
-        if kill.late.is_some() {
-            // That it drains was our own word then, before we ended.
-            self.instances.iter_mut().for_each(Instance::forget_left);
         }
         if kill.until > now {
             self.killed = self.killed.max(Some(kill.until));
@@ -172,14 +164,24 @@ impl Container {
         signal.is_some_and(|signal| signal == SIGTERM || signal == SIGKILL || own == Some(signal))
     }
 
-    /// An earlier run of the agent had this instance registered: it goes on from there.
-    pub(super) fn take_over(&mut self, key: &InstanceKey, record: &Record) {
-        let (is_same_run, told_to_stop) = (self.started() == record.registered, self.told_to_stop);
-        if let Some(instance) =
-            self.instances.iter_mut().find(|instance| is_same_run && instance.registration.key == *key)
-        {
-            instance.take_over(record, told_to_stop);
+    /// An earlier run of the agent had this instance registered: it goes on from there. Says whether it goes on to wait
+    /// `until` then for a container that was told to stop: when that was is not known.
+    pub(super) fn take_over(&mut self, key: &InstanceKey, record: &Record, until: Instant) -> bool {
+        let is_same_run = self.started() == record.registered;
+        let is_meant = |instance: &&mut Instance| is_same_run && instance.registration.key == *key;
+        let Some(instance) = self.instances.iter_mut().find(is_meant) else { return false };
+        instance.take_over(record);
+        let waits = self.killed.is_none() && record.status == Status::Draining && record.stopping;
+        if waits {
+            self.killed = Some(until);
         }
+        // Whom Docker judges is not asked: what it says is known already.
+        if let Some(says) = self.facts.as_ref().and_then(|facts| facts.healthcheck)
+            && self.is_to_be_asked()
+        {
+            self.docker_says(says);
+        }
+        waits
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = InstanceKey> {
@@ -226,8 +228,6 @@ pub(super) struct Instance {
     best_again_at: Option<Instant>,
     /// An operator drains it.
     pub(super) drained: bool,
-    /// That is known from what an earlier run of the agent left alone.
-    drained_before: bool,
     /// A command in the container that had not ended when it should have.
     pub(super) unfinished: Option<String>,
     /// Whether a missing answer was told since the start or the last answer.
@@ -247,7 +247,6 @@ impl Instance {
             target: 0,
             best_again_at: None,
             drained: false,
-            drained_before: false,
             unfinished: None,
             told_missing: false,
         };
@@ -284,25 +283,12 @@ impl Instance {
         self.registration = Arc::new(registration);
     }
 
-    /// An earlier run of the agent had it registered. That it drains is an operator's word, unless its container was
-    /// told to stop.
-    fn take_over(&mut self, record: &Record, told_to_stop: bool) {
+    /// An earlier run of the agent had it registered.
+    fn take_over(&mut self, record: &Record) {
         if !self.health.was_up() {
             self.health.assume_up();
         }
-        self.drained = record.status == Status::Draining && !told_to_stop;
-        self.drained_before = self.drained;
-    }
-
-    /// Takes an operator's word.
-    pub(super) fn drain(&mut self, drained: bool) {
-        (self.drained, self.drained_before) = (drained, false);
-    }
-
-    fn forget_left(&mut self) {
-        if std::mem::take(&mut self.drained_before) {
-            self.drained = false;
-        }
+        self.drained = is_drained(record);
     }
 
     /// Whether another one is asked the same: a port has one answer for all its names.
@@ -310,10 +296,12 @@ impl Instance {
         self.registration.port == registration.port && self.registration.check == registration.check
     }
 
-    /// Takes which of its targets is to be asked first. The best one is tried again now and then, where the question has
-    /// the time to go on to the next.
+    /// Takes which of its targets is to be asked first. The best one is tried again now and then, unless that alone could
+    /// cost it its key: where a missing answer counts at once, and the question has not the time to go on to the next.
     pub(super) fn aim(&mut self, target: usize, now: Instant) {
-        let has_time = self.registration.check.timeout >= CONNECT_LIMIT * 2;
+        let check = &self.registration.check;
+        let targets = u32::try_from(check.kind.targets().len()).unwrap_or(u32::MAX);
+        let has_time = check.timeout >= CONNECT_LIMIT.saturating_mul(targets) || check.fall > 1;
         (self.target, self.best_again_at) = match self.best_again_at {
             _ if target == 0 => (0, None),
             Some(at) if at <= now && has_time => (0, None),
@@ -352,6 +340,11 @@ impl Instance {
         }
         change.is_some()
     }
+}
+
+/// Whether an operator drains it: that its container was told to stop is the agent's own word.
+pub(super) fn is_drained(record: &Record) -> bool {
+    record.status == Status::Draining && !record.stopping
 }
 
 fn health(registration: &Registration, started: Instant) -> Health {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use registry::{InstanceKey, Record, Status};
 use tracing::{info, warn};
 
-use super::container::{Container, Facts, Instance, Kill};
+use super::container::{Container, Facts, Instance, Kill, is_drained};
 use crate::docker::events::{ContainerId, Event, What};
 use crate::pace::due_after;
 use crate::probe::ProbeError;
@@ -153,7 +153,7 @@ impl Containers {
         container.inspect |= container.inspecting.is_some();
         match event.what {
             What::Start | What::Kill(_) => {}
-            What::Die => self.remove(id),
+            What::Die => self.remove(id, now),
             What::Pause => self.pause(id, true, now),
             What::Unpause => self.pause(id, false, now),
             What::Health(says) => {
@@ -186,11 +186,11 @@ impl Containers {
             (!list.contains_key(id) && container.seen_at <= begun).then(|| Arc::clone(id))
         };
         for id in self.known.iter().filter_map(gone).collect::<Vec<_>>() {
-            self.remove(&id);
+            self.remove(&id, begun);
         }
         self.early.retain(|id, _| self.known.contains_key(id));
         self.listed = true;
-        self.settle_left();
+        self.settle_left(begun);
     }
 
     /// Has every container inspected again: what holds for all of them has changed.
@@ -223,9 +223,9 @@ impl Containers {
         }
         match result {
             Some(inspected) if inspected.facts.running => self.update(id, inspected, now),
-            _ => self.remove(id),
+            _ => self.remove(id, now),
         }
-        self.settle_left();
+        self.settle_left(now);
     }
 
     /// Docker could not be asked about a container: what is known of it stays. Says whether that is news.
@@ -243,9 +243,9 @@ impl Containers {
     }
 
     /// Takes the keys below the prefix that carry this agent's mark: what an earlier run of it has left.
-    pub(super) fn found_left(&mut self, left: BTreeMap<InstanceKey, Record>) {
+    pub(super) fn found_left(&mut self, left: BTreeMap<InstanceKey, Record>, now: Instant) {
         self.left.extend(left);
-        self.settle_left();
+        self.settle_left(now);
     }
 
     /// Gives up what an earlier run has left and nobody has claimed, since Docker does not say whose it is: these keys are
@@ -254,11 +254,21 @@ impl Containers {
         std::mem::take(&mut self.left).into_keys().collect()
     }
 
-    /// Takes what stands in a key of ours that we did not write just now.
-    pub(super) fn found(&mut self, key: &InstanceKey, record: &Record) {
-        let drained = record.status == Status::Draining;
+    /// Takes what stands in a key of ours that we did not write just now. Says whether it is to stay as it is, since no
+    /// container has claimed it yet.
+    pub(super) fn found(&mut self, key: &InstanceKey, record: &Record) -> bool {
+        if let Some(left) = self.left.get_mut(key) {
+            left.clone_from(record);
+            return true;
+        }
+        self.found_claimed(key, record);
+        false
+    }
+
+    fn found_claimed(&mut self, key: &InstanceKey, record: &Record) {
+        let drained = is_drained(record);
         let Some(container) = record.id.as_deref().and_then(|id| self.known.get_mut(id)) else { return };
-        if container.killed.is_some() {
+        if container.killed.is_some() && !drained {
             // It is we who drain it.
             return;
         }
@@ -266,7 +276,7 @@ impl Containers {
         let is_meant = |known: &&mut Instance| known.registration.key == *key && known.drained != drained;
         if let Some(instance) = container.instances.iter_mut().find(is_meant).filter(|_| is_same_run) {
             info!(%key, drained, "an operator has set the status of the key");
-            instance.drain(drained);
+            instance.drained = drained;
             self.touched.insert(key.clone());
         }
     }
@@ -282,8 +292,10 @@ impl Containers {
         }
         let Some(container) = self.known.get_mut(id) else { return };
         while let Some(serial) = container.waiting.pop_front() {
-            if container.instances.iter().any(|known| known.serial == serial && !known.asking && known.ask_at <= now) {
-                self.to_ask.insert((now, Arc::clone(id), serial));
+            let is_due = |known: &&Instance| known.serial == serial && !known.asking && known.ask_at <= now;
+            if let Some(waits) = container.instances.iter().find(is_due) {
+                // Since that moment, so that none of those that are asked already is asked again before it.
+                self.to_ask.insert((waits.ask_at, Arc::clone(id), serial));
                 break;
             }
         }
@@ -369,7 +381,9 @@ impl Containers {
         if container.killed.is_none() && !instance.drained {
             return Some(Arc::clone(&instance.value));
         }
-        let draining = Record { status: Status::Draining, ..instance.registration.record.clone() };
+        // An operator's word outlasts ours.
+        let stopping = !instance.drained;
+        let draining = Record { status: Status::Draining, stopping, ..instance.registration.record.clone() };
         Some(draining.to_value().into())
     }
 
@@ -456,13 +470,13 @@ impl Containers {
         self.touched.insert(key.clone());
     }
 
-    fn remove(&mut self, id: &ContainerId) {
+    fn remove(&mut self, id: &ContainerId, now: Instant) {
         let Some(container) = self.known.remove(id) else { return };
         for instance in container.instances {
             self.unclaim(&instance.registration.key, id);
         }
         self.inspect_sharers(id);
-        self.settle_left();
+        self.settle_left(now);
     }
 
     fn kill(&mut self, id: &ContainerId, kill: Kill, now: Instant) {
@@ -569,7 +583,7 @@ impl Containers {
     }
 
     /// Gives what an earlier run has left to the containers that claim it, and up what none will claim.
-    fn settle_left(&mut self) {
+    fn settle_left(&mut self, now: Instant) {
         for key in self.left.keys().cloned().collect::<Vec<_>>() {
             let Some(record) = self.left.get(&key) else { continue };
             let of = record.id.as_deref().and_then(|id| self.known.get(id));
@@ -579,7 +593,12 @@ impl Containers {
             }
             let Some(record) = self.left.remove(&key) else { continue };
             if let Some(container) = record.id.as_deref().and_then(|id| self.known.get_mut(id)) {
-                container.take_over(&key, &record);
+                let until = now + self.kill_grace;
+                if container.take_over(&key, &record, until)
+                    && let Some(id) = record.id.as_deref()
+                {
+                    self.timers.insert((until, Timer::GraceOver(id.into())));
+                }
             }
             self.touched.insert(key);
         }

@@ -380,7 +380,7 @@ fn what_an_earlier_run_left_goes_on_without_an_answer_and_the_dead_go() {
         left("same", 5, FIRST_START, Status::Running),
     ];
     host.etcd = all.iter().map(|(key, record)| (key.clone(), record.to_value().into())).collect();
-    host.containers.found_left(all.into());
+    host.containers.found_left(all.into(), host.now);
     // Nothing is known of Docker yet.
     assert_eq!(host.registered().len(), 5);
     host.list(&["same", "drained", "restarted"]);
@@ -398,6 +398,33 @@ fn what_an_earlier_run_left_goes_on_without_an_answer_and_the_dead_go() {
 }
 
 #[test]
+fn what_an_earlier_run_left_is_judged_by_what_its_healthcheck_says_now() {
+    for (says, expected) in [(Healthcheck::Healthy, vec![(1, Status::Running)]), (Healthcheck::Unhealthy, vec![])] {
+        for is_docker_quicker in [true, false] {
+            let mut host = Host::new();
+            let found = |host: &mut Host| {
+                host.list(&["c1"]);
+                host.inspect(|id| {
+                    let mut inspected = checked_by(CheckKind::Docker, id, 1);
+                    inspected.facts.healthcheck = Some(says);
+                    Some(inspected)
+                });
+            };
+            if is_docker_quicker {
+                found(&mut host);
+            }
+            let left = left("c1", 1, FIRST_START, Status::Running);
+            host.etcd.insert(left.0.clone(), left.1.to_value().into());
+            host.containers.found_left([left].into(), host.now);
+            if !is_docker_quicker {
+                found(&mut host);
+            }
+            assert_eq!(host.registered(), expected, "{says:?}, Docker was quicker: {is_docker_quicker}");
+        }
+    }
+}
+
+#[test]
 fn what_an_earlier_run_left_is_found_also_when_docker_was_quicker_than_etcd() {
     let mut host = Host::new();
     host.list(&["c1"]);
@@ -405,7 +432,7 @@ fn what_an_earlier_run_left_is_found_also_when_docker_was_quicker_than_etcd() {
     host.ask(&late());
     let all = [left("c1", 1, FIRST_START, Status::Running), left("dead", 2, FIRST_START, Status::Running)];
     host.etcd = all.iter().map(|(key, record)| (key.clone(), record.to_value().into())).collect();
-    host.containers.found_left(all.into());
+    host.containers.found_left(all.into(), host.now);
     assert_eq!(host.registered(), [(1, Status::Running)]);
 }
 
@@ -516,18 +543,50 @@ fn one_container_takes_few_of_the_places_for_questions_and_all_its_ports_have_th
 }
 
 #[test]
-fn the_best_address_is_tried_again_a_minute_after_there_was_no_way_to_it() {
-    let mut host = Host::with("c1", 8000);
-    let mut asked = Vec::new();
-    for _ in 0..14 {
-        host.later(Duration::from_secs(5));
-        let questions = host.questions();
-        asked.push(questions[0].target);
-        // From wherever it begins, only the second leads there.
-        let answer = Answer { result: Ok(()), target: 1, unfinished: None };
-        host.containers.answered(&questions[0], answer, host.now);
+fn ports_that_do_not_answer_in_time_leave_the_others_their_turn() {
+    let mut host = Host::new();
+    host.event("c1", What::Start);
+    host.inspect(|id| {
+        let mut all = with_ports(id, 9, &["a"]);
+        all.findings.registrations.iter_mut().for_each(|one| one.check.interval = Duration::from_secs(1));
+        Some(all)
+    });
+    let hang = host.questions();
+    assert_eq!(hang.len(), 8);
+    let ninth = |questions: &[Question]| questions.iter().any(|question| question.registration.port == 9);
+    assert!(!ninth(&hang));
+    host.later(Duration::from_secs(3));
+    host.answer(&hang[0], &late());
+    assert!(ninth(&host.questions()), "though the first is to be asked again since long");
+}
+
+#[test]
+fn the_best_address_is_tried_again_a_minute_after_there_was_no_way_to_it_unless_that_may_cost_the_key() {
+    let cases = [(3000, 3, true), (3000, 1, true), (1500, 3, true), (500, 2, true), (1500, 1, false)];
+    for (timeout, fall, again) in cases {
+        let mut host = Host::new();
+        host.event("c1", What::Start);
+        host.inspect(|id| {
+            let mut inspected = inspected(id, 8000, FIRST_START);
+            let check = &mut inspected.findings.registrations[0].check;
+            (check.timeout, check.fall) = (Duration::from_millis(timeout), fall);
+            let targets = [80, 8000].map(|port| ([127, 0, 0, 1], port).into()).to_vec();
+            check.kind = CheckKind::Tcp { targets, proxied: true };
+            Some(inspected)
+        });
+        assert_eq!(host.ask(&Ok(())), 1);
+        let mut asked = Vec::new();
+        for _ in 0..14 {
+            host.later(Duration::from_secs(5));
+            let questions = host.questions();
+            asked.push(questions[0].target);
+            // From wherever it begins, only the second leads there.
+            let answer = Answer { result: Ok(()), target: 1, unfinished: None };
+            host.containers.answered(&questions[0], answer, host.now);
+        }
+        let last = usize::from(!again);
+        assert_eq!(asked, [[0].as_slice(), &[1; 12], &[last]].concat(), "{timeout} ms, fall {fall}");
     }
-    assert_eq!(asked, [[0].as_slice(), &[1; 12], &[0]].concat());
 }
 
 #[test]
@@ -576,54 +635,82 @@ fn what_a_healthcheck_says_of_a_container_that_is_told_to_stop_counts_when_that_
 
 #[test]
 fn an_agent_that_ended_while_it_drained_a_container_does_not_take_that_for_an_operators_word() {
-    let second = |second: u32| format!("2026-11-25T09:10:{second:02}Z");
-    let left = || left("c1", 1, FIRST_START, Status::Draining);
     let begin = || {
-        let mut host = Host::new();
-        host.etcd = [left()].map(|(key, record)| (key, record.to_value().into())).into();
-        host.containers.found_left([left()].into());
-        host
+        let mut host = Host::with("c1", 1);
+        host.event("c1", What::Kill(Some(3)));
+        assert_eq!(host.registered(), [(1, Status::Draining)]);
+        let etcd = host.etcd;
+        let left: BTreeMap<_, _> =
+            etcd.iter().map(|(key, value)| (key.clone(), Record::parse(value).unwrap())).collect();
+        let mut next = Host { etcd, ..Host::new() };
+        next.containers.found_left(left, next.now);
+        next
     };
-    let find = |host: &mut Host| {
+    let find = |host: &mut Host, started: &'static str| {
         host.list(&["c1"]);
-        host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
+        host.inspect(|id| Some(inspected(id, 1, started)));
     };
-    for is_told_first in [true, false] {
-        // Within the grace time it drains on, and runs again when that is over.
-        let mut host = begin();
-        if !is_told_first {
-            find(&mut host);
-        }
-        host.late_event("c1", What::Kill(Some(3)), &second(0), GRACE / 2);
-        if is_told_first {
-            find(&mut host);
-        }
+    // Docker need not know of the signal any more: it drains for another grace time, and runs again.
+    let mut host = begin();
+    find(&mut host, FIRST_START);
+    for _ in 0..2 {
         assert_eq!(host.registered(), [(1, Status::Draining)]);
         host.later(GRACE / 2);
         host.containers.pass(host.now);
-        assert_eq!(host.registered(), [(1, Status::Running)], "told first: {is_told_first}");
-        // When it is over already, it runs again at once.
-        let mut host = begin();
-        if !is_told_first {
-            find(&mut host);
-        }
-        host.late_event("c1", What::Kill(Some(3)), &second(0), GRACE * 2);
+    }
+    assert_eq!(host.registered(), [(1, Status::Running)]);
+    // Where it does, no longer than from then on.
+    let mut host = begin();
+    host.late_event("c1", What::Kill(Some(3)), "2026-11-25T09:10:00Z", GRACE / 2);
+    find(&mut host, FIRST_START);
+    assert_eq!(host.registered(), [(1, Status::Draining)]);
+    host.later(GRACE / 2);
+    host.containers.pass(host.now);
+    assert_eq!(host.registered(), [(1, Status::Running)]);
+    // One that was started anew meanwhile is none that was told to stop.
+    let mut host = begin();
+    find(&mut host, SECOND_START);
+    host.ask(&Ok(()));
+    assert_eq!(host.registered(), [(1, Status::Running)]);
+}
+
+#[test]
+fn an_operators_word_outlasts_a_signal_to_stop_and_the_agent() {
+    let operators = || left("c1", 8000, FIRST_START, Status::Draining).1;
+    for is_told_first in [true, false] {
+        let mut host = Host::with("c1", 8000);
         if is_told_first {
-            find(&mut host);
+            host.containers.found(&key(8000), &operators());
         }
-        assert_eq!(host.registered(), [(1, Status::Running)], "told first: {is_told_first}");
-        // A signal that is to end nobody, or one of the run before, says nothing of it.
-        for (signal, at) in [(1, second(0)), (15, "2026-11-25T08:59:00Z".to_owned())] {
-            let mut host = begin();
-            if !is_told_first {
-                find(&mut host);
-            }
-            host.late_event("c1", What::Kill(Some(signal)), &at, GRACE * 2);
-            if is_told_first {
-                find(&mut host);
-            }
-            assert_eq!(host.registered(), [(1, Status::Draining)]);
+        host.event("c1", What::Kill(Some(15)));
+        assert_eq!(host.registered(), [(8000, Status::Draining)]);
+        if !is_told_first {
+            host.containers.found(&key(8000), &operators());
+            assert_eq!(host.registered(), [(8000, Status::Draining)]);
         }
+        assert_eq!(Record::parse(&host.etcd[&key(8000)]), Ok(operators()));
+        host.later(GRACE);
+        host.containers.pass(host.now);
+        assert_eq!(host.registered(), [(8000, Status::Draining)], "told first: {is_told_first}");
+    }
+}
+
+#[test]
+fn a_signal_while_no_agent_ran_drains_within_its_grace_time() {
+    let cases = [
+        (15, "2026-11-25T09:10:00Z", GRACE / 2, Status::Draining),
+        (15, "2026-11-25T09:10:00Z", GRACE * 2, Status::Running),
+        (1, "2026-11-25T09:10:00Z", GRACE / 2, Status::Running),
+        // Of the run before.
+        (15, "2026-11-25T08:59:00Z", GRACE / 2, Status::Running),
+    ];
+    for (signal, at, ago, expected) in cases {
+        let mut host = Host::new();
+        host.containers.found_left([left("c1", 1, FIRST_START, Status::Running)].into(), host.now);
+        host.late_event("c1", What::Kill(Some(signal)), at, ago);
+        host.list(&["c1"]);
+        host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
+        assert_eq!(host.registered(), [(1, expected)], "{signal} at {at}, {ago:?} ago");
     }
 }
 
@@ -712,13 +799,28 @@ fn what_an_earlier_run_left_is_given_up_and_can_be_found_again() {
     let mut host = Host::new();
     let all = || [left("c1", 1, FIRST_START, Status::Running), left("dead", 2, FIRST_START, Status::Running)];
     host.etcd = all().map(|(key, record)| (key, record.to_value().into())).into();
-    host.containers.found_left(all().into());
+    host.containers.found_left(all().into(), host.now);
     assert_eq!(host.containers.give_up_left(), [key(1), key(2)]);
     assert_eq!(host.registered().len(), 2, "they are not removed");
-    host.containers.found_left(all().into());
+    host.containers.found_left(all().into(), host.now);
     host.list(&["c1"]);
     host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
     assert_eq!(host.registered(), [(1, Status::Running)]);
+}
+
+#[test]
+fn an_operators_word_about_a_key_that_nobody_has_claimed_yet_is_kept() {
+    let said = |status| left("c1", 1, FIRST_START, status);
+    for (before, status) in [(Status::Running, Status::Draining), (Status::Draining, Status::Running)] {
+        let mut host = Host::new();
+        host.containers.found_left([said(before)].into(), host.now);
+        let (key, record) = said(status);
+        assert!(host.containers.found(&key, &record), "it is to stay");
+        host.list(&["c1"]);
+        host.inspect(|id| Some(inspected(id, 1, FIRST_START)));
+        assert_eq!(host.registered(), [(1, status)]);
+        assert!(!host.containers.found(&key, &record), "it is claimed");
+    }
 }
 
 /// An agent with nobody to ask.

@@ -41,7 +41,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(120);
 /// The pauses while Docker cannot be asked: it is back in seconds after a restart.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// A stream that lived this long was no failure.
-const WELL_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const WELL_AFTER: Duration = Duration::from_secs(5);
 /// For so long after the opening of a stream Docker may be telling of what happened before. What comes later is of now,
 /// whatever a clock that was set back makes of it.
 const CATCHES_UP: Duration = Duration::from_secs(5);

@@ -84,6 +84,8 @@ pub struct HttpCheck {
     pub tls: bool,
     /// Where it may be reached.
     pub targets: Vec<SocketAddr>,
+    /// Whether the first of them is a port that Docker publishes.
+    pub proxied: bool,
     /// The path, with its query.
     pub path: String,
     /// The method.
@@ -238,6 +240,7 @@ pub(super) fn read(labels: &PortLabels<'_>, surroundings: Surroundings) -> Resul
             CheckKind::Http(HttpCheck {
                 tls,
                 targets: registered_first,
+                proxied,
                 path: path.to_string(),
                 method: method(labels)?,
                 headers: headers(labels, host)?,

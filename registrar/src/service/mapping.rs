@@ -1,6 +1,6 @@
 //! Which address and port of the host lead to a port of a container. Pure: no I/O, no clock.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bollard::models::ContainerInspectResponse;
 use registry::{AddressError, InstanceAddress};
@@ -80,12 +80,15 @@ pub fn address(
 }
 
 /// The mapping that leads from this address of the host: its own, else one of all addresses of its family, else the first
-/// of its family (the address may be another host's, in front of this one).
+/// of its family (the address may be another host's, in front of this one). From another address the loopback's are
+/// reached only where that is meant: there is no other mapping.
 pub(super) fn choose(bindings: &[Binding], ip: IpAddr) -> Option<Binding> {
     let of_this_address = bindings.iter().find(|binding| binding.ip == ip);
     let of_family = |binding: &&Binding| binding.ip.is_ipv4() == ip.is_ipv4();
     let of_all = || bindings.iter().filter(of_family).find(|binding| binding.ip.is_unspecified());
-    of_this_address.or_else(of_all).or_else(|| bindings.iter().find(of_family)).copied()
+    let with_loopback = ip.is_loopback() || bindings.iter().all(|binding| binding.ip.is_loopback());
+    let of_another = || bindings.iter().filter(of_family).find(|binding| with_loopback || !binding.ip.is_loopback());
+    of_this_address.or_else(of_all).or_else(of_another).copied()
 }
 
 /// The mappings of a TCP port, in an order that does not depend on Docker's. What cannot be read is left out.
@@ -93,14 +96,15 @@ pub(super) fn bindings(container: &ContainerInspectResponse, port: u16) -> Vec<B
     let ports = container.network_settings.as_ref().and_then(|settings| settings.ports.as_ref());
     let of_port = ports.and_then(|ports| ports.get(&format!("{port}/tcp"))?.as_ref());
     let read = |binding: &bollard::models::PortBinding| {
-        let ip = match binding.host_ip.as_deref() {
-            None | Some("") => Ipv4Addr::UNSPECIFIED.into(),
-            Some(text) => text.parse().ok()?,
+        let ips = match binding.host_ip.as_deref() {
+            // Every address, of both families.
+            None | Some("") => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            Some(text) => vec![text.parse().ok()?],
         };
         let port = binding.host_port.as_deref()?.parse().ok().filter(|port| *port != 0)?;
-        Some(Binding { ip, port })
+        Some(ips.into_iter().map(move |ip| Binding { ip, port }))
     };
-    let mut bindings: Vec<Binding> = of_port.into_iter().flatten().filter_map(read).collect();
+    let mut bindings: Vec<Binding> = of_port.into_iter().flatten().filter_map(read).flatten().collect();
     bindings.sort();
     bindings
 }
@@ -174,6 +178,8 @@ mod tests {
             (r#"[{"HostIp":"2001:db8::1","HostPort":"2"},{"HostIp":"10.0.0.1","HostPort":"1"}]"#, None, "10.0.0.1:1"),
             (r#"[{"HostIp":"2001:db8::1","HostPort":"2"}]"#, None, "[2001:db8::1]:2"),
             (r#"[{"HostIp":"","HostPort":"7"}]"#, Some("10.0.0.1"), "10.0.0.1:7"),
+            (r#"[{"HostIp":"","HostPort":"7"}]"#, Some("2001:db8::1"), "[2001:db8::1]:7"),
+            (r#"[{"HostPort":"7"}]"#, Some("2001:db8::1"), "[2001:db8::1]:7"),
             (r#"[{"HostPort":"7"}]"#, None, "--ip ADDRESS"),
             (r#"[{"HostIp":"10.0.0.1","HostPort":""},{"HostIp":"x","HostPort":"1"}]"#, None, "not published"),
             (r#"[{"HostIp":"10.0.0.1","HostPort":"0"}]"#, None, "not published"),
@@ -187,6 +193,20 @@ mod tests {
         for (bindings, ip, expected) in cases {
             let found = found(&with_ports(bindings), ip);
             assert!(found.contains(expected), "{bindings} {ip:?}: {found}");
+        }
+        let with_loopback = r#"[{"HostIp":"127.0.0.1","HostPort":"1"},{"HostIp":"192.0.2.9","HostPort":"2"}]"#;
+        let other_family = r#"[{"HostIp":"127.0.0.1","HostPort":"1"},{"HostIp":"::","HostPort":"2"}]"#;
+        let loopback = r#"[{"HostIp":"127.0.0.1","HostPort":"1"}]"#;
+        let cases = [
+            (with_loopback, "10.0.0.1", "10.0.0.1:2"),
+            (with_loopback, "127.0.0.1", "127.0.0.1:1"),
+            (with_loopback, "127.0.0.5", "127.0.0.5:1"),
+            (other_family, "10.0.0.1", "not published for IPv4"),
+            (loopback, "10.0.0.1", "10.0.0.1:1"),
+        ];
+        for (bindings, ip, expected) in cases {
+            let found = found(&with_ports(bindings), Some(ip));
+            assert!(found.contains(expected), "{bindings} {ip}: {found}");
         }
         assert!(found(&ContainerInspectResponse::default(), None).contains("not published"));
     }

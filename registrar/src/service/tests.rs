@@ -303,6 +303,11 @@ fn the_address_is_the_labels_else_the_flags_else_the_mappings_else_the_default_r
         (loopback, None, None, route, "`-p HOSTADDRESS::80`"),
         (&[("127.0.0.1", "4"), ("2001:db8::7", "5")], None, None, route, "/[2001:db8::7]:5"),
         (&[("127.0.0.1", "4"), ("0.0.0.0", "5")], None, None, route, "/10.0.0.1:5"),
+        // The loopback's mapping leads from no other address.
+        (&[("127.0.0.1", "4"), ("::", "5")], None, flag, route, "it is not published for IPv4, and 10.5.5.5 is such"),
+        (&[("127.0.0.1", "4"), ("::", "5")], None, None, Some("10.0.0.1 2001:db8::1"), "/[2001:db8::1]:5"),
+        (&[("127.0.0.1", "4"), ("192.0.2.9", "5")], None, flag, route, "/10.5.5.5:5"),
+        (&[("", "7")], None, None, Some("2001:db8::1"), "/[2001:db8::1]:7"),
         (all, Some("host-1"), None, route, "SERVICE_IP=\"host-1\": it must be an IP address"),
         (all, Some("0.0.0.0"), None, route, "SERVICE_IP=\"0.0.0.0\": 0.0.0.0 is not the address of one host"),
     ];

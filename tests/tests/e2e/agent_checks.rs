@@ -39,13 +39,15 @@ async fn an_application_is_registered_when_it_listens_and_not_before() {
 async fn an_application_that_closed_its_port_goes_at_once_although_dockers_proxy_answers() {
     within(60, async {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
-        // With 20 misses in a row it would take 10 s.
-        let _agent = Agent::start(&etcd, &["--fall", "20"]);
-        let (app, web) = (docker.app("web", &[]).await, docker.service("web"));
-        wait_at(&etcd, &web, app.published(8000).await, REGISTERED).await;
-        tell(&app, "/become/deaf").await;
-        wait_none(&etcd, &web, SOON).await;
-        assert!(tokio::net::TcpStream::connect(app.published(8000).await).await.is_ok());
+        // With 100 misses in a row it would take 50 s.
+        let _agent = Agent::start(&etcd, &["--fall", "100"]);
+        for (name, check) in [("tcp", "SERVICE_CHECK_TCP=true"), ("http", "SERVICE_CHECK_HTTP=/well")] {
+            let (app, service) = (docker.app(name, &["--label", check]).await, docker.service(name));
+            wait_at(&etcd, &service, app.published(8000).await, REGISTERED).await;
+            tell(&app, "/become/deaf").await;
+            wait_none(&etcd, &service, SOON).await;
+            assert!(tokio::net::TcpStream::connect(app.published(8000).await).await.is_ok());
+        }
     })
     .await;
 }
@@ -157,7 +159,7 @@ async fn slow_containers_delay_nobody() {
 async fn http_is_asked_at_the_address_that_is_registered() {
     within(60, async {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
-        let agent = Agent::start(&etcd, &[]);
+        let agent = Agent::start(&etcd, &["--timeout", "3s"]);
         // The application is well, and at the address that is said of it is nobody.
         let flags = ["--label", "SERVICE_IP=127.0.0.77", "--label", "SERVICE_CHECK_HTTP=/well"];
         let wrong = docker.app("wrong", &flags).await;

@@ -162,12 +162,35 @@ async fn a_stream_that_ended_is_opened_again_and_what_was_missed_is_seen() {
 }
 
 #[tokio::test]
+async fn events_that_docker_refuses_are_told_once_and_the_lists_go_on() {
+    within(90, async {
+        let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
+        docker.falls_ill("/events", Sickness::Says500);
+        let agent = start(&etcd, &docker);
+        docker.run(&spec("web", 1, &app));
+        wait_at(&etcd, "web", mapped(1), SOON).await;
+        wait_until(secs(30), "the stream was tried some times", async || match docker.requests("/events") {
+            tried if tried >= 5 => Ok(()),
+            tried => Err(format!("{tried} times")),
+        })
+        .await;
+        assert_eq!(agent.logged(&["Docker does not tell"]).len(), 1, "{:#?}", agent.logged(&["ocker"]));
+        assert_eq!(agent.logged(&["Docker answers again"]), Vec::<String>::new());
+        docker.recovers();
+        agent.wait_logged(secs(20), &["Docker answers again"]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_clock_that_is_set_back_hides_no_event() {
     within(60, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
         let _agent = start(&etcd, &docker);
         let one = docker.run(&spec("web", 1, &app));
         wait_at(&etcd, "web", mapped(1), REGISTERED).await;
+        // Until then what is told of the past is taken for what Docker tells late.
+        tokio::time::sleep(secs(6)).await;
         docker.sets_its_clock_back(secs(3600));
         let lists = docker.requests("/containers/json");
         docker.run(&spec("late", 2, &app));

@@ -70,9 +70,10 @@ async fn docker_stop_drains_first_and_removes_when_it_is_dead() {
         // The application lives on for 3 s after its signal; both may be seen late on a busy machine.
         let drained = story[2].at - story[1].at;
         assert!(drained >= secs(1), "it drains as long as the application lives: {drained:?}");
-        // Nothing but the status is another one.
+        // Nothing but the status is another one, and whose word that is.
         let mut record: serde_json::Value = serde_json::from_str(&story[1].value).unwrap();
         record["status"] = "running".into();
+        assert_eq!(record.as_object_mut().unwrap().remove("stopping"), Some(true.into()));
         assert_eq!(record, running.record);
     })
     .await;
