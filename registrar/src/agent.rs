@@ -345,7 +345,11 @@ impl Agent {
         if self.scope.as_deref() == Some(&scope) {
             return;
         }
-        info!(host = scope.host_name, ip = ?scope.ip, default_address = ?scope.default_address, "this is the host");
+        let address: Vec<String> = match scope.ip {
+            Some(ip) => vec![ip.to_string()],
+            None => scope.default_address.all().map(|ip| ip.to_string()).collect(),
+        };
+        info!(host = scope.host_name, address = address.join(" "), "this is the host");
         self.scope = Some(Arc::new(scope));
         self.containers.inspect_all();
     }

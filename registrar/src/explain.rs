@@ -16,8 +16,8 @@ use crate::host;
 use crate::list::{shown, status};
 use crate::probe::{ProbeError, Prober};
 use crate::service::{
-    self, AddressSource, Check, CheckKind, DefaultAddress, Expected, Findings, HttpCheck, Refusal, Registration, Scope,
-    network_owner, services,
+    self, AddressSource, Check, CheckKind, DefaultAddress, Expected, Findings, HttpCheck, Reason, Refusal,
+    Registration, Scope, network_owner, services,
 };
 
 /// How many characters of an id are shown, as Docker does.
@@ -186,7 +186,9 @@ impl Explanation {
         let default: Vec<String> = scope.default_address.all().map(|ip| ip.to_string()).collect();
         let address = match scope.ip {
             Some(ip) => format!("{ip} (--ip)"),
-            None if default.is_empty() => "not known: there is no default route, and no --ip".to_owned(),
+            None if default.is_empty() => {
+                "not known: there is no default route, or it is that of a container's network, and no --ip".to_owned()
+            }
             None => format!("{} (the default route's)", default.join(" or ")),
         };
         let agent = match id {
@@ -202,6 +204,11 @@ impl Explanation {
         for refusal in &findings.refusals {
             let aside = refusal.is_by_choice() && !(findings.registrations.is_empty() && is_all_by_choice);
             self.steps.push((if aside { Says::Aside } else { Says::No }, refusal.to_string()));
+        }
+        if findings.registrations.is_empty()
+            && findings.refusals.iter().any(|refusal| refusal.reason == Reason::Ignored)
+        {
+            self.aside("no agent registers it; a sidekick in it may: `registrar list` shows its key");
         }
         if findings.registrations.is_empty() && findings.refusals.is_empty() {
             self.no("nothing of it is to be registered");
@@ -220,6 +227,13 @@ impl Explanation {
         if !said.is_empty() {
             self.aside(format!("port {port}: {}", said.join(" ")));
         }
+        let leads_there = ["host", "path", "listen"].iter().any(|name| record.attributes.contains_key(*name));
+        if !leads_there {
+            self.aside(format!(
+                "port {port}: it names no host, path or listen port (SERVICE_HOST, SERVICE_PATH, SERVICE_LISTEN), so that the load balancer \
+                 sends it only what nobody else takes"
+            ));
+        }
         let how = described(check, *asked);
         match answer {
             Ok(()) if check.kind == CheckKind::None => self.yes(format!("port {port}: {how}")),
@@ -234,8 +248,8 @@ impl Explanation {
             }
             Ok(None) => {
                 return self.no(format!(
-                    "{path} is not in etcd: no agent has written it. Does one run on this host, with the same --etcd and --key? \
-                     Its log says what it does"
+                    "{path} is not in etcd: no agent has written it. Does one run on this host, with the same flags (--etcd, --key, \
+                     --explicit, --ip, --domains)? Its log says what it does"
                 ));
             }
             Err(error) => return self.no(format!("{path} cannot be read: {error}")),

@@ -134,6 +134,9 @@ impl fmt::Display for List {
             let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
+        if self.instances.is_empty() {
+            writeln!(f, "Nothing is registered here.")?;
+        }
         if !self.refused.is_empty() {
             writeln!(f, "\nNo instances, so that nothing is routed to them:")?;
         }
@@ -184,7 +187,7 @@ No instances, so that nothing is routed to them:
 ";
         assert_eq!(list().to_string(), expected);
         let nothing = List::of(&"service".parse().unwrap(), Vec::new());
-        assert_eq!(nothing.to_string(), "SERVICE  INSTANCE  STATUS  TTL  HOST  CONTAINER  AGENT\n");
+        assert_eq!(nothing.to_string(), "SERVICE  INSTANCE  STATUS  TTL  HOST  CONTAINER  AGENT\nNothing is registered here.\n");
     }
 
     #[test]

@@ -407,7 +407,12 @@ async fn pass_on(stderr: ChildStderr, lines: mpsc::Sender<String>) {
 
 /// What HAProxy warns of at every good reload, and at every removal of a server.
 fn is_daily(line: &str) -> bool {
-    let daily = [" stopped (cumulated conns:", "exited with code 0 (Exit)", " is going DOWN for maintenance"];
+    let daily = [
+        " stopped (cumulated conns:",
+        "exited with code 0 (Exit)",
+        " is going DOWN for maintenance",
+        " is UP/READY (leaving forced maintenance)",
+    ];
     daily.iter().any(|words| line.contains(words))
 }
 

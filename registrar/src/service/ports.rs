@@ -141,7 +141,11 @@ impl Ports {
                 Some(setting) if !known.contains(&port) => {
                     Refusal::of_setting(setting, Reason::NoSuchPort(published.clone()))
                 }
-                _ => Refusal::of_port(ContainerPort::tcp(port), Reason::NotPublished { port, asked }),
+                // Images expose more than they are run for: where another port is published, only a label asks for this one.
+                is_named => {
+                    let asked = asked && (is_named.is_some() || published.is_empty());
+                    Refusal::of_port(ContainerPort::tcp(port), Reason::NotPublished { port, asked })
+                }
             });
         }
         if ways.is_empty() && refusals.is_empty() {

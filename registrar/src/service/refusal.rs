@@ -62,7 +62,9 @@ pub enum Reason {
         "published on {ip} alone, where only this host reaches it: publish it with `-p HOSTADDRESS::{port}`, or say with SERVICE_IP at which address it is reached"
     )]
     Loopback { ip: IpAddr, port: u16, asked: bool },
-    #[error("this host's address is not known, since there is no default route: say it with `--ip ADDRESS`")]
+    #[error(
+        "this host's address is not known, since there is no default route, or the agent sees that of a container's network: say it with `--ip ADDRESS`, or run the agent with `--network host`"
+    )]
     NoHostAddress,
     #[error(
         "it is not published for {}, and {ip} is such an address: publish it with `-p {ip}::{port}`, or say another address with --ip or SERVICE_IP",
