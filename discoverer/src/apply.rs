@@ -381,7 +381,7 @@ impl Applier {
     pub async fn wait(&mut self) -> Due {
         let removal_at = self.leaving.next();
         let settle_at = self.settle_at.filter(|_| self.settling.is_none());
-        let worker_at = self.config.runtime.as_ref().filter(|_| self.running.is_some()).map(|_| self.ask_worker_at);
+        let worker_at = self.worker.as_ref().map(|_| self.ask_worker_at);
         tokio::select! {
             () = until(removal_at) => Due::Removals,
             () = until(settle_at) => Due::Settle,
@@ -630,13 +630,10 @@ impl Applier {
         }
     }
 
-    /// Whether the worker that answers is the one that we know.
-    async fn is_same_worker(&mut self) -> bool {
-        let Some(runtime) = self.config.runtime.as_ref().filter(|_| self.worker.is_some()) else { return false };
-        match runtime.worker().await {
-            Ok(worker) => !self.saw(worker).await,
-            Err(_) => false,
-        }
+    /// Whether the worker that answers is the one that we know. If not, [`Applier::ask_worker`] is still to find that out.
+    async fn is_same_worker(&self) -> bool {
+        let (Some(runtime), Some((before, then))) = (&self.config.runtime, &self.worker) else { return false };
+        runtime.worker().await.is_ok_and(|worker| !worker.is_other_than(before, then.elapsed()))
     }
 
     /// Remembers who answers. Says whether it is another process than before.

@@ -187,7 +187,10 @@ No instances, so that nothing is routed to them:
 ";
         assert_eq!(list().to_string(), expected);
         let nothing = List::of(&"service".parse().unwrap(), Vec::new());
-        assert_eq!(nothing.to_string(), "SERVICE  INSTANCE  STATUS  TTL  HOST  CONTAINER  AGENT\nNothing is registered here.\n");
+        assert_eq!(
+            nothing.to_string(),
+            "SERVICE  INSTANCE  STATUS  TTL  HOST  CONTAINER  AGENT\nNothing is registered here.\n"
+        );
     }
 
     #[test]

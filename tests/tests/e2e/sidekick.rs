@@ -251,23 +251,23 @@ async fn a_name_for_the_address_is_resolved() {
     within(180, async {
         let docker = Docker::start().await;
         let etcd = docker.etcd().await;
-        let flags = [
-            "--publish",
-            "127.0.0.1::8000",
-            "--volume",
-            SOCKET,
-            "--add-host",
-            "this-host:127.0.0.1",
-            "--env",
-            "IP=this-host",
-        ];
+        // This machine as containers reach it: a name that leads to the loopback would be of no use to other hosts.
+        let host = ["--add-host", "this-host:host-gateway", "--env", "IP=this-host"];
+        let flags = [&["--publish", "8000", "--volume", SOCKET], &host[..]].concat();
         let one = docker.sidekick("one", &flags).await;
-        wait_registered(etcd, &[&one], REGISTERED).await;
+        let led = docker_ok(&["exec", one.id(), "getent", "hosts", "this-host"]).await;
+        let address = led.split_whitespace().next().unwrap();
+        let wanted = format!("/service/{address}:{}", one.published(8000).await.port());
+        let is_registered = async || {
+            let seen: Vec<String> = keys(etcd).await.into_iter().map(|(key, ..)| key).collect();
+            if seen == [wanted.as_str()] { Ok(()) } else { Err(format!("{seen:?}, not {wanted}")) }
+        };
+        wait_until(REGISTERED, "the name's address is registered", is_registered).await;
         let bad = docker
             .sidekick("bad", &["--publish", "8000", "--volume", SOCKET, "--env", "IP=no-such-host.invalid"])
             .await;
         bad.wait_log(REGISTERED, &["no-such-host.invalid"]).await;
-        wait_registered(etcd, &[&one], secs(1)).await;
+        is_registered().await.unwrap();
     })
     .await;
 }

@@ -380,10 +380,20 @@ async fn vagrant_takes_the_vagrantfile_for_each_provider() {
 async fn vagrant_up_says_what_is_wrong_before_it_makes_anything() {
     within(120, async {
         let hosts = Hosts::new();
+        // Whatever this machine has, none of it works.
+        let programs = hosts.path("programs");
+        std::fs::create_dir(&programs).unwrap();
+        for name in ["VBoxManage", "virsh"] {
+            std::os::unix::fs::symlink("/bin/false", format!("{programs}/{name}")).unwrap();
+        }
+        let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
         let wrong = [
             (&[("HOSTS_NETWORK", "10.1.300")][..], "HOSTS_NETWORK=10.1.300: give the first three numbers"),
             (&[("HOSTS_MEMORY", "much")], "HOSTS_MEMORY=much: give a number of MB"),
-            (&[("VAGRANT_DEFAULT_PROVIDER", ""), ("DOCKER_HOST", "unix:///nowhere")], "No provider works here"),
+            (
+                &[("VAGRANT_DEFAULT_PROVIDER", ""), ("DOCKER_HOST", "unix:///nowhere"), ("PATH", &path)],
+                "No provider works here",
+            ),
         ];
         for (variables, words) in wrong {
             let done = hosts.vagrant_with(&["up", "host-1"], variables).await;
