@@ -83,6 +83,12 @@ impl Load {
         .await;
     }
 
+    /// [`Load::stop`] once `least` requests have been served in all.
+    pub async fn stop_after(self, least: u64) -> Report {
+        self.wait_served(least.saturating_sub(self.served.load(Ordering::Relaxed))).await;
+        self.stop().await
+    }
+
     /// Ends the clients after their current request, and gives what they saw together.
     pub async fn stop(self) -> Report {
         let _no_client_left = self.stop.send(true);

@@ -46,7 +46,7 @@ async fn docker_stop_under_load_loses_no_request() {
             wait_answers(&mut discoverer, &[&one, &two]).await;
             load.wait_served(100).await;
         }
-        let report = load.stop().await;
+        let report = load.stop_after(500).await;
         report.assert_no_failure(500);
         assert_eq!(report.answers.len(), 2, "{:?}", report.answers);
     })

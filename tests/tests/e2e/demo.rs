@@ -129,7 +129,7 @@ async fn the_demo_ends_with_answers_from_several_containers_and_down_removes_it_
             if seen.contains_key(&stopped) { Ok(()) } else { Err(format!("{seen:?}")) }
         })
         .await;
-        load.stop().await.assert_no_failure(100);
+        load.stop_after(100).await.assert_no_failure(100);
 
         let again = demo.run(&["--scale", "2"]).await;
         assert_eq!(again.code, Some(0), "a second run: {}\n{}", again.stdout, again.stderr);

@@ -36,7 +36,7 @@ async fn etcd_stopped_for_10_s_removes_nothing_and_the_next_key_arrives_by_itsel
         let complaints = discoverer.logged("registry unreachable").len();
         assert!(complaints <= 5, "one outage was told {complaints} times");
 
-        let report = load.stop().await;
+        let report = load.stop_after(500).await;
         report.assert_no_failure(500);
         assert_eq!(report.answers.len(), 2, "{:?}", report.answers);
 

@@ -87,7 +87,7 @@ async fn falls_ill(version: Version, sickness: Sickness, words: &str) {
     site.etcd.delete(&two.flat_key()).await;
     site.discoverer.wait_in_step(&[flat(&site.one), (FLAT, three.address(), 3)]).await;
     assert_eq!(site.discoverer.reloads().await, reloads, "{:#?}", site.discoverer.logged("configuration applied"));
-    load.stop().await.assert_no_failure(50);
+    load.stop_after(50).await.assert_no_failure(50);
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn disk_fails(words: &str, breaks: impl AsyncFn(&Tmpfs), heals: impl Async
     heals(&place).await;
     // Nothing changes any more: the file follows by itself.
     site.discoverer.wait_in_step(&[flat(&site.one), (FLAT, three.address(), 2)]).await;
-    load.stop().await.assert_no_failure(50);
+    load.stop_after(50).await.assert_no_failure(50);
     site.assert_no_reload().await;
     let complaints = site.discoverer.logged("file not written").len();
     assert!(complaints <= 10, "{complaints} complaints");

@@ -74,7 +74,7 @@ async fn the_load_counts_what_is_served_and_what_fails() {
         let address = backend.address();
         let load = Load::start(address);
         load.wait_served(50).await;
-        load.stop().await.assert_no_failure(50);
+        load.stop_after(50).await.assert_no_failure(50);
 
         let load = Load::start(address);
         load.wait_served(10).await;

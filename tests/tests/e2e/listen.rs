@@ -41,7 +41,7 @@ async fn a_port_is_opened_only_where_it_is_allowed() {
         wait_answers(allowed, "db").await;
         site.discoverer.wait_logged("key refused", &[("key", "cache"), ("reason", &other.to_string())]).await;
         assert!(tokio::net::TcpStream::connect(local(other)).await.is_err(), "port {other} is open");
-        load.stop().await.assert_no_failure(20);
+        load.stop_after(20).await.assert_no_failure(20);
     })
     .await;
 }
@@ -94,7 +94,7 @@ async fn set_aside(version: Version) {
         ("shop", shop.address(), WEIGHT),
     ];
     site.discoverer.wait_in_step(&wanted).await;
-    load.stop().await.assert_no_failure(100);
+    load.stop_after(100).await.assert_no_failure(100);
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn a_port_that_is_taken_when_the_discoverer_starts_harms_nobody() {
         let _two = site.second_beside(&[("queue", queue.address(), WEIGHT)]).await;
         is_quiet(&site).await;
         wait_answers(free, "queue").await;
-        load.stop().await.assert_no_failure(50);
+        load.stop_after(50).await.assert_no_failure(50);
     })
     .await;
 }

@@ -90,7 +90,7 @@ async fn needs_root_a_read_only_directory_is_named_and_written_when_it_can_be() 
         load.wait_served(50).await;
         place.remount("rw").await;
         discoverer.wait_serves(&["one", "two"]).await;
-        load.stop().await.assert_no_failure(50);
+        load.stop_after(50).await.assert_no_failure(50);
         assert!(discoverer.process().ended().is_none());
     })
     .await;
@@ -114,7 +114,7 @@ async fn needs_root_a_full_disk_is_named_and_written_when_there_is_room() {
         load.wait_served(50).await;
         fs::remove_file(filler).unwrap();
         discoverer.wait_serves(&["one", "two"]).await;
-        load.stop().await.assert_no_failure(50);
+        load.stop_after(50).await.assert_no_failure(50);
         wait_until(secs(20), "the file is whole and alone", async || {
             let left: Vec<_> = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             let text = discoverer.config();

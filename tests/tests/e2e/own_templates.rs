@@ -96,7 +96,7 @@ async fn follows(site: &mut Site) {
     site.etcd.delete(&two.flat_key()).await;
     site.discoverer.wait_serves(&["three", "four"]).await;
     load.wait_served(20).await;
-    load.stop().await.assert_no_failure(40);
+    load.stop_after(40).await.assert_no_failure(40);
     site.discoverer.wait_same_in_file().await;
 }
 
@@ -198,7 +198,7 @@ async fn where_a_template_has_other_lines_than_the_partial_makes_the_template_co
         site.etcd.delete(&backends[0].flat_key()).await;
         wanted.remove(1);
         site.discoverer.wait_in_step(&wanted).await;
-        load.stop().await.assert_no_failure(20);
+        load.stop_after(20).await.assert_no_failure(20);
     })
     .await;
 }
@@ -245,7 +245,7 @@ async fn an_instance_that_the_template_leaves_out_never_gets_a_request() {
             load.wait_served(20).await;
             etcd.delete(&green.flat_key()).await;
         }
-        load.stop().await.assert_no_failure(100);
+        load.stop_after(100).await.assert_no_failure(100);
         assert_eq!(green.requests(), 0);
         assert!(blue.requests() >= 100);
     })

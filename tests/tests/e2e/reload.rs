@@ -57,7 +57,7 @@ async fn follows_without_a_failed_request(etcd: &Etcd, mut discoverer: Discovere
     etcd.delete(&one.flat_key()).await;
     discoverer.wait_serves(&["two"]).await;
     load.wait_served(20).await;
-    load.stop().await.assert_no_failure(40);
+    load.stop_after(40).await.assert_no_failure(40);
 }
 
 /// A port that another program has: `haproxy -c` does not notice, the new worker cannot start.

@@ -51,7 +51,7 @@ async fn new_service(version: Version) {
         .wait_in_step(&[flat(&site.one), ("shop", shop.address(), WEIGHT), ("shop", more.address(), WEIGHT)])
         .await;
     load.wait_served(40).await;
-    load.stop().await.assert_no_failure(40);
+    load.stop_after(40).await.assert_no_failure(40);
     assert_eq!(site.discoverer.reloads().await, site.reloads + 1, "{:?}", reasons(&site.discoverer));
     let reasons = reasons(&site.discoverer);
     // Its rule in the frontend, or its backend: either says what is new.
@@ -70,7 +70,7 @@ async fn services_that_come_together_share_their_reloads_and_no_request_fails() 
             wanted.push((service, address, WEIGHT));
         }
         site.discoverer.wait_in_step(&wanted).await;
-        load.stop().await.assert_no_failure(10);
+        load.stop_after(10).await.assert_no_failure(10);
         let reloads = site.discoverer.reloads().await - site.reloads;
         assert!((1..=3).contains(&reloads), "{reloads} reloads for ten services: {:?}", reasons(&site.discoverer));
     })
@@ -115,7 +115,7 @@ async fn dead_stays_down(version: Version) {
         assert!(!up, "reload {number}: a dead server is up");
         load.wait_served(20).await;
     }
-    load.stop().await.assert_no_failure(60);
+    load.stop_after(60).await.assert_no_failure(60);
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn while_a_reload_is_not_possible_servers_come_and_go_and_it_is_made_up_fo
         site.discoverer.wait_config(&taken.to_string()).await;
         site.etcd.put(&two.flat_key(), "running").await;
         site.discoverer.wait_in_step(&[flat(&site.one), flat(&two)]).await;
-        load.stop().await.assert_no_failure(100);
+        load.stop_after(100).await.assert_no_failure(100);
     })
     .await;
 }
@@ -292,7 +292,7 @@ async fn somebody_reloads(version: Version) {
     let three = Backend::start("three").await;
     site.etcd.put(&three.flat_key(), "running").await;
     site.discoverer.wait_in_step(&[flat(&site.one), flat(&two), flat(&three)]).await;
-    load.stop().await.assert_no_failure(50);
+    load.stop_after(50).await.assert_no_failure(50);
 }
 
 #[tokio::test]
@@ -314,7 +314,7 @@ async fn an_haproxy_that_somebody_else_reloads_while_servers_change_ends_as_etcd
                 site.discoverer.wait_in_step(&[flat(&site.one), (FLAT, two.address(), round)]).await;
             }
         }
-        load.stop().await.assert_no_failure(50);
+        load.stop_after(50).await.assert_no_failure(50);
     })
     .await;
 }
@@ -367,7 +367,7 @@ async fn a_discoverer_killed_at_any_moment_finds_the_right_state_when_it_is_back
             site.discoverer.start_again();
             site.discoverer.wait_in_step(&[flat(&site.one), flat(comes)]).await;
         }
-        load.stop().await.assert_no_failure(100);
+        load.stop_after(100).await.assert_no_failure(100);
         let beside: Vec<_> = std::fs::read_dir(haproxy.config().parent().unwrap())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

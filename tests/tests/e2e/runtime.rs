@@ -154,7 +154,7 @@ async fn come_and_go(version: Version) {
     site.etcd.delete(&site.one.flat_key()).await;
     site.discoverer.wait_in_step(&[flat(&three)]).await;
     load.wait_served(40).await;
-    let report = load.stop().await;
+    let report = load.stop_after(300).await;
     report.assert_no_failure(300);
     assert!(report.answers["two"] > 0 && report.answers["three"] > 0, "{:?}", report.answers);
     site.assert_no_reload().await;
@@ -186,7 +186,7 @@ async fn weights_and_draining(version: Version) {
     site.etcd.put(&two.flat_key(), r#"{"weight":50,"status":"running"}"#).await;
     site.discoverer.wait_in_step(&[flat(&site.one), (FLAT, at, 50)]).await;
     site.discoverer.wait_serves(&["one", "two"]).await;
-    load.stop().await.assert_no_failure(100);
+    load.stop_after(100).await.assert_no_failure(100);
     site.assert_no_reload().await;
 }
 
@@ -367,7 +367,7 @@ async fn an_address_that_comes_and_goes_many_times_at_once_ends_as_etcd_has_it()
         site.discoverer.wait_in_step(&[flat(&site.one)]).await;
         site.etcd.put(&two.flat_key(), "running").await;
         site.discoverer.wait_in_step(&[flat(&site.one), flat(&two)]).await;
-        load.stop().await.assert_no_failure(50);
+        load.stop_after(50).await.assert_no_failure(50);
         site.assert_no_reload().await;
     })
     .await;
@@ -411,7 +411,7 @@ async fn many_writers(version: Version) {
     discoverer.wait_servers(secs(2).max(start.elapsed() * 2), &wanted).await;
 
     discoverer.wait_in_step(&wanted).await;
-    load.stop().await.assert_no_failure(20);
+    load.stop_after(20).await.assert_no_failure(20);
     assert_eq!(discoverer.reloads().await, reloads, "{:#?}", discoverer.logged("configuration"));
 }
 
@@ -461,7 +461,7 @@ async fn what_changed_while_the_discoverer_was_frozen_is_right_when_it_thaws() {
             site.discoverer.process().signal(Signal::SIGCONT);
             site.discoverer.wait_in_step(&[flat(&site.one), flat(&two)]).await;
         }
-        load.stop().await.assert_no_failure(60);
+        load.stop_after(60).await.assert_no_failure(60);
         site.assert_no_reload().await;
     })
     .await;

@@ -66,7 +66,7 @@ async fn instances_come_and_go_under_load_and_no_request_fails() {
             discoverer.wait_serves(&["stays"]).await;
             load.wait_served(20).await;
         }
-        let report = load.stop().await;
+        let report = load.stop_after(200).await;
         report.assert_no_failure(200);
         assert!(report.answers["comes"] > 0 && report.answers["stays"] > 0, "{:?}", report.answers);
     })

@@ -110,7 +110,7 @@ async fn docker_stop_removes_the_key_first_and_no_request_fails_and_docker_start
         wait_registered(etcd, &[&one, &two], REGISTERED).await;
         wait_answers(&mut discoverer, &[&one, &two]).await;
         load.wait_served(100).await;
-        let report = load.stop().await;
+        let report = load.stop_after(300).await;
         report.assert_no_failure(300);
         assert_eq!(report.answers.len(), 2, "{:?}", report.answers);
     })

@@ -208,7 +208,7 @@ async fn a_changed_template_is_applied_under_load_and_no_request_fails() {
             discoverer.wait_config(&format!("# edit {number}.")).await;
             load.wait_served(20).await;
         }
-        load.stop().await.assert_no_failure(100);
+        load.stop_after(100).await.assert_no_failure(100);
     })
     .await;
 }
