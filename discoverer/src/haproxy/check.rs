@@ -86,7 +86,12 @@ impl Program {
 /// Reads `HAProxy version 2.6.12-1+deb12u4 2026/10/17 - ...` (older: `HA-Proxy version`).
 fn parse_version(text: &str) -> Option<String> {
     let (_, rest) = text.lines().next()?.split_once("roxy version ")?;
-    let version: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    version_numbers(rest)
+}
+
+/// The numbers that a version begins with: `2.6.12` of `2.6.12-1+deb12u4`; nothing of what begins with none.
+pub(super) fn version_numbers(text: &str) -> Option<String> {
+    let version: String = text.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
     version.starts_with(|c: char| c.is_ascii_digit()).then_some(version)
 }
 

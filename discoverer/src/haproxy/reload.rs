@@ -11,6 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::time::Instant;
 
+use super::check::version_numbers;
 use super::socket::{SocketError, ask};
 use super::supervise::SupervisorHandle;
 
@@ -183,9 +184,7 @@ pub(super) fn parse_processes(reply: &str) -> Option<Processes> {
 pub async fn running_version(master_socket: &Path) -> Option<String> {
     let reply = ask(master_socket, "show proc", VERSION_LIMIT).await.ok()?;
     let master = reply.lines().find(|line| line.split_whitespace().nth(1) == Some("master"))?;
-    let version = master.split_whitespace().next_back()?;
-    let version: String = version.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
-    (!version.is_empty()).then_some(version)
+    version_numbers(master.split_whitespace().next_back()?)
 }
 
 /// Reloads over the master CLI. HAProxy 2.6 gives an empty reply and goes on by itself, so `show proc` is asked until

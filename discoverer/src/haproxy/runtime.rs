@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use super::check::version_numbers;
 use super::socket::{SocketError, ask};
 
 /// The limit on one batch: 10,000 servers take 2.5 s.
@@ -162,8 +163,7 @@ const UPTIME_ERROR: Duration = Duration::from_secs(2);
 impl Worker {
     /// Its version without what its packager adds, such as `2.6.12`.
     pub fn version(&self) -> Option<String> {
-        let version = self.version.as_ref()?;
-        Some(version.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect())
+        version_numbers(self.version.as_ref()?)
     }
 
     /// Whether it is another process than the one that answered so long before: it has another pid, or has not been running
