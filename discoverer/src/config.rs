@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use registry::{EndpointList, Prefix};
+use registry::{ApiChoice, EndpointList, Prefix};
 
 /// Keeps HAProxy in step with the instances registered in etcd.
 ///
@@ -55,6 +55,11 @@ pub struct Flags {
     /// etcd's client URLs, joined by commas: http://h1:2379,http://h2:2379
     #[arg(long, global = true, value_name = "URL[,URL]", env = "DISCOVERER_ETCD", value_parser = EndpointList::from_str)]
     pub etcd: Option<EndpointList>,
+
+    /// Which of etcd's APIs is spoken: v2, v3, or auto: v2 where the cluster serves it, else v3. Each holds its own keys, so
+    /// that registrars and discoverers must agree
+    #[arg(long, global = true, value_name = "API", env = "DISCOVERER_ETCD_API", default_value_t, value_parser = ApiChoice::from_str)]
+    pub etcd_api: ApiChoice,
 
     /// The directory in etcd that is followed. Instances lie in it as <host>:<port>, or in one directory a service
     #[arg(long, global = true, value_name = "PREFIX", env = "DISCOVERER_KEY", default_value = "service")]

@@ -20,14 +20,15 @@ use registry::watch::Backoff;
 use registry::{InstanceKey, Listing, Record, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::config::AgentConfig;
 use crate::docker::events::{News, WELL_AFTER, follow};
 use crate::docker::{Client, Docker, DockerError};
 use crate::host::{self, IdError, ResolveError};
-use crate::keeper::{Claim, Keeper, Told, ended, until};
+use crate::keeper::{Claim, Told, ended, until};
+use crate::keepers::{self, Keepers};
 use crate::probe::{ProbeError, Prober};
 use crate::service::{DefaultAddress, Scope};
 use containers::Containers;
@@ -74,7 +75,7 @@ pub enum AgentError {
 /// Only for what cannot get better by waiting: no client can be made from the configuration, or there is no id.
 pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let id = host::id(&config.scope)?;
-    let keeper = Keeper::new(&config.etcd, Claim::Own(id.clone()), config.ttl)?;
+    let keeper = Keepers::new(&config.etcd, Claim::Own(id.clone()), config.ttl)?;
     let prober = Arc::new(Prober::new()?);
     info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
 
@@ -141,7 +142,7 @@ impl Chore {
 struct Agent {
     config: AgentConfig,
     id: String,
-    keeper: Keeper,
+    keeper: Keepers,
     prober: Arc<Prober>,
     containers: Containers,
     /// All that goes on, but for the writes to etcd.
@@ -171,7 +172,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(config: AgentConfig, id: String, keeper: Keeper, prober: Arc<Prober>) -> Self {
+    fn new(config: AgentConfig, id: String, keeper: Keepers, prober: Arc<Prober>) -> Self {
         let now = Instant::now();
         Self {
             containers: Containers::new(config.kill_grace),
@@ -213,8 +214,8 @@ impl Agent {
             self.give_up_left();
         }
         if self.left.is_due(now) {
-            let (store, prefix) = (self.keeper.store().clone(), self.config.scope.key.clone());
-            self.work.spawn(async move { Work::Left(store.list(&prefix).await) });
+            let (stores, prefix) = (self.keeper.stores(), self.config.scope.key.clone());
+            self.work.spawn(async move { Work::Left(keepers::list(stores, prefix).await) });
         }
         if let Some(client) = &self.client
             && self.list.is_due(now)
@@ -234,7 +235,7 @@ impl Agent {
             self.work.spawn(work::ask(Arc::clone(&self.prober), self.client.clone(), question));
         }
         for (key, wish) in self.containers.wishes() {
-            self.keeper.want(&key, wish);
+            self.keeper.want(&key, wish.as_ref());
         }
     }
 
@@ -285,7 +286,7 @@ impl Agent {
         match told {
             Told::Found(key, record) => {
                 if self.containers.found(key, record) {
-                    self.keeper.want(key, Some(record.to_value().into()));
+                    self.keeper.want(key, Some(&record.to_value().into()));
                 }
             }
             Told::NotWritten(_) => {}
@@ -355,10 +356,10 @@ impl Agent {
     }
 
     /// Takes all that is below the prefix, of which some is ours.
-    fn left(&mut self, result: Result<Listing, StoreError>) {
+    fn left(&mut self, result: Result<Vec<Listing>, StoreError>) {
         self.is_left_asked = true;
-        let listing = match result {
-            Ok(listing) => listing,
+        let listings = match result {
+            Ok(listings) => listings,
             Err(error) => {
                 let error = error.to_string();
                 if self.left.failed(&error) {
@@ -369,12 +370,14 @@ impl Agent {
         };
         self.left.done(None);
         let mut left = BTreeMap::new();
-        for entry in &listing.entries {
-            let Ok(key) = InstanceKey::parse(&self.config.scope.key, &entry.path) else { continue };
-            let Ok(record) = Record::parse(&entry.value) else { continue };
-            if record.agent.as_deref() == Some(&self.id) {
-                self.keeper.take_over(&key, entry);
-                left.insert(key, record);
+        for (store, listing) in listings.iter().enumerate() {
+            for entry in &listing.entries {
+                let Ok(key) = InstanceKey::parse(&self.config.scope.key, &entry.path) else { continue };
+                let Ok(record) = Record::parse(&entry.value) else { continue };
+                if record.agent.as_deref() == Some(&self.id) {
+                    self.keeper.take_over(store, &key, entry);
+                    left.entry(key).or_insert(record);
+                }
             }
         }
         info!(keys = left.len(), "looked for keys of an earlier run");
@@ -437,8 +440,8 @@ impl Agent {
     async fn end(self) {
         if self.config.keep_on_exit {
             info!("the keys are left to their time to live");
-        } else if self.keeper.withdraw().await {
-            sleep(self.config.linger).await;
+        } else {
+            self.keeper.withdraw(self.config.linger).await;
         }
     }
 }

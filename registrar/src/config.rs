@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Subcommand, ValueEnum};
-use registry::{AddressError, EndpointList, InstanceAddress, StoreOptions};
+use registry::{AddressError, Api, ApiChoice, EndpointList, InstanceAddress, StoreOptions};
 
 pub(crate) use agent::is_agent_id;
 pub use agent::{AgentConfig, CheckFlags, ScopeFlags};
@@ -112,6 +112,11 @@ pub struct EtcdFlags {
     /// new leader takes a second or two.
     #[arg(long, env = "REGISTRAR_ETCD_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = positive)]
     pub etcd_timeout: Duration,
+
+    /// Which of etcd's APIs is spoken: v2, v3, or auto: v2 where the cluster serves it, else v3. Each holds its own keys, so
+    /// that registrars and discoverers must agree. v2,v3 writes both, and reads the first: for moving from one to the other.
+    #[arg(long, env = "REGISTRAR_ETCD_API", value_name = "API", default_value = "auto", value_parser = Apis::from_str)]
+    pub etcd_api: Apis,
 }
 
 impl EtcdFlags {
@@ -119,7 +124,39 @@ impl EtcdFlags {
     pub fn store_options(&self) -> StoreOptions {
         let mut options = StoreOptions::new(self.endpoints.0.clone());
         options.request_timeout = self.etcd_timeout;
+        options.api = self.etcd_api.first;
         options
+    }
+
+    /// What the store is made with that is written too; `None` where there is only one.
+    pub fn second_store_options(&self) -> Option<StoreOptions> {
+        let api = ApiChoice::Only(self.etcd_api.second?);
+        Some(StoreOptions { api, ..self.store_options() })
+    }
+}
+
+/// By which of etcd's APIs keys are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Apis {
+    /// What is written and read.
+    pub first: ApiChoice,
+    /// What is written as well.
+    pub second: Option<Api>,
+}
+
+impl FromStr for Apis {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "write auto, v2, v3, or both as v2,v3";
+        let mut parts = text.split(',').map(str::trim);
+        let first = parts.next().unwrap_or_default().parse().map_err(|_| FORM)?;
+        let second = match parts.next().map(str::parse) {
+            None => None,
+            Some(Ok(ApiChoice::Only(api))) if first != ApiChoice::Only(api) && first != ApiChoice::Auto => Some(api),
+            Some(_) => return Err(FORM),
+        };
+        if parts.next().is_some() { Err(FORM) } else { Ok(Self { first, second }) }
     }
 }
 

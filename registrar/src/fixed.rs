@@ -10,13 +10,14 @@ use jiff::Timestamp;
 use registry::{InstanceKey, Record, Status, StoreError};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::config::{StaticCheck, StaticConfig};
 use crate::health::{Answer, Change, Health};
 use crate::host;
-use crate::keeper::{Claim, Keeper, Told, until};
+use crate::keeper::{Claim, Told, until};
+use crate::keepers::Keepers;
 use crate::probe::{Asked, ProbeError, Prober};
 use crate::service::{CheckKind, Expected, HttpCheck};
 
@@ -39,7 +40,7 @@ pub enum StaticError {
 pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Output = ()>) -> Result<(), StaticError> {
     let host_name = config.host.clone().unwrap_or_else(host::host_name);
     let agent = config.agent_id.clone().unwrap_or_else(|| mark(&host_name));
-    let mut keeper = Keeper::new(&config.etcd, Claim::Own(agent.clone()), config.ttl)?;
+    let mut keeper = Keepers::new(&config.etcd, Claim::Own(agent.clone()), config.ttl)?;
     let prober = Prober::new()?;
     let check = check(&config);
     let key = InstanceKey::nested(config.key.clone(), config.name.clone(), config.address);
@@ -61,7 +62,7 @@ pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Out
             ask_at = Some(now + health.gap(now.into_std()));
             question = Some(Box::pin(prober.ask(&check, 0, asking.timeout)));
         }
-        keeper.want(&key, health.is_up().then(|| record.to_value().into()));
+        keeper.want(&key, health.is_up().then(|| record.to_value().into()).as_ref());
         let wake = ask_at.filter(|_| question.is_none());
         tokio::select! {
             biased;
@@ -76,9 +77,7 @@ pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Out
             () = until(wake) => {}
         }
     }
-    if keeper.withdraw().await {
-        sleep(config.linger).await;
-    }
+    keeper.withdraw(config.linger).await;
     Ok(())
 }
 

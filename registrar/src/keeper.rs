@@ -2,20 +2,20 @@
 //! writes, and leaves alone what others have written.
 //!
 //! What to do about a key is decided in `reconcile`; here it is done: several requests at once, never two for one key,
-//! so that a slow one delays no other key, and what is wanted meanwhile is done after it.
+//! so that a slow one delays no other key, and what is wanted meanwhile is done after it. Where one lease keeps all keys,
+//! they are renewed together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use registry::watch::Backoff;
-use registry::{Deleted, Entry, InstanceKey, Ownership, Record, Store, StoreError};
+use registry::{Deleted, Entry, InstanceKey, Kept, Lease, Ownership, Record, Store, StoreError};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, error, info, warn};
 
-use crate::config::EtcdFlags;
 use crate::pace::due_after;
 use crate::reconcile::{Holding, Step, due, reconcile};
 
@@ -29,7 +29,7 @@ const KEY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::
 /// How often a key that someone else wrote is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The limit on removing the keys when told to stop. With the linger it leaves room in the 10 s of `docker stop`.
-const WITHDRAW_LIMIT: Duration = Duration::from_secs(3);
+pub(crate) const WITHDRAW_LIMIT: Duration = Duration::from_secs(3);
 /// The pause between two attempts at that.
 const WITHDRAW_PAUSE: Duration = Duration::from_millis(100);
 
@@ -72,7 +72,17 @@ struct Key {
 struct Doing {
     step: Step,
     begun: Instant,
-    request: AbortHandle,
+    /// None where it is about other keys too.
+    request: Option<AbortHandle>,
+}
+
+impl Doing {
+    /// Breaks it off, or lets it end without anybody who listens.
+    fn leave(self) {
+        if let Some(request) = self.request {
+            request.abort();
+        }
+    }
 }
 
 /// One key that etcd does not take, while it takes others.
@@ -85,6 +95,20 @@ struct KeyTrouble {
     retry_at: Instant,
 }
 
+/// What became of a request.
+enum Answer {
+    /// To get a lease.
+    Granted(Result<Lease, StoreError>),
+    /// To keep many keys.
+    Kept {
+        keys: Vec<(InstanceKey, Ownership)>,
+        begun: Instant,
+        result: Result<Vec<Result<Kept, StoreError>>, StoreError>,
+    },
+    /// To do a step.
+    Done(Done),
+}
+
 /// What became of a step.
 struct Done {
     key: InstanceKey,
@@ -95,8 +119,8 @@ struct Done {
 }
 
 enum Effect {
-    /// The key is ours, with this value.
-    Owned(Ownership, Arc<str>),
+    /// The key is ours, with this value; none where that is what it was.
+    Owned(Ownership, Option<Arc<str>>),
     /// Nothing of ours is there any more.
     Gone,
     /// What was there.
@@ -116,7 +140,16 @@ pub struct Keeper {
     dirty: BTreeSet<InstanceKey>,
     /// When there is something to do by the passing of time alone. May hold moments that have lost their meaning.
     due: BTreeSet<(Instant, InstanceKey)>,
-    requests: JoinSet<Done>,
+    requests: JoinSet<Answer>,
+    /// What is to be told, after what was.
+    told: VecDeque<Told>,
+    lease: Option<Lease>,
+    /// Another one is being got.
+    is_granting: bool,
+    /// When the lease was got, or renewed last.
+    kept_at: Instant,
+    /// When a shared lease is to be renewed.
+    keep_at: Instant,
     /// Not before this moment is etcd to be asked again.
     write_at: Instant,
     pause: Backoff,
@@ -132,29 +165,32 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Prepares to keep keys that live for `ttl` after their last refresh. Asks nobody anything.
-    ///
-    /// # Errors
-    /// As [`Store::new`].
-    pub fn new(etcd: &EtcdFlags, claim: Claim, ttl: Duration) -> Result<Self, StoreError> {
-        let members = u32::try_from(etcd.endpoints.0.len()).unwrap_or(u32::MAX);
-        Ok(Self {
-            store: Store::new(etcd.store_options())?,
+    /// Prepares to keep keys that live for `ttl` after their last refresh. Asks nobody anything. `hurried` is the limit on
+    /// one request to one member of etcd when the keys are removed at the end.
+    pub fn new(store: Store, hurried: Duration, claim: Claim, ttl: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            store,
             claim,
             ttl,
-            hurried: etcd.etcd_timeout.min(WITHDRAW_LIMIT / members),
+            hurried,
             keys: BTreeMap::new(),
             dirty: BTreeSet::new(),
             due: BTreeSet::new(),
             requests: JoinSet::new(),
-            write_at: Instant::now(),
+            told: VecDeque::new(),
+            lease: None,
+            is_granting: false,
+            kept_at: now,
+            keep_at: now,
+            write_at: now,
             pause: Backoff::new(PAUSES.0, PAUSES.1),
             trouble: None,
             answered_at: None,
             unanswered: 0,
             key_pauses: KEY_PAUSES,
-            epoch: Instant::now().into_std(),
-        })
+            epoch: now.into_std(),
+        }
     }
 
     /// The store, to read from.
@@ -189,22 +225,24 @@ impl Keeper {
     /// Renews the key no more, and thinks no more of it: it goes with its time to live.
     pub fn let_go(&mut self, key: &InstanceKey) {
         if let Some(doing) = self.keys.remove(key).and_then(|known| known.doing) {
-            doing.request.abort();
+            doing.leave();
         }
     }
 
     /// Does what there is to do until there is something to tell. Nothing is lost when it is dropped.
     pub async fn next(&mut self) -> Told {
         loop {
-            self.start();
-            if let Some(told) = self.finish_one().await {
+            if let Some(told) = self.told.pop_front() {
                 return told;
             }
+            self.start();
+            self.finish_one().await;
         }
     }
 
-    /// Removes what is ours, within a limit. Says whether anything was there to remove.
-    pub async fn withdraw(mut self) -> bool {
+    /// Removes what is ours, within a limit, and lingers where anything was there to remove: who watches is to know of it
+    /// first. The lease is given back behind that, since what goes with a lease counts as expired.
+    pub async fn withdraw(mut self, linger: Duration) {
         let limit = Instant::now() + WITHDRAW_LIMIT;
         self.store = self.store.with_request_timeout(self.hurried);
         self.pause = Backoff::new(WITHDRAW_PAUSE, WITHDRAW_PAUSE);
@@ -215,7 +253,7 @@ impl Keeper {
             known.trouble = None;
             // A key that is just being written must be known to be removed; any other request may be broken off.
             if let Some(doing) = known.doing.take_if(|doing| doing.step != Step::Put) {
-                doing.request.abort();
+                doing.leave();
             }
             self.dirty.insert(key.clone());
         }
@@ -237,7 +275,13 @@ impl Keeper {
                 warn!(%key, %ttl, "etcd did not remove the key in time; it goes with its time to live");
             }
         }
-        any
+        if any {
+            sleep(linger).await;
+        }
+        if let Some(lease) = self.lease.filter(|_| self.keys.is_empty() && !(any && linger.is_zero())) {
+            // One that is not given back ends by itself.
+            let _given_back = timeout(self.hurried, self.store.give_back(&lease)).await;
+        }
     }
 
     /// Begins what is to be done now, the most urgent first.
@@ -250,7 +294,9 @@ impl Keeper {
         if self.dirty.is_empty() || self.write_at > now || self.requests.len() >= at_once {
             return;
         }
+        let lease = self.lease_at(now);
         let mut steps: Vec<(Step, InstanceKey)> = Vec::new();
+        let mut renewals: Vec<(InstanceKey, Ownership)> = Vec::new();
         for key in std::mem::take(&mut self.dirty) {
             let Some(known) = self.keys.get(&key).filter(|known| known.doing.is_none()) else { continue };
             if let Some(at) = known.trouble.as_ref().map(|trouble| trouble.retry_at).filter(|at| *at > now) {
@@ -259,6 +305,9 @@ impl Keeper {
             }
             match reconcile(known.wanted.as_deref(), known.held.as_ref(), now.into_std()) {
                 Some(Step::Forget) => drop(self.keys.remove(&key)),
+                Some(Step::Refresh(owned)) if lease.is_some_and(|lease| lease.is_shared()) => {
+                    renewals.push((key, owned))
+                }
                 Some(step) => steps.push((step, key)),
                 None => match &known.held {
                     Some(held) => self.due.extend(due(held).map(|at| (Instant::from_std(at), key))),
@@ -266,19 +315,70 @@ impl Keeper {
                 },
             }
         }
+        if let Some(lease) = lease.filter(|_| !renewals.is_empty()) {
+            self.renew(lease, renewals, now);
+        }
         // While one request feels the way, it is another one each time: none can keep the others from being tried.
         let unanswered = |key: &InstanceKey| self.keys.get(key).map_or(0, |known| known.unanswered);
         steps.sort_by_key(|(step, key)| (unanswered(key), step.rank()));
-        let free = at_once - self.requests.len();
-        for (at, (step, key)) in steps.into_iter().enumerate() {
-            let Some(known) = self.keys.get_mut(&key).filter(|_| at < free) else {
+        let mut free = at_once.saturating_sub(self.requests.len());
+        for (step, key) in steps {
+            let needs_lease = matches!(step, Step::Put | Step::Update(_) | Step::Refresh(_));
+            if free > 0 && needs_lease && lease.is_none() {
+                free -= usize::from(self.grant());
+            }
+            let may_begin = free > 0 && !(needs_lease && lease.is_none());
+            let Some(known) = self.keys.get_mut(&key).filter(|_| may_begin) else {
                 self.dirty.insert(key);
                 continue;
             };
+            free -= 1;
             let value = known.wanted.clone().unwrap_or_default();
-            let request = carry_out(self.store.clone(), self.claim.clone(), key, step, value, self.ttl);
-            known.doing = Some(Doing { step, begun: now, request: self.requests.spawn(request) });
+            let request = carry_out(self.store.clone(), self.claim.clone(), key, step, value, lease);
+            known.doing = Some(Doing { step, begun: now, request: Some(self.requests.spawn(request)) });
         }
+    }
+
+    /// The lease, unless it may have ended by now.
+    fn lease_at(&mut self, now: Instant) -> Option<Lease> {
+        self.lease = self.lease.filter(|lease| !lease.is_shared() || now < self.kept_at + self.ttl * 2 / 3);
+        self.lease
+    }
+
+    /// Gets a lease. Gives whether that is a request more.
+    fn grant(&mut self) -> bool {
+        if std::mem::replace(&mut self.is_granting, true) {
+            return false;
+        }
+        let (store, ttl) = (self.store.clone(), self.ttl);
+        self.requests.spawn(async move { Answer::Granted(store.grant(ttl).await) });
+        true
+    }
+
+    /// Renews all these keys with one request.
+    fn renew(&mut self, lease: Lease, keys: Vec<(InstanceKey, Ownership)>, now: Instant) {
+        self.keep_at = self.renewal(now);
+        for (key, owned) in &keys {
+            if let Some(known) = self.keys.get_mut(key) {
+                known.doing = Some(Doing { step: Step::Refresh(*owned), begun: now, request: None });
+            }
+        }
+        let store = self.store.clone();
+        self.requests.spawn(async move {
+            let result = store.keep(&keys, &lease).await;
+            Answer::Kept { keys, begun: now, result }
+        });
+    }
+
+    /// When what is renewed now is to be renewed again.
+    fn renewal(&self, now: Instant) -> Instant {
+        Instant::from_std(due_after(refresh_after(self.ttl), now.into_std(), self.epoch))
+    }
+
+    /// When a key that is ours from now on is to be renewed.
+    fn renewal_of_key(&self, now: Instant) -> Instant {
+        let is_shared = self.lease.is_some_and(|lease| lease.is_shared());
+        if is_shared && self.keep_at > now { self.keep_at } else { self.renewal(now) }
     }
 
     /// How many requests may go on. After a failure one feels its way.
@@ -287,15 +387,87 @@ impl Keeper {
     }
 
     /// Waits until a request is done or another may begin.
-    async fn finish_one(&mut self) -> Option<Told> {
-        let next = if self.dirty.is_empty() { self.due.first().map(|(at, _)| *at) } else { Some(self.write_at) };
+    async fn finish_one(&mut self) {
+        let waits_for_lease = self.is_granting;
+        let next = match self.dirty.is_empty() || waits_for_lease {
+            true => self.due.first().map(|(at, _)| *at),
+            false => Some(self.write_at),
+        };
         let free = self.requests.len() < self.at_once();
         tokio::select! {
             biased;
-            Some(done) = self.requests.join_next() => return self.done(ended(done)?),
+            Some(answer) = self.requests.join_next() => if let Some(answer) = ended(answer) {
+                self.answer(answer);
+            },
             () = until(next.filter(|_| free).map(|at| at.max(self.write_at))) => {}
         }
-        None
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let now = Instant::now();
+        match answer {
+            Answer::Done(done) => {
+                let told = self.done(done);
+                self.told.extend(told);
+            }
+            Answer::Granted(result) => {
+                self.is_granting = false;
+                match result {
+                    Ok(lease) => {
+                        self.answered(now);
+                        (self.lease, self.kept_at, self.keep_at) = (Some(lease), now, self.renewal(now));
+                    }
+                    Err(error) => self.no_answer(&error.to_string()),
+                }
+            }
+            Answer::Kept { keys, begun, result } => self.kept(keys, begun, result),
+        }
+    }
+
+    /// Takes what became of keys that were renewed together.
+    fn kept(
+        &mut self,
+        keys: Vec<(InstanceKey, Ownership)>,
+        begun: Instant,
+        result: Result<Vec<Result<Kept, StoreError>>, StoreError>,
+    ) {
+        let now = Instant::now();
+        let error = match result {
+            Ok(results) => {
+                self.kept_at = now;
+                for ((key, owned), result) in keys.into_iter().zip(results) {
+                    let result = result.map(|kept| Effect::Owned(kept.ownership, kept.value.map(Arc::from)));
+                    let told = self.done(Done { key, step: Step::Refresh(owned), value: Arc::default(), result });
+                    self.told.extend(told);
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        let is_gone = error == StoreError::LeaseGone;
+        if is_gone {
+            warn!(keys = keys.len(), "the lease was gone from etcd, and with it the keys; they are written again");
+            self.lease = None;
+            self.answered(now);
+        }
+        let was_answered = self.answered_at.is_some_and(|at| at >= begun);
+        let failure = Failure::from(error);
+        for (at, (key, owned)) in keys.into_iter().enumerate() {
+            let Some(known) = self.keys.get_mut(&key) else { continue };
+            if known.doing.take_if(|doing| doing.step == Step::Refresh(owned)).is_none() {
+                continue;
+            }
+            self.dirty.insert(key.clone());
+            match &failure {
+                _ if is_gone => known.held = None,
+                Failure::NoAnswer(what) if !was_answered => {
+                    if at == 0 {
+                        self.no_answer(what);
+                    }
+                }
+                Failure::OfKey(what) | Failure::NoAnswer(what) => self.trouble_of(&key, what, at == 0),
+            }
+        }
     }
 
     fn done(&mut self, done: Done) -> Option<Told> {
@@ -306,6 +478,11 @@ impl Keeper {
         let begun = known.doing.take_if(|doing| doing.step == step)?.begun;
         self.dirty.insert(key.clone());
         let result = match result {
+            Err(StoreError::LeaseGone) => {
+                // Its keys are found gone when they are renewed.
+                (self.lease, self.write_at) = (None, now + self.pause.pause());
+                return None;
+            }
             Err(StoreError::Lost { .. }) => {
                 warn!(%key, "the key was gone from etcd; it is written again");
                 Ok(Effect::Gone)
@@ -332,19 +509,20 @@ impl Keeper {
                     Step::Update(_) => info!(%key, "changed"),
                     _ => {}
                 }
-                let refresh_at = due_after(refresh_after(self.ttl), now.into_std(), self.epoch);
                 let refreshed = matches!(step, Step::Refresh(_));
                 let before = match &known.held {
                     Some(Holding::Ours { value, .. }) => value.clone(),
                     _ => None,
                 };
-                let changed = before.as_ref().is_some_and(|before| *before != value);
-                if refreshed && changed && self.claim != Claim::Any {
-                    return self.seen(key, ownership, &value);
+                let changed = value.as_ref().filter(|value| before.as_ref().is_some_and(|before| before != *value));
+                if let Some(value) = changed.filter(|_| refreshed && self.claim != Claim::Any) {
+                    return self.seen(key, ownership, value);
                 }
                 // Who takes any key keeps its own word in mind, whatever others write into it.
-                let kept = before.filter(|_| refreshed).unwrap_or(value);
-                known.held = Some(Holding::Ours { ownership, value: Some(kept), refresh_at });
+                let kept = before.filter(|_| refreshed).or(value);
+                let refresh_at = self.renewal_of_key(now).into_std();
+                let known = self.keys.get_mut(&key)?;
+                known.held = Some(Holding::Ours { ownership, value: kept, refresh_at });
                 known.tried.clear();
                 None
             }
@@ -404,31 +582,43 @@ impl Keeper {
             Failure::NoAnswer(_) => self.answered_at.is_some_and(|at| at >= begun),
         };
         let (Failure::OfKey(what) | Failure::NoAnswer(what)) = failure;
-        let Some(known) = self.keys.get_mut(key) else { return };
         if is_of_key {
-            let pauses = self.key_pauses;
-            let trouble = known.trouble.get_or_insert_with(|| KeyTrouble {
-                what: String::new(),
-                pause: Backoff::new(pauses.0, pauses.1),
-                retry_at: now,
-            });
-            trouble.retry_at = now + trouble.pause.pause();
-            if trouble.what == what {
-                debug!(%key, error = what, "etcd does not take the key");
-            } else {
-                error!(%key, error = what, "etcd does not take the key; the others go on, and it is tried again");
-                trouble.what = what;
-            }
-            return;
+            return self.trouble_of(key, &what, true);
         }
         self.unanswered += 1;
-        known.unanswered = self.unanswered;
-        self.write_at = now + self.pause.pause();
-        if self.trouble.as_ref() == Some(&what) {
-            debug!(%key, error = what, "etcd cannot be written to");
+        if let Some(known) = self.keys.get_mut(key) {
+            known.unanswered = self.unanswered;
+        }
+        self.no_answer(&what);
+    }
+
+    /// What is wrong with one key alone; told once, and not where it is told of others.
+    fn trouble_of(&mut self, key: &InstanceKey, what: &str, is_told: bool) {
+        let now = Instant::now();
+        let pauses = self.key_pauses;
+        let Some(known) = self.keys.get_mut(key) else { return };
+        let trouble = known.trouble.get_or_insert_with(|| KeyTrouble {
+            what: String::new(),
+            pause: Backoff::new(pauses.0, pauses.1),
+            retry_at: now,
+        });
+        trouble.retry_at = now + trouble.pause.pause();
+        if trouble.what == what || !is_told {
+            debug!(%key, error = what, "etcd does not take the key");
         } else {
-            error!(%key, error = what, "etcd cannot be written to; trying again");
-            self.trouble = Some(what);
+            error!(%key, error = what, "etcd does not take the key; the others go on, and it is tried again");
+        }
+        what.clone_into(&mut trouble.what);
+    }
+
+    /// etcd gives no answer, to any key; told once.
+    fn no_answer(&mut self, what: &str) {
+        self.write_at = Instant::now() + self.pause.pause();
+        if self.trouble.as_deref() == Some(what) {
+            debug!(error = what, "etcd cannot be written to");
+        } else {
+            error!(error = what, "etcd cannot be written to; trying again");
+            self.trouble = Some(what.to_owned());
         }
     }
 }
@@ -464,6 +654,7 @@ impl From<StoreError> for Failure {
             | StoreError::NotADirectory { .. }
             | StoreError::Taken { .. }
             | StoreError::Lost { .. }
+            | StoreError::LeaseGone
             | StoreError::Contended { .. } => Self::OfKey(what),
         }
     }
@@ -475,34 +666,43 @@ fn in_the_way(key: &InstanceKey) -> Failure {
     Failure::OfKey(format!("{path} is taken, and not by a key: a directory of that name must be deleted"))
 }
 
-async fn carry_out(store: Store, claim: Claim, key: InstanceKey, step: Step, value: Arc<str>, ttl: Duration) -> Done {
-    let result = match &step {
-        Step::Put => match claim {
-            Claim::Any => store.put(&key, &value, ttl).await,
-            Claim::Own(_) => store.create(&key, &value, ttl).await,
+/// Does a step. Without a lease nothing can be written.
+async fn carry_out(
+    store: Store,
+    claim: Claim,
+    key: InstanceKey,
+    step: Step,
+    value: Arc<str>,
+    lease: Option<Lease>,
+) -> Answer {
+    let result = match (&step, lease) {
+        (Step::Put, Some(lease)) => match claim {
+            Claim::Any => store.put(&key, &value, &lease).await,
+            Claim::Own(_) => store.create(&key, &value, &lease).await,
         }
-        .map(|ownership| Effect::Owned(ownership, Arc::clone(&value))),
-        Step::Update(owned) => {
-            let updated = store.update(&key, &value, ttl, owned).await;
-            updated.map(|ownership| Effect::Owned(ownership, Arc::clone(&value)))
+        .map(|ownership| Effect::Owned(ownership, Some(Arc::clone(&value)))),
+        (Step::Update(owned), Some(lease)) => {
+            let updated = store.update(&key, &value, &lease, owned).await;
+            updated.map(|ownership| Effect::Owned(ownership, Some(Arc::clone(&value))))
         }
-        Step::Refresh(owned) => {
-            let refreshed = store.refresh(&key, ttl, owned).await;
-            refreshed.map(|entry| Effect::Owned(entry.ownership(), entry.value.into()))
+        (Step::Refresh(owned), Some(lease)) => {
+            let kept = store.keep(&[(key.clone(), *owned)], &lease).await.and_then(|mut kept| kept.remove(0));
+            kept.map(|kept| Effect::Owned(kept.ownership, kept.value.map(Arc::from)))
         }
-        Step::Delete(owned) => match store.delete(&key, owned).await {
+        (Step::Put | Step::Update(_) | Step::Refresh(_), None) => Err(StoreError::LeaseGone),
+        (Step::Delete(owned), _) => match store.delete(&key, owned).await {
             Ok(Deleted::NotOurs) => store.get(&key).await.map(Effect::Seen),
             deleted => deleted.map(|_| Effect::Gone),
         },
-        Step::Look => store.get(&key).await.map(Effect::Seen),
-        Step::Forget => Ok(Effect::Gone),
+        (Step::Look, _) => store.get(&key).await.map(Effect::Seen),
+        (Step::Forget, _) => Ok(Effect::Gone),
     };
     // Whose it is now shows in its value.
     let result = match result {
         Err(StoreError::Taken { .. }) => store.get(&key).await.map(Effect::Seen),
         result => result,
     };
-    Done { key, step, value, result }
+    Answer::Done(Done { key, step, value, result })
 }
 
 /// What a task came to. `None` where it was broken off; a panic goes on here and ends the process.

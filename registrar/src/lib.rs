@@ -19,6 +19,7 @@ pub mod fixed;
 pub mod health;
 pub mod host;
 pub mod keeper;
+pub mod keepers;
 pub mod list;
 pub mod manual;
 pub mod own;

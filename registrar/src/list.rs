@@ -46,7 +46,9 @@ struct Refused {
 /// etcd cannot be asked.
 pub async fn run(config: &ListConfig) -> Result<List, StoreError> {
     let store = Store::new(config.etcd.store_options())?;
-    Ok(List::of(&config.key, store.list(&config.key).await?.entries))
+    let mut entries = store.list(&config.key).await?.entries;
+    store.add_times(&mut entries).await?;
+    Ok(List::of(&config.key, entries))
 }
 
 impl List {

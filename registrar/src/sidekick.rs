@@ -13,14 +13,15 @@ use registry::watch::Backoff;
 use registry::{InstanceAddress, InstanceKey, Record, StoreError};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::config::{Check, Config, Host};
 use crate::docker::{Docker, DockerError};
 use crate::health::{Answer, Change, Health};
 use crate::host::{ResolveError, resolve};
-use crate::keeper::{Claim, Keeper, Told, until};
+use crate::keeper::{Claim, Told, until};
+use crate::keepers::Keepers;
 use crate::own::{Candidate, Traces, candidates};
 use crate::probe::{Asked, ProbeError, Prober};
 use crate::service::{self, CheckKind, Expected, HttpCheck, MappingError};
@@ -63,7 +64,7 @@ type Doing<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 /// # Errors
 /// Only for what cannot get better by waiting: no client can be made from the configuration.
 pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let keeper = Keeper::new(&config.etcd, Claim::Any, config.ttl)?;
+    let keeper = Keepers::new(&config.etcd, Claim::Any, config.ttl)?;
     let (prober, check) = (Arc::new(Prober::new()?), Arc::new(check(&config)));
     let candidates = candidates(config.container.as_deref(), &traces);
     info!(key = %config.key, port = config.port, version = env!("CARGO_PKG_VERSION"), "the sidekick begins");
@@ -95,9 +96,7 @@ pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = 
             () = until(wake.into_iter().flatten().min()) => {}
         }
     }
-    if sidekick.keeper.withdraw().await {
-        sleep(sidekick.config.linger).await;
-    }
+    sidekick.keeper.withdraw(sidekick.config.linger).await;
     Ok(())
 }
 
@@ -144,7 +143,7 @@ async fn locate(
 /// All that is known.
 struct Sidekick {
     config: Config,
-    keeper: Keeper,
+    keeper: Keepers,
     health: Health,
     /// Whether a missing answer was told since the start or the last answer.
     told_missing: bool,
@@ -163,7 +162,7 @@ struct Sidekick {
 }
 
 impl Sidekick {
-    fn new(config: Config, keeper: Keeper) -> Self {
+    fn new(config: Config, keeper: Keepers) -> Self {
         let now = Instant::now();
         Self {
             health: Health::new(config.rise, config.fall, config.interval, now.into_std()),
@@ -189,7 +188,7 @@ impl Sidekick {
                 self.keeper.want(&before, None);
             }
             if let Some(key) = &key {
-                self.keeper.want(key, Some(Record::running().to_value().into()));
+                self.keeper.want(key, Some(&Record::running().to_value().into()));
             }
             self.key = key;
         }

@@ -14,7 +14,7 @@ pub mod watch;
 pub use key::{AddressError, InstanceAddress, InstanceKey, KeyError, NameError, Prefix, ServiceName};
 pub use record::{Record, RecordError, Status};
 pub use store::{
-    Cause, Deleted, EndpointError, EndpointList, Entry, Event, Listing, Ownership, Poll, Position, Reason, Store,
-    StoreError, StoreOptions, parse_endpoints,
+    Api, ApiChoice, Cause, Changes, Deleted, EndpointError, EndpointList, Entry, Event, Kept, Lease, Listing,
+    Ownership, Poll, Position, Reason, Store, StoreError, StoreOptions, parse_endpoints,
 };
 pub use watch::{Update, watch};

@@ -1,23 +1,28 @@
 //! The store: what the other parts may ask of etcd, in words that are not those of one etcd API.
 //!
-//! `endpoints` carries a request to one of several etcd members, `v2` knows the wire. Nothing here judges what a
-//! key or a value means: both come back exactly as stored, and are hostile until `key` and `record` read them.
+//! `endpoints` carries a request to one of several etcd members, `v2` and `v3` speak the two APIs, `memory` is a store within
+//! the process. Nothing here judges what a key or a value means: both come back exactly as stored, and are hostile until
+//! `key` and `record` read them.
 
+mod api;
 mod endpoints;
+mod memory;
 mod v2;
+mod v3;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Method;
-use tracing::debug;
+use tokio::sync::OnceCell;
 use url::Url;
 
+pub use api::{Api, ApiChoice};
 pub use endpoints::{EndpointError, EndpointList, parse_endpoints, use_ring};
 
 use crate::key::{InstanceKey, Prefix};
-use endpoints::{Answer, Content, Endpoints, Request};
+use endpoints::Endpoints;
+use memory::Memory;
 
 /// How often a compare-write is tried again on a key that is ours but moved in between.
 const COMPARE_TRIES: usize = 3;
@@ -28,6 +33,8 @@ pub struct StoreOptions {
     /// The members to ask, as [`parse_endpoints`] gives them. They are tried in this order until one answers,
     /// which is then asked first.
     pub endpoints: Vec<Url>,
+    /// Which of etcd's APIs is spoken.
+    pub api: ApiChoice,
     /// The limit on one attempt at one endpoint, from connecting to the last byte of the reply.
     pub request_timeout: Duration,
     /// How long one long poll waits before it is asked anew. Shorter than the idle limits that firewalls and
@@ -36,9 +43,11 @@ pub struct StoreOptions {
 }
 
 impl StoreOptions {
-    /// These endpoints with the default limits: 3 s for an attempt, 20 s for a long poll.
+    /// These endpoints with the default limits: 3 s for an attempt, 20 s for a long poll. The API that they serve is
+    /// found out.
     pub fn new(endpoints: Vec<Url>) -> Self {
-        Self { endpoints, request_timeout: Duration::from_secs(3), watch_timeout: Duration::from_secs(20) }
+        let (request_timeout, watch_timeout) = (Duration::from_secs(3), Duration::from_secs(20));
+        Self { endpoints, api: ApiChoice::Auto, request_timeout, watch_timeout }
     }
 }
 
@@ -79,6 +88,9 @@ pub enum StoreError {
         /// The key.
         path: String,
     },
+    /// The lease is no longer there, and with it the keys that it kept.
+    #[error("the lease in etcd is gone, and with it all keys that it kept; they are written again")]
+    LeaseGone,
     /// The key is ours, but others changed it each time it was to be written.
     #[error("key {path} was changed {COMPARE_TRIES} times while it was written; it is tried again later")]
     Contended {
@@ -88,13 +100,37 @@ pub enum StoreError {
 }
 
 /// What shows later that a key is still the one we wrote.
-///
-/// etcd v2 moves `modifiedIndex` with every write, refreshes included, and keeps `createdIndex` until the key is
-/// set anew: the same `createdIndex` means ours (etcd v2 API, "Atomic Compare-and-Swap").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ownership {
     created_index: u64,
     modified_index: u64,
+    /// The lease that keeps the key (v3); 0 for none.
+    lease: u64,
+}
+
+/// What keeps keys alive: a lease of etcd's v3 API, which keeps all keys that are tied to it; else a time to live that
+/// each key has for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    ttl: Duration,
+    /// 0 where there is no such thing.
+    id: u64,
+}
+
+impl Lease {
+    /// Whether one request keeps all keys.
+    pub fn is_shared(&self) -> bool {
+        self.id != 0
+    }
+}
+
+/// A key that was kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// By what to compare it from now on.
+    pub ownership: Ownership,
+    /// What it says; `None` where that is known to be what it said before.
+    pub value: Option<String>,
 }
 
 /// One key with its value, exactly as stored: both are hostile until parsed.
@@ -104,7 +140,8 @@ pub struct Entry {
     pub path: String,
     /// The value.
     pub value: String,
-    /// What is left of its life; `None` for a key that does not expire.
+    /// What is left of its life; `None` for a key that does not expire, and where a listing does not tell
+    /// ([`Store::add_times`]).
     pub ttl: Option<Duration>,
     /// By what to compare it.
     ownership: Ownership,
@@ -118,7 +155,7 @@ impl Entry {
 
     /// As [`Entry::new`], created at an index of etcd.
     pub fn created(path: impl Into<String>, value: impl Into<String>, index: u64) -> Self {
-        let ownership = Ownership { created_index: index, modified_index: index };
+        let ownership = Ownership { created_index: index, modified_index: index, lease: 0 };
         Self { path: path.into(), value: value.into(), ttl: None, ownership }
     }
 
@@ -211,7 +248,7 @@ pub enum Poll {
 /// Why a directory must be listed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// etcd keeps 1000 events, and those asked for are no longer among them (etcd v2 error 401).
+    /// The events asked for are no longer kept: v2 keeps 1000 (error 401), v3 those since the last compaction.
     HistoryCleared,
     /// Another cluster answers now: etcd was built anew, or the endpoints are of two clusters.
     OtherCluster,
@@ -247,13 +284,27 @@ pub enum Deleted {
 }
 
 /// A key that nobody writes, for a read by quorum that carries nothing.
-const NO_KEY: &str = "/_quorum";
+const NO_KEY: &str = "_quorum";
 
-/// A client of one etcd cluster. Clones share their connections and the memory of which endpoint answers.
+/// A client of one etcd cluster, or a store within the process. Clones share their connections, the memory of which endpoint
+/// answers, and what is held in memory.
 #[derive(Debug, Clone)]
 pub struct Store {
-    endpoints: Arc<Endpoints>,
+    place: Place,
     watch_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Etcd { endpoints: Arc<Endpoints>, choice: ApiChoice, decided: Arc<OnceCell<Api>> },
+    Memory(Arc<Memory>),
+}
+
+/// Where a request goes.
+enum Way<'a> {
+    V2(&'a Endpoints),
+    V3(&'a Endpoints),
+    Memory(&'a Memory),
 }
 
 impl Store {
@@ -262,53 +313,106 @@ impl Store {
     /// # Errors
     /// [`StoreError::Client`] without an endpoint, or with an `https` endpoint on a machine without CA certificates.
     pub fn new(options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { endpoints, request_timeout, watch_timeout } = options;
-        Ok(Self { endpoints: Arc::new(Endpoints::new(endpoints, request_timeout)?), watch_timeout })
+        let StoreOptions { endpoints, api: choice, request_timeout, watch_timeout } = options;
+        let endpoints = Arc::new(Endpoints::new(endpoints, request_timeout)?);
+        Ok(Self { place: Place::Etcd { endpoints, choice, decided: Arc::default() }, watch_timeout })
+    }
+
+    /// An empty store within the process. `watch_timeout` is how long one wait for changes lasts.
+    pub fn in_memory(watch_timeout: Duration) -> Self {
+        Self { place: Place::Memory(Arc::new(Memory::new())), watch_timeout }
     }
 
     /// The same client with another limit on one attempt at one endpoint, for one who is in a hurry.
     #[must_use]
     pub fn with_request_timeout(&self, limit: Duration) -> Self {
-        Self { endpoints: Arc::new(self.endpoints.with_request_timeout(limit)), watch_timeout: self.watch_timeout }
+        let mut store = self.clone();
+        if let Place::Etcd { endpoints, .. } = &mut store.place {
+            *endpoints = Arc::new(endpoints.with_request_timeout(limit));
+        }
+        store
+    }
+
+    /// Which API is spoken; `None` in memory. Where that is to be found out, it is, once.
+    pub async fn api(&self) -> Result<Option<Api>, StoreError> {
+        Ok(match self.way().await? {
+            Way::V2(_) => Some(Api::V2),
+            Way::V3(_) => Some(Api::V3),
+            Way::Memory(_) => None,
+        })
+    }
+
+    async fn way(&self) -> Result<Way<'_>, StoreError> {
+        let (endpoints, choice, decided) = match &self.place {
+            Place::Memory(memory) => return Ok(Way::Memory(memory)),
+            Place::Etcd { endpoints, choice, decided } => (endpoints, *choice, decided),
+        };
+        let api = match choice {
+            ApiChoice::Only(api) => api,
+            ApiChoice::Auto => *decided.get_or_try_init(|| api::decide(endpoints)).await?,
+        };
+        Ok(match api {
+            Api::V2 => Way::V2(endpoints),
+            Api::V3 => Way::V3(endpoints),
+        })
     }
 
     /// Reads all that is below the directory, by quorum. A directory that does not exist is an empty one.
     pub async fn list(&self, prefix: &Prefix) -> Result<Listing, StoreError> {
-        let path = prefix.path();
-        let answer = self.ask(v2::list(&path)).await?;
-        let Answer { endpoint, cluster_id, index, content, .. } = answer;
-        let entries = match content {
-            Content::Change(change) if change.node.dir => v2::entries(change.node),
-            Content::Change(_) => return Err(StoreError::NotADirectory { path }),
-            Content::Refused(refusal) if refusal.code == v2::KEY_NOT_FOUND => Vec::new(),
-            Content::Refused(refusal) if refusal.code == v2::NOT_A_DIRECTORY => {
-                return Err(StoreError::NotADirectory { path });
-            }
-            Content::Refused(refusal) => return Err(refusal.into_error(endpoint, path)),
-            Content::Waiting(_) => return Err(not_asked_to_wait(&endpoint)),
-        };
-        Ok(Listing { entries, position: Position { cluster_id, index } })
+        match self.way().await? {
+            Way::V2(etcd) => v2::list(etcd, prefix).await,
+            Way::V3(etcd) => v3::list(etcd, prefix).await,
+            Way::Memory(memory) => Ok(memory.list(prefix)),
+        }
+    }
+
+    /// Adds to listed keys how long they will live, where the listing did not tell.
+    pub async fn add_times(&self, entries: &mut [Entry]) -> Result<(), StoreError> {
+        match self.way().await? {
+            Way::V3(etcd) => v3::times_to_live(etcd, entries).await,
+            Way::V2(_) | Way::Memory(_) => Ok(()),
+        }
     }
 
     /// Reads one key, by quorum. `None` where it does not exist or is a directory.
     pub async fn get(&self, key: &InstanceKey) -> Result<Option<Entry>, StoreError> {
-        let path = key.path();
-        let answer = self.ask(v2::get(&path)).await?;
-        match answer.content {
-            Content::Change(change) => Ok((!change.node.dir).then(|| change.node.into_entry())),
-            Content::Refused(refusal) if matches!(refusal.code, v2::KEY_NOT_FOUND | v2::NOT_A_DIRECTORY) => Ok(None),
-            Content::Refused(refusal) => Err(refusal.into_error(answer.endpoint, path)),
-            Content::Waiting(_) => Err(not_asked_to_wait(&answer.endpoint)),
+        match self.way().await? {
+            Way::V2(etcd) => v2::get(etcd, key).await,
+            Way::V3(etcd) => v3::get(etcd, key).await,
+            Way::Memory(memory) => Ok(memory.get(key)),
+        }
+    }
+
+    /// Gets what is to keep keys alive for `ttl` after it was last renewed. Only v3 is asked for anything.
+    ///
+    /// `ttl` counts in whole seconds, rounded up, at least one.
+    pub async fn grant(&self, ttl: Duration) -> Result<Lease, StoreError> {
+        let id = match self.way().await? {
+            Way::V3(etcd) => v3::grant(etcd, ttl).await?,
+            Way::V2(_) | Way::Memory(_) => 0,
+        };
+        Ok(Lease { ttl, id })
+    }
+
+    /// Gives a lease back, when the keys that it kept have been deleted: those that are left go with it, and count as
+    /// expired.
+    pub async fn give_back(&self, lease: &Lease) -> Result<(), StoreError> {
+        match self.way().await? {
+            Way::V3(etcd) => v3::revoke(etcd, lease.id).await,
+            Way::V2(_) | Way::Memory(_) => Ok(()),
         }
     }
 
     /// Writes the key, whoever had it before, and takes it.
     ///
-    /// `ttl` counts in whole seconds, rounded up, at least one; here as in the other writes.
-    pub async fn put(&self, key: &InstanceKey, value: &str, ttl: Duration) -> Result<Ownership, StoreError> {
-        let path = key.path();
-        let answer = self.ask(v2::put(&path, value, ttl)).await?;
-        answer.into_entry(path).map(|entry| entry.ownership)
+    /// # Errors
+    /// [`StoreError::LeaseGone`]: get another one; here as in the other writes.
+    pub async fn put(&self, key: &InstanceKey, value: &str, lease: &Lease) -> Result<Ownership, StoreError> {
+        match self.way().await? {
+            Way::V2(etcd) => v2::put(etcd, key, value, lease.ttl).await,
+            Way::V3(etcd) => v3::put(etcd, key, value, lease.id).await,
+            Way::Memory(memory) => Ok(memory.put(key, value, lease.ttl)),
+        }
     }
 
     /// Writes the key only if there is none.
@@ -316,177 +420,113 @@ impl Store {
     /// # Errors
     /// [`StoreError::Taken`] where there is one. The reply to an attempt may be lost though the key was written: a
     /// key that is there after such an attempt and holds exactly `value` counts as written by it.
-    pub async fn create(&self, key: &InstanceKey, value: &str, ttl: Duration) -> Result<Ownership, StoreError> {
-        let path = key.path();
-        let answer = self.ask(v2::create(&path, value, ttl)).await?;
-        match &answer.content {
-            Content::Refused(refusal) if refusal.code == v2::KEY_EXISTS => match self.get(key).await? {
-                Some(entry) if answer.uncertain && entry.value == value => Ok(entry.ownership),
-                _ => Err(StoreError::Taken { path }),
-            },
-            _ => answer.into_entry(path).map(|entry| entry.ownership),
+    pub async fn create(&self, key: &InstanceKey, value: &str, lease: &Lease) -> Result<Ownership, StoreError> {
+        match self.way().await? {
+            Way::V2(etcd) => v2::create(etcd, key, value, lease.ttl).await,
+            Way::V3(etcd) => v3::create(etcd, key, value, lease.id).await,
+            Way::Memory(memory) => memory.create(key, value, lease.ttl),
         }
     }
 
-    /// Gives the key its full time to live again. Wakes nobody who watches. Its value comes back: others may have
-    /// changed it in place, which leaves the key ours.
+    /// Gives the keys their full time to live again, and looks whether they are still ours. Wakes nobody who watches, unless a
+    /// key that was taken over is tied to our lease. A value comes back where it may have changed: others may have changed it
+    /// in place, which leaves the key ours.
+    ///
+    /// Where the lease is not shared, each key is a request of its own, one after another.
     ///
     /// # Errors
-    /// [`StoreError::Lost`] where the key is gone, [`StoreError::Taken`] where it is someone else's now.
-    pub async fn refresh(&self, key: &InstanceKey, ttl: Duration, owned: &Ownership) -> Result<Entry, StoreError> {
-        self.compare_write(key, owned, |path, index| v2::refresh(path, ttl, index)).await
+    /// For one key: [`StoreError::Lost`] where it is gone, [`StoreError::Taken`] where it is someone else's now. For all:
+    /// [`StoreError::LeaseGone`], and what kept etcd from answering.
+    pub async fn keep(
+        &self,
+        keys: &[(InstanceKey, Ownership)],
+        lease: &Lease,
+    ) -> Result<Vec<Result<Kept, StoreError>>, StoreError> {
+        let mut kept = Vec::with_capacity(keys.len());
+        match self.way().await? {
+            Way::V3(etcd) => return v3::keep(etcd, lease.id, keys).await,
+            Way::V2(etcd) => {
+                for (key, owned) in keys {
+                    kept.push(v2::refresh(etcd, key, lease.ttl, owned).await);
+                }
+            }
+            Way::Memory(memory) => {
+                kept.extend(keys.iter().map(|(key, owned)| memory.refresh(key, lease.ttl, owned)));
+            }
+        }
+        Ok(kept)
     }
 
     /// Gives the key another value and its full time to live.
     ///
     /// # Errors
-    /// As [`Store::refresh`].
+    /// As [`Store::keep`] for one key.
     pub async fn update(
         &self,
         key: &InstanceKey,
         value: &str,
-        ttl: Duration,
+        lease: &Lease,
         owned: &Ownership,
     ) -> Result<Ownership, StoreError> {
-        let entry = self.compare_write(key, owned, |path, index| v2::update(path, value, ttl, index)).await?;
-        Ok(entry.ownership)
+        match self.way().await? {
+            Way::V2(etcd) => v2::update(etcd, key, value, lease.ttl, owned).await,
+            Way::V3(etcd) => v3::update(etcd, key, value, lease.id, owned).await,
+            Way::Memory(memory) => memory.update(key, value, lease.ttl, owned),
+        }
     }
 
     /// Deletes the key if it is still ours.
     pub async fn delete(&self, key: &InstanceKey, owned: &Ownership) -> Result<Deleted, StoreError> {
-        let path = key.path();
-        let mut owned = *owned;
-        let mut uncertain = false;
-        for _ in 0..COMPARE_TRIES {
-            let answer = self.ask(v2::delete(&path, owned.modified_index)).await?;
-            uncertain |= answer.uncertain;
-            let refusal = match answer.content {
-                Content::Change(_) => return Ok(Deleted::Done),
-                Content::Waiting(_) => return Err(not_asked_to_wait(&answer.endpoint)),
-                Content::Refused(refusal) => refusal,
-            };
-            match refusal.code {
-                v2::KEY_NOT_FOUND if uncertain => return Ok(Deleted::Done),
-                v2::KEY_NOT_FOUND => return Ok(Deleted::AlreadyGone),
-                v2::COMPARE_FAILED => match self.get(key).await? {
-                    None => return Ok(Deleted::AlreadyGone),
-                    Some(entry) if entry.ownership.created_index == owned.created_index => owned = entry.ownership,
-                    Some(_) => return Ok(Deleted::NotOurs),
-                },
-                _ => return Err(refusal.into_error(answer.endpoint, path)),
-            }
+        match self.way().await? {
+            Way::V2(etcd) => v2::delete(etcd, key, owned).await,
+            Way::V3(etcd) => v3::delete(etcd, key, owned).await,
+            Way::Memory(memory) => Ok(memory.delete(key, owned)),
         }
-        Err(StoreError::Contended { path })
     }
 
-    /// One long poll: waits for the next change below the directory after `position`, at most
-    /// [`StoreOptions::watch_timeout`].
-    ///
-    /// # Errors
-    /// [`StoreError::NoAnswer`] also where an answer broke off or was not etcd's.
-    pub async fn poll(&self, prefix: &Prefix, position: &Position) -> Result<Poll, StoreError> {
-        let path = prefix.path();
-        let wait_index = position.index.saturating_add(1);
-        let answer = self.ask(v2::wait(&path, wait_index)).await?;
-        if answer.cluster_id != position.cluster_id {
-            return Ok(Poll::ListAgain(Reason::OtherCluster));
-        }
-        if answer.index < position.index {
-            return Ok(Poll::ListAgain(Reason::IndexFell));
-        }
-        let Answer { endpoint, cluster_id, index, content, .. } = answer;
-        let waiting = match content {
-            Content::Waiting(waiting) => waiting,
-            Content::Refused(refusal) if refusal.code == v2::EVENT_INDEX_CLEARED => {
-                return Ok(Poll::ListAgain(Reason::HistoryCleared));
-            }
-            Content::Refused(refusal) => return Err(refusal.into_error(endpoint, path)),
-            Content::Change(_) => return Err(not_asked_to_wait(&endpoint)),
-        };
-        let Some(change) = self.endpoints.await_change(&endpoint, waiting, self.watch_timeout).await? else {
-            // The index of the headers is that of the moment the poll began to wait, and nothing came since.
-            return Ok(Poll::Quiet(Position { cluster_id, index: index.max(position.index) }));
-        };
-        let modified_index = change.node.modified_index;
-        if modified_index < wait_index {
-            let what = format!("{endpoint}: asked for events from {wait_index} on, got {modified_index}");
-            return Err(StoreError::NoAnswer(what));
-        }
-        debug!(action = change.action, path = change.node.key, index = modified_index, "etcd event");
-        Ok(match v2::event(prefix, change) {
-            Ok(event) => Poll::Events(event.into_iter().collect(), Position { cluster_id, index: modified_index }),
-            Err(reason) => Poll::ListAgain(reason),
-        })
+    /// What changes below the directory after `position`.
+    pub fn changes(&self, prefix: &Prefix, position: Position) -> Changes {
+        Changes { store: self.clone(), prefix: prefix.clone(), position, watch: v3::Watch::new(prefix.clone()) }
     }
 
     /// Makes sure that whoever answers belongs to a cluster that has a quorum: a member that is cut off from the others
     /// lets polls wait for ever.
-    pub async fn confirm(&self) -> Result<(), StoreError> {
-        let answer = self.ask(v2::get(NO_KEY)).await?;
-        match answer.content {
-            Content::Change(_) => Ok(()),
-            Content::Refused(refusal) if refusal.code == v2::KEY_NOT_FOUND => Ok(()),
-            Content::Refused(refusal) => Err(refusal.into_error(answer.endpoint, NO_KEY.to_owned())),
-            Content::Waiting(_) => Err(not_asked_to_wait(&answer.endpoint)),
-        }
-    }
-
-    async fn ask(&self, request: Request) -> Result<Answer, StoreError> {
-        self.endpoints.ask(&request).await
-    }
-
-    /// Writes with a comparison, and goes on with the key's new index where it moved but is still ours: the reply to
-    /// an earlier write may have been lost.
-    async fn compare_write(
-        &self,
-        key: &InstanceKey,
-        owned: &Ownership,
-        request: impl Fn(&str, u64) -> Request,
-    ) -> Result<Entry, StoreError> {
-        let path = key.path();
-        let mut owned = *owned;
-        for _ in 0..COMPARE_TRIES {
-            let answer = self.ask(request(&path, owned.modified_index)).await?;
-            match &answer.content {
-                Content::Refused(refusal) if refusal.code == v2::KEY_NOT_FOUND => {
-                    return Err(StoreError::Lost { path });
-                }
-                Content::Refused(refusal) if refusal.code == v2::COMPARE_FAILED => match self.get(key).await? {
-                    None => return Err(StoreError::Lost { path }),
-                    Some(entry) if entry.ownership.created_index == owned.created_index => owned = entry.ownership,
-                    Some(_) => return Err(StoreError::Taken { path }),
-                },
-                _ => return answer.into_entry(path),
-            }
-        }
-        Err(StoreError::Contended { path })
-    }
-}
-
-/// A reply of a kind that does not belong to the request; the transport gives `Waiting` to long polls and nothing else.
-fn not_asked_to_wait(endpoint: &str) -> StoreError {
-    StoreError::NoAnswer(format!("{endpoint}: the reply does not belong to the request"))
-}
-
-impl Answer {
-    /// What a write gives back.
-    fn into_entry(self, path: String) -> Result<Entry, StoreError> {
-        match self.content {
-            Content::Change(change) => Ok(change.node.into_entry()),
-            Content::Refused(refusal) => Err(refusal.into_error(self.endpoint, path)),
-            Content::Waiting(_) => Err(not_asked_to_wait(&self.endpoint)),
+    pub async fn confirm(&self, prefix: &Prefix) -> Result<(), StoreError> {
+        let path = format!("{}/{NO_KEY}", prefix.path());
+        match self.way().await? {
+            Way::V2(etcd) => v2::confirm(etcd, path).await,
+            Way::V3(etcd) => v3::confirm(etcd, &path).await,
+            Way::Memory(_) => Ok(()),
         }
     }
 }
 
-impl v2::Refusal {
-    fn into_error(self, endpoint: String, path: String) -> StoreError {
-        StoreError::Refused { endpoint, path, message: self.message }
-    }
+/// The changes below a directory, from a position on.
+#[derive(Debug)]
+pub struct Changes {
+    store: Store,
+    prefix: Prefix,
+    position: Position,
+    /// v3 keeps a stream open from one wait to the next.
+    watch: v3::Watch,
 }
 
-impl Request {
-    fn new(method: Method, path: &str) -> Self {
-        Self { method, path: path.to_owned(), query: Vec::new(), form: Vec::new(), wait: false }
+impl Changes {
+    /// Waits for the next change, at most [`StoreOptions::watch_timeout`]. After [`Poll::ListAgain`] and after an error the
+    /// directory must be listed, and followed from there.
+    ///
+    /// # Errors
+    /// [`StoreError::NoAnswer`] also where an answer broke off or was not etcd's.
+    pub async fn next(&mut self) -> Result<Poll, StoreError> {
+        let patience = self.store.watch_timeout;
+        let poll = match self.store.way().await? {
+            Way::V2(etcd) => v2::poll(etcd, &self.prefix, &self.position, patience).await?,
+            Way::V3(etcd) => self.watch.next(etcd, &self.position, patience).await?,
+            Way::Memory(memory) => memory.poll(&self.prefix, &self.position, patience).await,
+        };
+        if let Poll::Events(_, position) | Poll::Quiet(position) = &poll {
+            self.position.clone_from(position);
+        }
+        Ok(poll)
     }
 }

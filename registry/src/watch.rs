@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use crate::key::Prefix;
-use crate::store::{Event, Listing, Poll, Position, Store, StoreError};
+use crate::store::{Changes, Event, Listing, Poll, Store, StoreError};
 
 /// The pause after the first failure: an etcd that is restarted or changes its leader is back in a moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -95,7 +95,7 @@ enum State {
     /// As [`State::Empty`], after a pause.
     Failed(Duration),
     /// Listed, or an event was seen: ask for what came after it.
-    Watching(Position),
+    Watching(Changes),
 }
 
 struct Watcher {
@@ -114,7 +114,7 @@ struct Watcher {
 impl Watcher {
     /// One request, and the state after it. `state` is left as it was when this future is dropped.
     async fn step(&mut self) -> Vec<Update> {
-        match &self.state {
+        match &mut self.state {
             State::Failed(pause) => {
                 sleep(*pause).await;
                 self.state = State::Empty;
@@ -124,20 +124,20 @@ impl Watcher {
                 Ok(listing) => {
                     self.outage = None;
                     self.listed = Instant::now();
-                    self.state = State::Watching(listing.position.clone());
+                    self.state = State::Watching(self.store.changes(&self.prefix, listing.position.clone()));
                     vec![Update::Listing(listing)]
                 }
                 Err(error) => self.failed(&error),
             },
-            State::Watching(position) => match self.store.poll(&self.prefix, position).await {
+            State::Watching(changes) => match changes.next().await {
                 Ok(Poll::Events(events, position)) => {
+                    self.go_on();
                     let index = position.index();
-                    self.go_on(position);
                     events.into_iter().map(|event| Update::Event { event, index }).collect()
                 }
-                Ok(Poll::Quiet(position)) => match self.store.confirm().await {
+                Ok(Poll::Quiet(_)) => match self.store.confirm(&self.prefix).await {
                     Ok(()) => {
-                        self.go_on(position);
+                        self.go_on();
                         Vec::new()
                     }
                     Err(error) => self.failed(&error),
@@ -153,10 +153,11 @@ impl Watcher {
     }
 
     /// After a poll that worked.
-    fn go_on(&mut self, position: Position) {
+    fn go_on(&mut self) {
         self.pause.reset();
-        let trusted = self.listed.elapsed() < LISTING_LIFETIME;
-        self.state = if trusted { State::Watching(position) } else { State::Empty };
+        if self.listed.elapsed() >= LISTING_LIFETIME {
+            self.state = State::Empty;
+        }
     }
 
     fn failed(&mut self, error: &StoreError) -> Vec<Update> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use registry::{Poll, Position, Prefix, Reason, StoreError, Update};
 use support::script::{Server, Step, reply, reply_with, waiting};
-use support::{next, store};
+use support::{next, poll, store};
 use tokio::sync::mpsc;
 
 const LISTED: &str = r#"{"action":"get","node":{"key":"/service","dir":true,"modifiedIndex":4,"createdIndex":4}}"#;
@@ -112,7 +112,7 @@ async fn a_poll_of_another_cluster_or_a_lower_index_means_list_again() {
     for (bytes, reason) in cases {
         let server = Server::start(vec![Step::SendAndHang(bytes)]).await;
         let start = Instant::now();
-        assert_eq!(store(&[&server.url()]).poll(&prefix(), &here()).await.unwrap(), Poll::ListAgain(reason.clone()));
+        assert_eq!(poll(&store(&[&server.url()]), &prefix(), &here()).await.unwrap(), Poll::ListAgain(reason.clone()));
         assert!(start.elapsed() < Duration::from_millis(400), "{reason} was seen only after {:?}", start.elapsed());
     }
 }
@@ -121,7 +121,7 @@ async fn a_poll_of_another_cluster_or_a_lower_index_means_list_again() {
 async fn a_quiet_poll_goes_on_from_the_index_at_its_beginning() {
     for (index, expected) in [(7, 7), (900, 900)] {
         let server = Server::start(vec![Step::SendAndHang(waiting("c1", index))]).await;
-        let poll = store(&[&server.url()]).poll(&prefix(), &here()).await.unwrap();
+        let poll = poll(&store(&[&server.url()]), &prefix(), &here()).await.unwrap();
         assert_eq!(poll, Poll::Quiet(Position::new(Some("c1".into()), expected)));
     }
 }
@@ -158,7 +158,7 @@ async fn a_poll_that_breaks_is_an_error() {
     ];
     for (step, expected) in cases {
         let server = Server::start(vec![step]).await;
-        let error = store(&[&server.url()]).poll(&prefix(), &here()).await.unwrap_err().to_string();
+        let error = poll(&store(&[&server.url()]), &prefix(), &here()).await.unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains(&server.url()), "{error}");
     }
 }

@@ -27,7 +27,7 @@ pub(super) enum Work {
     /// By what containers are judged.
     Host(Result<Scope, ResolveError>),
     /// What is below the prefix in etcd.
-    Left(Result<Listing, StoreError>),
+    Left(Result<Vec<Listing>, StoreError>),
     /// What runs, as it was asked for at a moment.
     Listed(Instant, Result<Listed, DockerError>),
     /// What a container is; `None` where there is no such container.

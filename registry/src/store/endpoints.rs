@@ -1,24 +1,25 @@
 //! Carries a request to one of several etcd members: limits, failover, and words for what went wrong.
 //!
-//! Edge: the only place of this crate that opens connections. What a reply means is the business of `v2` and `store`.
+//! Edge: the only place of this crate that opens connections. What a reply means is the business of `v2` and `v3`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Method, Response, StatusCode};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 use url::Url;
 
 use super::StoreError;
-use super::v2::{self, Change, Refusal, Reply};
 
 /// The limit on connecting. A member that is there accepts within a round trip.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The largest reply that is read, except to a long poll: a listing of some 300,000 instances.
-const REPLY_LIMIT: usize = 64 << 20;
-/// The largest event that is read. etcd itself takes no request over 1.5 MB.
-const EVENT_LIMIT: usize = 1 << 20;
+/// The largest reply that is read, except to a long poll of v2: a listing of some 300,000 instances.
+pub(super) const REPLY_LIMIT: usize = 64 << 20;
+/// How many characters of a foreign text go into a message.
+const SHOWN_LIMIT: usize = 200;
 /// How long an idle connection is kept. Longer than the pause between two refreshes at the default TTL.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -66,11 +67,11 @@ impl std::str::FromStr for EndpointList {
 
 fn parse_endpoint(text: &str) -> Result<Url, EndpointError> {
     const EXAMPLE: &str = "http://10.0.0.1:2379";
-    let refuse = |reason, suggestion| Err(EndpointError::Form { text: v2::shown(text), reason, suggestion });
+    let refuse = |reason, suggestion| Err(EndpointError::Form { text: shown(text), reason, suggestion });
     let Some((scheme, rest)) = text.split_once("://") else {
         let meant = format!("http://{text}");
         let works = Url::parse(&meant).is_ok_and(|url| url.host().is_some());
-        return refuse("it has no scheme", if works { v2::shown(&meant) } else { EXAMPLE.to_owned() });
+        return refuse("it has no scheme", if works { shown(&meant) } else { EXAMPLE.to_owned() });
     };
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return refuse("its scheme is neither http nor https", EXAMPLE.to_owned());
@@ -99,33 +100,58 @@ pub fn use_ring() {
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) method: Method,
-    /// The key or directory, absolute.
-    pub(super) path: String,
+    /// The path, segment by segment, not yet encoded.
+    pub(super) path: Vec<String>,
     pub(super) query: Vec<(&'static str, String)>,
-    pub(super) form: Vec<(&'static str, String)>,
-    /// A long poll: the headers are the answer, the body comes when something happens.
-    pub(super) wait: bool,
+    pub(super) body: Body,
+    /// A long poll or a stream: the headers are the answer, the body comes when something happens.
+    pub(super) stream: bool,
 }
 
-/// An endpoint's reply.
-pub(super) struct Answer {
-    /// Who gave it, fit for a message.
-    pub(super) endpoint: String,
+impl Request {
+    fn url(&self, endpoint: &Url) -> Url {
+        let mut url = endpoint.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.clear().extend(&self.path);
+        }
+        if !self.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&self.query);
+        }
+        url
+    }
+}
+
+/// What a request carries.
+#[derive(Debug)]
+pub(super) enum Body {
+    Nothing,
+    Form(Vec<(&'static str, String)>),
+    Json(String),
+}
+
+/// What an endpoint sent.
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    /// `X-Etcd-Cluster-Id`.
     pub(super) cluster_id: Option<String>,
     /// `X-Etcd-Index`.
-    pub(super) index: u64,
+    pub(super) index: Option<u64>,
     pub(super) content: Content,
-    /// An earlier attempt may have carried the request out, and its reply was lost.
-    pub(super) uncertain: bool,
 }
 
 pub(super) enum Content {
-    /// It was done, or read.
-    Change(Change),
-    /// etcd says no.
-    Refused(Refusal),
-    /// The headers of a long poll that waits.
-    Waiting(Response),
+    Whole(Vec<u8>),
+    /// What has been asked for as a stream, and is one.
+    Stream(Stream),
+}
+
+/// An endpoint's answer, as its reader understood it.
+pub(super) struct Answer<T> {
+    /// Who gave it, fit for a message.
+    pub(super) endpoint: String,
+    pub(super) value: T,
+    /// An earlier attempt may have carried the request out, and its reply was lost.
+    pub(super) uncertain: bool,
 }
 
 /// What is wrong with one endpoint.
@@ -186,40 +212,45 @@ impl Endpoints {
         Ok(Self { client, urls, request_timeout, preferred: AtomicUsize::new(0) })
     }
 
+    /// The limit on one attempt at one endpoint.
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
     /// The same members with another limit; the one that answered last is remembered.
     pub(super) fn with_request_timeout(&self, request_timeout: Duration) -> Self {
         let preferred = AtomicUsize::new(self.preferred.load(Ordering::Relaxed));
         Self { client: self.client.clone(), urls: self.urls.clone(), request_timeout, preferred }
     }
 
-    /// Asks the endpoints in turn, beginning with the one that answered last, until one gives an answer. Each is asked
-    /// once, and once more where the connection ended before a reply began.
-    pub(super) async fn ask(&self, request: &Request) -> Result<Answer, StoreError> {
+    /// Asks the endpoints in turn, beginning with the one that answered last, until `read` understands an answer; what
+    /// it cannot use it says in words. Each is asked once, and once more where the connection ended before a reply began.
+    pub(super) async fn ask<T>(
+        &self,
+        request: &Request,
+        read: impl Fn(Reply) -> Result<T, String>,
+    ) -> Result<Answer<T>, StoreError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut uncertain = false;
         let mut failures = Vec::new();
         for turn in 0..self.urls.len() {
             let at = (first + turn) % self.urls.len();
             let url = &self.urls[at];
-            let mut attempt = timeout(self.request_timeout, self.attempt(url, request)).await;
-            if matches!(&attempt, Ok(Err(failure)) if failure.progress == Progress::BrokeOff) {
+            let mut attempt = self.attempt(url, request, &read).await;
+            if matches!(&attempt, Err(failure) if failure.progress == Progress::BrokeOff) {
                 // The connection was kept from before etcd was restarted: that says nothing of the one that is there now.
                 uncertain = true;
-                attempt = timeout(self.request_timeout, self.attempt(url, request)).await;
+                attempt = self.attempt(url, request, &read).await;
             }
             let failure = match attempt {
-                Ok(Ok(answer)) => {
+                Ok(value) => {
+                    let endpoint = shown_endpoint(url);
                     if self.preferred.swap(at, Ordering::Relaxed) != at {
-                        warn!(
-                            endpoint = answer.endpoint,
-                            failed = failures.join("; "),
-                            "went on to another etcd endpoint"
-                        );
+                        warn!(endpoint, failed = failures.join("; "), "went on to another etcd endpoint");
                     }
-                    return Ok(Answer { uncertain, ..answer });
+                    return Ok(Answer { endpoint, value, uncertain });
                 }
-                Ok(Err(failure)) => failure,
-                Err(_) => Failure::after_sending(format!("no answer within {:?}", self.request_timeout)),
+                Err(failure) => failure,
             };
             uncertain |= failure.progress != Progress::NotSent;
             failures.push(format!("{}: {}", shown_endpoint(url), failure.what));
@@ -227,12 +258,60 @@ impl Endpoints {
         Err(StoreError::NoAnswer(failures.join("; ")))
     }
 
-    async fn attempt(&self, endpoint: &Url, request: &Request) -> Result<Answer, Failure> {
-        let url = v2::url(endpoint, &request.path, &request.query);
-        let mut builder = self.client.request(request.method.clone(), url);
-        if !request.form.is_empty() {
-            builder = builder.form(&request.form);
+    /// Asks every endpoint at once. Gives what came of each, with its name, as it comes: the first at once, and those
+    /// that follow it within `grace`.
+    pub(super) async fn ask_all<T>(
+        &self,
+        requests: &[Request],
+        read: impl Fn(Vec<Reply>) -> Result<T, String>,
+        grace: Duration,
+    ) -> Vec<(String, Result<T, String>)> {
+        let ask_one = async |url: &Url| {
+            let mut replies = Vec::new();
+            for request in requests {
+                match self.attempt(url, request, &Ok).await {
+                    Ok(reply) => replies.push(reply),
+                    Err(failure) => return (shown_endpoint(url), Err(failure.what)),
+                }
+            }
+            (shown_endpoint(url), read(replies))
+        };
+        let mut asked: FuturesUnordered<_> = self.urls.iter().map(ask_one).collect();
+        let mut answers = Vec::new();
+        let mut end = None;
+        loop {
+            let next = async {
+                match end {
+                    Some(end) => timeout_at(end, asked.next()).await.unwrap_or_default(),
+                    None => asked.next().await,
+                }
+            };
+            let Some((endpoint, answer)) = next.await else { return answers };
+            if answer.is_ok() {
+                end.get_or_insert_with(|| Instant::now() + grace);
+            }
+            answers.push((endpoint, answer));
         }
+    }
+
+    async fn attempt<T>(
+        &self,
+        endpoint: &Url,
+        request: &Request,
+        read: &impl Fn(Reply) -> Result<T, String>,
+    ) -> Result<T, Failure> {
+        let reply = timeout(self.request_timeout, self.send(endpoint, request)).await;
+        let too_late = |_| Failure::after_sending(format!("no answer within {:?}", self.request_timeout));
+        read(reply.map_err(too_late)??).map_err(Failure::after_sending)
+    }
+
+    async fn send(&self, endpoint: &Url, request: &Request) -> Result<Reply, Failure> {
+        let builder = self.client.request(request.method.clone(), request.url(endpoint));
+        let builder = match &request.body {
+            Body::Nothing => builder,
+            Body::Form(form) => builder.form(form),
+            Body::Json(json) => builder.header(CONTENT_TYPE, "application/json").body(json.clone()),
+        };
         let response = builder.send().await.map_err(|error| {
             let cause = root_cause(&error);
             if error.is_connect() {
@@ -243,51 +322,89 @@ impl Endpoints {
         })?;
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let cluster_id = header("X-Etcd-Cluster-Id").map(v2::shown);
+        let cluster_id = header("X-Etcd-Cluster-Id").map(shown);
         let index = header("X-Etcd-Index").and_then(|value| value.parse().ok());
-        let content = if request.wait && status == StatusCode::OK {
-            Content::Waiting(response)
+        let content = if request.stream && status == StatusCode::OK {
+            let endpoint = shown_endpoint(endpoint);
+            Content::Stream(Stream { endpoint, response, buffer: Vec::new(), stall_limit: self.request_timeout })
         } else {
-            let body = read_all(response).await?;
-            match v2::decode(status, &body).map_err(Failure::after_sending)? {
-                Reply::Change(change) => Content::Change(change),
-                Reply::Refused(refusal) => Content::Refused(refusal),
+            Content::Whole(read_all(response).await?)
+        };
+        Ok(Reply { status, cluster_id, index, content })
+    }
+}
+
+/// The body of a reply that goes on.
+#[derive(Debug)]
+pub(super) struct Stream {
+    endpoint: String,
+    response: Response,
+    /// What has come and is not used yet.
+    buffer: Vec<u8>,
+    /// How long something that has begun to come may stand still.
+    stall_limit: Duration,
+}
+
+impl Stream {
+    /// Everything to the end. `None` where nothing has come within `patience`.
+    pub(super) async fn whole(&mut self, patience: Duration, size_limit: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        loop {
+            match self.more(patience, size_limit).await? {
+                More::Came => {}
+                More::Nothing if self.buffer.is_empty() => return Ok(None),
+                More::Nothing => return Err(self.stalled()),
+                More::End if self.buffer.is_empty() => return Err(self.broken("ended a waiting poll with no event")),
+                More::End => return Ok(Some(std::mem::take(&mut self.buffer))),
             }
-        };
-        let Some(index) = index else {
-            return Err(Failure::after_sending("its reply has no X-Etcd-Index header; is that etcd?"));
-        };
-        Ok(Answer { endpoint: shown_endpoint(endpoint), cluster_id, index, content, uncertain: false })
+        }
     }
 
-    /// Waits for the event of a long poll whose headers are there. `None` where none came within `patience`.
-    pub(super) async fn await_change(
-        &self,
-        endpoint: &str,
-        mut waiting: Response,
-        patience: Duration,
-    ) -> Result<Option<Change>, StoreError> {
-        let broken = |what: String| StoreError::NoAnswer(format!("{endpoint}: {what}"));
-        let mut body = Vec::new();
+    /// The next line. `None` where nothing has come within `patience`.
+    pub(super) async fn line(&mut self, patience: Duration, size_limit: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut searched = 0;
         loop {
-            let limit = if body.is_empty() { patience } else { self.request_timeout };
-            match timeout(limit, waiting.chunk()).await {
-                Err(_) if body.is_empty() => return Ok(None),
-                Err(_) => return Err(broken(format!("an event stood still half-way for {limit:?}"))),
-                Ok(Err(error)) => return Err(broken(format!("a waiting poll broke off: {}", root_cause(&error)))),
-                Ok(Ok(None)) if body.is_empty() => return Err(broken("ended a waiting poll with no event".into())),
-                Ok(Ok(None)) => break,
-                Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
+            if let Some(at) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(searched + at + 1);
+                return Ok(Some(std::mem::replace(&mut self.buffer, rest)));
             }
-            if body.len() > EVENT_LIMIT {
-                return Err(broken(format!("an event has more than {EVENT_LIMIT} bytes")));
+            searched = self.buffer.len();
+            match self.more(patience, size_limit).await? {
+                More::Came => {}
+                More::Nothing if self.buffer.is_empty() => return Ok(None),
+                More::Nothing => return Err(self.stalled()),
+                More::End => return Err(self.broken("ended a watch")),
             }
-        }
-        match v2::decode(StatusCode::OK, &body).map_err(broken)? {
-            Reply::Change(change) => Ok(Some(change)),
-            Reply::Refused(refusal) => Err(broken(refusal.message)),
         }
     }
+
+    async fn more(&mut self, patience: Duration, size_limit: usize) -> Result<More, StoreError> {
+        let limit = if self.buffer.is_empty() { patience } else { self.stall_limit };
+        match timeout(limit, self.response.chunk()).await {
+            Err(_) => return Ok(More::Nothing),
+            Ok(Err(error)) => return Err(self.broken(&format!("a waiting poll broke off: {}", root_cause(&error)))),
+            Ok(Ok(None)) => return Ok(More::End),
+            Ok(Ok(Some(chunk))) => self.buffer.extend_from_slice(&chunk),
+        }
+        if self.buffer.len() > size_limit {
+            return Err(self.broken(&format!("an event has more than {size_limit} bytes")));
+        }
+        Ok(More::Came)
+    }
+
+    fn stalled(&self) -> StoreError {
+        self.broken(&format!("an event stood still half-way for {:?}", self.stall_limit))
+    }
+
+    /// An error about the one who sends it.
+    pub(super) fn broken(&self, what: &str) -> StoreError {
+        StoreError::NoAnswer(format!("{}: {what}", self.endpoint))
+    }
+}
+
+enum More {
+    Came,
+    Nothing,
+    End,
 }
 
 /// Reads a whole reply, bounded; the limit on its time is the caller's.
@@ -307,6 +424,11 @@ async fn read_all(mut response: Response) -> Result<Vec<u8>, Failure> {
     }
 }
 
+/// A foreign text for a message: without control characters, and not too long.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_LIMIT).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// An endpoint for a message: without user and password.
 fn shown_endpoint(url: &Url) -> String {
     url.origin().ascii_serialization()
@@ -320,7 +442,7 @@ fn root_cause(error: &reqwest::Error) -> String {
     }
     match cause.downcast_ref::<reqwest::Error>() {
         Some(error) if error.is_timeout() => "timed out".to_owned(),
-        _ => v2::shown(&cause.to_string()),
+        _ => shown(&cause.to_string()),
     }
 }
 
@@ -356,6 +478,22 @@ mod tests {
             let error = parse_endpoints(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_path_is_written_into_the_url_so_that_etcd_reads_the_same_key() {
+        let endpoint = Url::parse("http://h1:2379").unwrap();
+        let address = |segments: &[&str], query: &[(&'static str, String)]| {
+            let path = segments.iter().map(|segment| (*segment).to_owned()).collect();
+            let request =
+                Request { method: Method::GET, path, query: query.to_vec(), body: Body::Nothing, stream: false };
+            request.url(&endpoint).to_string()
+        };
+        let keys = |key: &str| address(&["v2", "keys", "service", key], &[]);
+        assert_eq!(keys("10.0.0.1:80"), "http://h1:2379/v2/keys/service/10.0.0.1:80");
+        assert_eq!(keys("[::1]:80"), "http://h1:2379/v2/keys/service/[::1]:80");
+        assert_eq!(keys("a b/?#%"), "http://h1:2379/v2/keys/service/a%20b%2F%3F%23%25");
+        assert_eq!(address(&["a"], &[("wait", "true".to_owned())]), "http://h1:2379/a?wait=true");
     }
 
     #[test]

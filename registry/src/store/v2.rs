@@ -1,404 +1,257 @@
-//! The wire of etcd's v2 API: requests as values, replies into types. Pure: no I/O, no clock.
+//! A client of etcd's v2 API.
 //!
-//! Source: etcd 3.4, Documentation/v2/api.md and errorcode.md; the replies in `tests/fixtures` were recorded from it.
+//! The time to live is each key's own, and ownership is an index pair: etcd moves `modifiedIndex` with every write,
+//! refreshes included, and keeps `createdIndex` until the key is set anew. So what is compared is `modifiedIndex`, and
+//! after a mismatch the same `createdIndex` means ours (etcd v2 API, "Atomic Compare-and-Swap").
+
+mod wire;
 
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use url::Url;
+use tracing::debug;
 
-use super::endpoints::Request;
-use super::{Cause, Entry, Event, Ownership, Reason};
-use crate::key::Prefix;
+use super::endpoints::{Answer, Content, Endpoints, Reply, Request, Stream};
+use super::{COMPARE_TRIES, Deleted, Entry, Kept, Listing, Ownership, Poll, Position, Reason, StoreError};
+use crate::key::{InstanceKey, Prefix};
+use wire::{Refusal, Said};
 
-/// etcd v2 error: the key does not exist.
-pub(super) const KEY_NOT_FOUND: u32 = 100;
-/// etcd v2 error: a comparison failed.
-pub(super) const COMPARE_FAILED: u32 = 101;
-/// etcd v2 error: a part of the path is a key with a value.
-pub(super) const NOT_A_DIRECTORY: u32 = 104;
-/// etcd v2 error: the key exists.
-pub(super) const KEY_EXISTS: u32 = 105;
-/// etcd v2 error: "Raft Internal Error".
-const RAFT_INTERNAL: u32 = 300;
-/// etcd v2 error: "During Leader Election".
-const LEADER_ELECTION: u32 = 301;
-/// etcd v2 error: the events asked for are no longer in the history.
-pub(super) const EVENT_INDEX_CLEARED: u32 = 401;
+/// The largest event that is read. etcd itself takes no request over 1.5 MB.
+const EVENT_LIMIT: usize = 1 << 20;
 
-/// How many characters of a foreign text go into a message.
-const SHOWN_LIMIT: usize = 200;
-
-/// One node of etcd's tree, as deep as anything has a meaning here: a directory of services, a service, an instance,
-/// and what somebody put below an instance.
-pub(super) type Node = Tree<Tree<Tree<Tree<IgnoredAny>>>>;
-
-/// A node with the nodes below it. What lies below the last kind is passed over, however deep it goes: the JSON parser
-/// bounds the depth of what it reads, and one deep key must not make the listing unreadable.
-#[derive(Debug, Deserialize)]
-#[serde(bound(deserialize = "Below: Deserialize<'de>"))]
-pub(super) struct Tree<Below> {
-    pub(super) key: String,
-    #[serde(default)]
-    value: String,
-    #[serde(default)]
-    pub(super) dir: bool,
-    ttl: Option<i64>,
-    #[serde(default = "Vec::new")]
-    nodes: Vec<Below>,
-    #[serde(rename = "modifiedIndex")]
-    pub(super) modified_index: u64,
-    #[serde(rename = "createdIndex")]
-    created_index: u64,
+/// What etcd's answer holds.
+struct Whole {
+    cluster_id: Option<String>,
+    /// `X-Etcd-Index`.
+    index: u64,
+    said: Said,
 }
 
-impl<Below> Tree<Below> {
-    pub(super) fn ownership(&self) -> Ownership {
-        Ownership { created_index: self.created_index, modified_index: self.modified_index }
-    }
-
-    pub(super) fn into_entry(self) -> Entry {
-        // etcd rounds, so that a key about to expire has a TTL of 0 or less.
-        let ttl = self.ttl.map(|seconds| Duration::from_secs(seconds.try_into().unwrap_or(0)));
-        Entry { ownership: self.ownership(), path: self.key, value: self.value, ttl }
-    }
+/// As [`Whole`], or the headers of a long poll that waits.
+enum Waiting {
+    Waits { cluster_id: Option<String>, index: u64, stream: Stream },
+    Refused { cluster_id: Option<String>, index: u64, refusal: Refusal },
 }
 
-/// What was done, or read.
-#[derive(Debug, Deserialize)]
-pub(super) struct Change {
-    pub(super) action: String,
-    pub(super) node: Node,
-    #[serde(rename = "prevNode")]
-    previous: Option<Previous>,
-}
-
-/// What of the node before a change is of interest.
-#[derive(Debug, Deserialize)]
-struct Previous {
-    #[serde(default)]
-    dir: bool,
-}
-
-/// etcd's no.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    /// etcd's error code.
-    pub(super) code: u32,
-    /// Its words, with the cause, fit for a message.
-    pub(super) message: String,
-}
-
-/// A reply that is etcd's.
-#[derive(Debug)]
-pub(super) enum Reply {
-    Change(Change),
-    Refused(Refusal),
-}
-
-/// etcd's error as JSON. The proxy and authentication layers leave out all but the message.
-#[derive(Deserialize)]
-struct ErrorBody {
-    #[serde(rename = "errorCode")]
-    code: Option<u32>,
-    message: String,
-    #[serde(default)]
-    cause: String,
-}
-
-/// Reads a whole reply.
-///
-/// # Errors
-/// A text that says what is wrong, for what is not etcd's, and for the errors that another member may not have:
-/// 5xx, "raft internal error", "during leader election".
-pub(super) fn decode(status: StatusCode, body: &[u8]) -> Result<Reply, String> {
-    if status.is_success() {
-        let not_etcd = |error| format!("answered {status} with what is not etcd's JSON: {}", shown_error(&error));
-        return serde_json::from_slice(body).map(Reply::Change).map_err(not_etcd);
-    }
-    let Ok(ErrorBody { code, message, cause }) = serde_json::from_slice(body) else {
-        return Err(match status {
-            StatusCode::NOT_FOUND => format!(
-                "answered {status} without etcd's JSON: it does not serve etcd's v2 API (etcd 3.4 and 3.5 do with --enable-v2)"
-            ),
-            _ => format!("answered {status} without etcd's JSON: {:?}", shown(&String::from_utf8_lossy(body))),
-        });
+pub(super) async fn list(etcd: &Endpoints, prefix: &Prefix) -> Result<Listing, StoreError> {
+    let path = prefix.path();
+    let Answer { endpoint, value: whole, .. } = etcd.ask(&wire::list(&path), read_whole).await?;
+    let entries = match whole.said {
+        Said::Change(change) if change.node.dir => wire::entries(change.node),
+        Said::Change(_) => return Err(StoreError::NotADirectory { path }),
+        Said::Refused(refusal) if refusal.code == wire::KEY_NOT_FOUND => Vec::new(),
+        Said::Refused(refusal) if refusal.code == wire::NOT_A_DIRECTORY => {
+            return Err(StoreError::NotADirectory { path });
+        }
+        Said::Refused(refusal) => return Err(refusal.into_error(endpoint, path)),
     };
-    let message = if cause.is_empty() { shown(&message) } else { format!("{} ({})", shown(&message), shown(&cause)) };
-    match code {
-        _ if status == StatusCode::UNAUTHORIZED => {
-            Err(format!("answered {status}: {message}; give user and password as http://USER:PASSWORD@HOST:2379"))
+    Ok(Listing { entries, position: Position { cluster_id: whole.cluster_id, index: whole.index } })
+}
+
+pub(super) async fn get(etcd: &Endpoints, key: &InstanceKey) -> Result<Option<Entry>, StoreError> {
+    let path = key.path();
+    let answer = etcd.ask(&wire::get(&path), read_whole).await?;
+    match answer.value.said {
+        Said::Change(change) => Ok((!change.node.dir).then(|| change.node.into_entry())),
+        Said::Refused(refusal) if matches!(refusal.code, wire::KEY_NOT_FOUND | wire::NOT_A_DIRECTORY) => Ok(None),
+        Said::Refused(refusal) => Err(refusal.into_error(answer.endpoint, path)),
+    }
+}
+
+pub(super) async fn put(
+    etcd: &Endpoints,
+    key: &InstanceKey,
+    value: &str,
+    ttl: Duration,
+) -> Result<Ownership, StoreError> {
+    let path = key.path();
+    let answer = etcd.ask(&wire::put(&path, value, ttl), read_whole).await?;
+    into_entry(answer, path).map(|entry| entry.ownership)
+}
+
+pub(super) async fn create(
+    etcd: &Endpoints,
+    key: &InstanceKey,
+    value: &str,
+    ttl: Duration,
+) -> Result<Ownership, StoreError> {
+    let path = key.path();
+    let answer = etcd.ask(&wire::create(&path, value, ttl), read_whole).await?;
+    match &answer.value.said {
+        Said::Refused(refusal) if refusal.code == wire::KEY_EXISTS => match get(etcd, key).await? {
+            Some(entry) if answer.uncertain && entry.value == value => Ok(entry.ownership),
+            _ => Err(StoreError::Taken { path }),
+        },
+        _ => into_entry(answer, path).map(|entry| entry.ownership),
+    }
+}
+
+pub(super) async fn refresh(
+    etcd: &Endpoints,
+    key: &InstanceKey,
+    ttl: Duration,
+    owned: &Ownership,
+) -> Result<Kept, StoreError> {
+    let entry = compare_write(etcd, key, owned, |path, index| wire::refresh(path, ttl, index)).await?;
+    Ok(Kept { ownership: entry.ownership, value: Some(entry.value) })
+}
+
+pub(super) async fn update(
+    etcd: &Endpoints,
+    key: &InstanceKey,
+    value: &str,
+    ttl: Duration,
+    owned: &Ownership,
+) -> Result<Ownership, StoreError> {
+    let entry = compare_write(etcd, key, owned, |path, index| wire::update(path, value, ttl, index)).await?;
+    Ok(entry.ownership)
+}
+
+pub(super) async fn delete(etcd: &Endpoints, key: &InstanceKey, owned: &Ownership) -> Result<Deleted, StoreError> {
+    let path = key.path();
+    let mut owned = *owned;
+    let mut uncertain = false;
+    for _ in 0..COMPARE_TRIES {
+        let answer = etcd.ask(&wire::delete(&path, owned.modified_index), read_whole).await?;
+        uncertain |= answer.uncertain;
+        let refusal = match answer.value.said {
+            Said::Change(_) => return Ok(Deleted::Done),
+            Said::Refused(refusal) => refusal,
+        };
+        match refusal.code {
+            wire::KEY_NOT_FOUND if uncertain => return Ok(Deleted::Done),
+            wire::KEY_NOT_FOUND => return Ok(Deleted::AlreadyGone),
+            wire::COMPARE_FAILED => match get(etcd, key).await? {
+                None => return Ok(Deleted::AlreadyGone),
+                Some(entry) if entry.ownership.created_index == owned.created_index => owned = entry.ownership,
+                Some(_) => return Ok(Deleted::NotOurs),
+            },
+            _ => return Err(refusal.into_error(answer.endpoint, path)),
         }
-        Some(RAFT_INTERNAL | LEADER_ELECTION) => Err(format!("answered {status}: {message}")),
-        Some(code) if !status.is_server_error() => Ok(Reply::Refused(Refusal { code, message })),
-        _ => Err(format!("answered {status}: {message}")),
     }
+    Err(StoreError::Contended { path })
 }
 
-/// All keys below a directory, sorted by path.
-pub(super) fn entries(root: Node) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    root.collect(&mut entries);
-    entries.sort_by(|a, b| a.path.cmp(&b.path));
-    entries
-}
-
-/// What can stand below a directory.
-trait Collect {
-    /// Adds the keys with values, and the directories that lie too deep to be anything.
-    fn collect(self, entries: &mut Vec<Entry>);
-}
-
-impl<Below: Collect> Collect for Tree<Below> {
-    fn collect(self, entries: &mut Vec<Entry>) {
-        if self.dir {
-            self.nodes.into_iter().for_each(|child| child.collect(entries));
-        } else {
-            entries.push(self.into_entry());
+/// One long poll: waits for the next change below the directory after `position`, at most `patience`.
+pub(super) async fn poll(
+    etcd: &Endpoints,
+    prefix: &Prefix,
+    position: &Position,
+    patience: Duration,
+) -> Result<Poll, StoreError> {
+    let path = prefix.path();
+    let wait_index = position.index.saturating_add(1);
+    let answer = etcd.ask(&wire::wait(&path, wait_index), read_waiting).await?;
+    let (Waiting::Waits { cluster_id, index, .. } | Waiting::Refused { cluster_id, index, .. }) = &answer.value;
+    if *cluster_id != position.cluster_id {
+        return Ok(Poll::ListAgain(Reason::OtherCluster));
+    }
+    if *index < position.index {
+        return Ok(Poll::ListAgain(Reason::IndexFell));
+    }
+    let (cluster_id, index, mut stream) = match answer.value {
+        Waiting::Waits { cluster_id, index, stream } => (cluster_id, index, stream),
+        Waiting::Refused { refusal, .. } if refusal.code == wire::EVENT_INDEX_CLEARED => {
+            return Ok(Poll::ListAgain(Reason::HistoryCleared));
         }
-    }
-}
-
-impl Collect for Tree<IgnoredAny> {
-    fn collect(self, entries: &mut Vec<Entry>) {
-        entries.push(self.into_entry());
-    }
-}
-
-/// What a change means to who watches the directory; `None` where it is not of it.
-///
-/// etcd's history gives more than a waiting poll does: changes of hidden keys (a segment with `_` in front), which no
-/// listing shows, and the removal of directories whose path only begins with the same characters.
-pub(super) fn event(prefix: &Prefix, change: Change) -> Result<Option<Event>, Reason> {
-    let Change { action, node, previous } = change;
-    let cause = match action.as_str() {
-        "set" | "create" | "update" | "compareAndSwap" => None,
-        "delete" | "compareAndDelete" => Some(Cause::Deleted),
-        "expire" => Some(Cause::Expired),
-        _ => return Err(Reason::UnknownAction(shown(&action))),
+        Waiting::Refused { refusal, .. } => return Err(refusal.into_error(answer.endpoint, path)),
     };
-    let is_parent = format!("{}/", prefix.path()).starts_with(&format!("{}/", node.key));
-    let below = prefix.below(&node.key).unwrap_or_default();
-    if below.split('/').any(|segment| segment.starts_with('_')) || (below.is_empty() && !is_parent) {
-        return Ok(None);
+    let Some(body) = stream.whole(patience, EVENT_LIMIT).await? else {
+        // The index of the headers is that of the moment the poll began to wait, and nothing came since.
+        return Ok(Poll::Quiet(Position { cluster_id, index: index.max(position.index) }));
+    };
+    let change = match wire::decode(reqwest::StatusCode::OK, &body).map_err(|error| stream.broken(&error))? {
+        Said::Change(change) => change,
+        Said::Refused(refusal) => return Err(stream.broken(&refusal.message)),
+    };
+    let modified_index = change.node.modified_index;
+    if modified_index < wait_index {
+        return Err(stream.broken(&format!("asked for events from {wait_index} on, got {modified_index}")));
     }
-    Ok(match cause {
-        Some(cause) if node.dir => Some(Event::RemovedTree { path: node.key, cause }),
-        Some(cause) => Some(Event::Removed { path: node.key, cause }),
-        None if node.dir => {
-            // A directory may be put in place of a key, which then is gone.
-            let replaced_key = previous.is_some_and(|previous| !previous.dir);
-            replaced_key.then_some(Event::Removed { path: node.key, cause: Cause::Deleted })
-        }
-        None if below.is_empty() => return Err(Reason::NotADirectory),
-        None => Some(Event::Put(node.into_entry())),
+    debug!(action = change.action, path = change.node.key, index = modified_index, "etcd event");
+    Ok(match wire::event(prefix, change) {
+        Ok(event) => Poll::Events(event.into_iter().collect(), Position { cluster_id, index: modified_index }),
+        Err(reason) => Poll::ListAgain(reason),
     })
 }
 
-/// The URL of a key at an endpoint.
-pub(super) fn url(endpoint: &Url, path: &str, query: &[(&'static str, String)]) -> Url {
-    let mut url = endpoint.clone();
-    if let Ok(mut segments) = url.path_segments_mut() {
-        segments.clear().extend(["v2", "keys"]).extend(path.split('/').filter(|segment| !segment.is_empty()));
+/// A read by quorum that carries nothing.
+pub(super) async fn confirm(etcd: &Endpoints, path: String) -> Result<(), StoreError> {
+    let answer = etcd.ask(&wire::get(&path), read_whole).await?;
+    match answer.value.said {
+        Said::Change(_) => Ok(()),
+        Said::Refused(refusal) if refusal.code == wire::KEY_NOT_FOUND => Ok(()),
+        Said::Refused(refusal) => Err(refusal.into_error(answer.endpoint, path)),
     }
-    if !query.is_empty() {
-        url.query_pairs_mut().extend_pairs(query);
-    }
-    url
 }
 
-pub(super) fn list(path: &str) -> Request {
-    Request { query: vec![("recursive", yes()), ("quorum", yes())], ..Request::new(Method::GET, path) }
+/// Asks whether the v2 API is served: a read that needs neither a quorum nor a right.
+pub(super) fn question() -> Request {
+    let mut request = wire::get("/_quorum");
+    request.query.clear();
+    request
 }
 
-pub(super) fn get(path: &str) -> Request {
-    Request { query: vec![("quorum", yes())], ..Request::new(Method::GET, path) }
+/// Whether a reply to [`question`] is the v2 API's: yes, or no from an etcd that has none.
+pub(super) fn is_served(reply: &Reply) -> bool {
+    let Content::Whole(body) = &reply.content else { return false };
+    reply.index.is_some() || reply.cluster_id.is_some() || serde_json::from_slice::<serde_json::Value>(body).is_ok()
 }
 
-pub(super) fn wait(path: &str, wait_index: u64) -> Request {
-    let query = vec![("wait", yes()), ("recursive", yes()), ("waitIndex", wait_index.to_string())];
-    Request { query, wait: true, ..Request::new(Method::GET, path) }
-}
-
-pub(super) fn put(path: &str, value: &str, ttl: Duration) -> Request {
-    Request { form: vec![("value", value.to_owned()), seconds(ttl)], ..Request::new(Method::PUT, path) }
-}
-
-pub(super) fn create(path: &str, value: &str, ttl: Duration) -> Request {
-    let form = vec![("value", value.to_owned()), seconds(ttl), ("prevExist", "false".to_owned())];
-    Request { form, ..Request::new(Method::PUT, path) }
-}
-
-/// `refresh=true` gives a key its TTL again without an event for those who watch (etcd v2 API, "Refreshing key TTL").
-pub(super) fn refresh(path: &str, ttl: Duration, index: u64) -> Request {
-    let form = vec![seconds(ttl), ("refresh", yes()), ("prevExist", yes()), ("prevIndex", index.to_string())];
-    Request { form, ..Request::new(Method::PUT, path) }
-}
-
-pub(super) fn update(path: &str, value: &str, ttl: Duration, index: u64) -> Request {
-    let form = vec![("value", value.to_owned()), seconds(ttl), ("prevExist", yes()), ("prevIndex", index.to_string())];
-    Request { form, ..Request::new(Method::PUT, path) }
-}
-
-pub(super) fn delete(path: &str, index: u64) -> Request {
-    Request { query: vec![("prevIndex", index.to_string())], ..Request::new(Method::DELETE, path) }
-}
-
-fn yes() -> String {
-    "true".to_owned()
-}
-
-/// etcd v2 counts a TTL in whole seconds, and takes 0 for an expired key.
-fn seconds(ttl: Duration) -> (&'static str, String) {
-    let rounded_up = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-    ("ttl", rounded_up.max(1).to_string())
-}
-
-/// A foreign text for a message: without control characters, and not too long.
-pub(super) fn shown(text: &str) -> String {
-    text.chars().take(SHOWN_LIMIT).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-fn shown_error(error: &serde_json::Error) -> String {
-    shown(&error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn prefix() -> Prefix {
-        "service".parse().unwrap()
-    }
-
-    fn fixture(text: &str) -> Change {
-        match decode(StatusCode::OK, text.as_bytes()).unwrap() {
-            Reply::Change(change) => change,
-            Reply::Refused(refusal) => panic!("{refusal:?}"),
+/// Writes with a comparison, and goes on with the key's new index where it moved but is still ours: the reply to
+/// an earlier write may have been lost.
+async fn compare_write(
+    etcd: &Endpoints,
+    key: &InstanceKey,
+    owned: &Ownership,
+    request: impl Fn(&str, u64) -> Request,
+) -> Result<Entry, StoreError> {
+    let path = key.path();
+    let mut owned = *owned;
+    for _ in 0..COMPARE_TRIES {
+        let answer = etcd.ask(&request(&path, owned.modified_index), read_whole).await?;
+        match &answer.value.said {
+            Said::Refused(refusal) if refusal.code == wire::KEY_NOT_FOUND => return Err(StoreError::Lost { path }),
+            Said::Refused(refusal) if refusal.code == wire::COMPARE_FAILED => match get(etcd, key).await? {
+                None => return Err(StoreError::Lost { path }),
+                Some(entry) if entry.ownership.created_index == owned.created_index => owned = entry.ownership,
+                Some(_) => return Err(StoreError::Taken { path }),
+            },
+            _ => return into_entry(answer, path),
         }
     }
+    Err(StoreError::Contended { path })
+}
 
-    fn recorded(name: &str) -> String {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/etcd-3.4.23");
-        std::fs::read_to_string(format!("{path}/{name}.json")).unwrap()
+/// What a write gives back.
+fn into_entry(answer: Answer<Whole>, path: String) -> Result<Entry, StoreError> {
+    match answer.value.said {
+        Said::Change(change) => Ok(change.node.into_entry()),
+        Said::Refused(refusal) => Err(refusal.into_error(answer.endpoint, path)),
     }
+}
 
-    #[test]
-    fn a_recorded_listing_gives_all_keys_of_both_layouts_as_they_are() {
-        let change = fixture(&recorded("list"));
-        assert!(change.node.dir);
-        let entries = entries(change.node);
-        let shown: Vec<_> = entries.iter().map(|e| (e.path.as_str(), e.value.as_str(), e.ttl)).collect();
-        let twenty = Some(Duration::from_secs(20));
-        assert_eq!(
-            shown,
-            [
-                ("/service/10.0.0.1:80", "running2", twenty),
-                ("/service/[::1]:80", "x", None),
-                ("/service/evil 127.0.0.1:1 #\na", "x", None),
-                ("/service/web/10.0.0.1:80", "x", None),
-            ]
-        );
+fn read_whole(reply: Reply) -> Result<Whole, String> {
+    let Content::Whole(body) = reply.content else { return Err(NOT_ASKED_TO_WAIT.to_owned()) };
+    let said = wire::decode(reply.status, &body)?;
+    Ok(Whole { cluster_id: reply.cluster_id, index: reply.index.ok_or(NO_INDEX)?, said })
+}
+
+fn read_waiting(reply: Reply) -> Result<Waiting, String> {
+    let cluster_id = reply.cluster_id;
+    match reply.content {
+        Content::Stream(stream) => Ok(Waiting::Waits { cluster_id, index: reply.index.ok_or(NO_INDEX)?, stream }),
+        Content::Whole(body) => match wire::decode(reply.status, &body)? {
+            Said::Refused(refusal) => Ok(Waiting::Refused { cluster_id, index: reply.index.ok_or(NO_INDEX)?, refusal }),
+            Said::Change(_) => Err(NOT_ASKED_TO_WAIT.to_owned()),
+        },
     }
+}
 
-    #[test]
-    fn recorded_events_become_what_they_mean() {
-        let removed = |path: &str, cause| Ok(Some(Event::Removed { path: path.into(), cause }));
-        let tree = |path: &str, cause| Ok(Some(Event::RemovedTree { path: path.into(), cause }));
-        let cases = [
-            ("delete", removed("/service/10.0.0.1:80", Cause::Deleted)),
-            ("compare-and-delete", removed("/service/10.0.0.1:80", Cause::Deleted)),
-            ("expire", removed("/service/1.1.1.1:1", Cause::Expired)),
-            ("expire-directory", tree("/service/d", Cause::Expired)),
-            ("delete-tree", tree("/service", Cause::Deleted)),
-            ("directory-in-place-of-key", removed("/service/1.1.1.1:2", Cause::Deleted)),
-            ("directory", Ok(None)),
-            ("delete-other-tree", Ok(None)),
-            ("set-hidden", Ok(None)),
-        ];
-        for (name, expected) in cases {
-            assert_eq!(event(&prefix(), fixture(&recorded(name))), expected, "{name}");
-        }
-        for (name, value) in [("set", "running"), ("update", "blue"), ("compare-and-swap", "draining"), ("create", "x")]
-        {
-            let Ok(Some(Event::Put(entry))) = event(&prefix(), fixture(&recorded(name))) else {
-                panic!("{name} is no Put");
-            };
-            assert_eq!(entry.value, value, "{name}");
-        }
-    }
+const NO_INDEX: &str = "its reply has no X-Etcd-Index header; is that etcd?";
+const NOT_ASKED_TO_WAIT: &str = "the reply does not belong to the request";
 
-    #[test]
-    fn events_on_the_directory_itself_its_parents_and_its_neighbours_are_told_apart() {
-        let prefix: Prefix = "a/b".parse().unwrap();
-        let meant = |action: &str, key: &str, dir: bool| {
-            let text = format!(
-                r#"{{"action":"{action}","node":{{"key":"{key}","dir":{dir},"modifiedIndex":9,"createdIndex":1}}}}"#
-            );
-            event(&prefix, fixture(&text))
-        };
-        for path in ["/a/b", "/a"] {
-            let expected = Event::RemovedTree { path: path.into(), cause: Cause::Deleted };
-            assert_eq!(meant("delete", path, true), Ok(Some(expected)));
-        }
-        for path in ["/a/bc", "/ab", "/a/bc/10.0.0.1:80", "/x"] {
-            assert_eq!(meant("delete", path, true), Ok(None), "{path}");
-            assert_eq!(meant("set", path, false), Ok(None), "{path}");
-        }
-        assert_eq!(meant("set", "/a/b", false), Err(Reason::NotADirectory));
-        assert_eq!(meant("transmogrify", "/a/b/x", false), Err(Reason::UnknownAction("transmogrify".into())));
-    }
-
-    #[test]
-    fn refusals_and_what_another_member_may_not_have_are_told_apart() {
-        let code = |name| match decode(StatusCode::BAD_REQUEST, recorded(name).as_bytes()) {
-            Ok(Reply::Refused(refusal)) => refusal.code,
-            other => panic!("{name}: {other:?}"),
-        };
-        assert_eq!(code("error-key-not-found"), KEY_NOT_FOUND);
-        assert_eq!(code("error-compare-failed"), COMPARE_FAILED);
-        assert_eq!(code("error-not-a-directory"), NOT_A_DIRECTORY);
-        assert_eq!(code("error-key-exists"), KEY_EXISTS);
-        assert_eq!(code("error-event-index-cleared"), EVENT_INDEX_CLEARED);
-
-        let raft =
-            r#"{"errorCode":300,"message":"Raft Internal Error","cause":"etcdserver: request timed out","index":0}"#;
-        let cases: [(u16, &str, &str); 8] = [
-            (500, raft, "Raft Internal Error (etcdserver: request timed out)"),
-            (400, r#"{"errorCode":301,"message":"During Leader Election","cause":"","index":0}"#, "Election"),
-            (503, r#"{"message":"etcdserver: no leader"}"#, "no leader"),
-            (401, r#"{"message":"Insufficient credentials"}"#, "http://USER:PASSWORD@HOST:2379"),
-            (404, "404 page not found\n", "--enable-v2"),
-            (200, "<html>welcome</html>", "not etcd's JSON"),
-            (200, r#"{"action":"get","node":{"key":"/service","modifiedIndex":"4"#, "EOF"),
-            (200, r#"{"action":"get","node":{"key":"/service","modifiedIndex":"4","createdIndex":4}}"#, "invalid type"),
-        ];
-        for (status, body, expected) in cases {
-            let error = decode(StatusCode::from_u16(status).unwrap(), body.as_bytes()).unwrap_err();
-            assert!(error.contains(expected), "{status} {body}: {error}");
-            assert!(!error.contains('\n'), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_key_is_written_into_the_url_so_that_etcd_reads_the_same_key() {
-        let endpoint = Url::parse("http://h1:2379").unwrap();
-        let cases = [
-            ("/service/10.0.0.1:80", "/v2/keys/service/10.0.0.1:80"),
-            ("/service/[::1]:80", "/v2/keys/service/[::1]:80"),
-        ];
-        for (path, expected) in cases {
-            assert_eq!(url(&endpoint, path, &[]).path(), expected);
-        }
-        assert_eq!(url(&endpoint, "/a", &[("wait", yes())]).as_str(), "http://h1:2379/v2/keys/a?wait=true");
-    }
-
-    #[test]
-    fn a_time_to_live_is_rounded_up_to_whole_seconds() {
-        for (ttl, expected) in [(0, "1"), (300, "1"), (1000, "1"), (1001, "2"), (20_000, "20")] {
-            assert_eq!(seconds(Duration::from_millis(ttl)).1, expected);
-        }
+impl Refusal {
+    fn into_error(self, endpoint: String, path: String) -> StoreError {
+        StoreError::Refused { endpoint, path, message: self.message }
     }
 }

@@ -14,7 +14,7 @@ pub(crate) use ports::free_port;
 /// How long etcd may take to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// A running etcd with the v2 API.
+/// A running etcd.
 pub(crate) struct Etcd {
     process: Option<Child>,
     directory: PathBuf,
@@ -22,15 +22,25 @@ pub(crate) struct Etcd {
     peer_port: u16,
     /// Part of what the cluster's id is made from.
     token: u32,
+    with_v2: bool,
 }
 
 impl Etcd {
     /// Starts one and waits until it answers.
     pub(crate) fn start() -> Self {
+        Self::start_with(true)
+    }
+
+    /// Starts one that serves v3 alone, as it does where nobody says otherwise.
+    pub(crate) fn start_without_v2() -> Self {
+        Self::start_with(false)
+    }
+
+    fn start_with(with_v2: bool) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("registry-test-{}-{count}", std::process::id()));
-        let mut etcd = Self { process: None, directory, client_port: 0, peer_port: 0, token: 0 };
+        let mut etcd = Self { process: None, directory, client_port: 0, peer_port: 0, token: 0, with_v2 };
         let mut tries = 3;
         loop {
             (etcd.client_port, etcd.peer_port) = (free_port(), free_port());
@@ -89,7 +99,8 @@ impl Etcd {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let mut command = Command::new("etcd");
         command
-            .args(["--enable-v2", "--name", "one", "--log-level", "error"])
+            .arg(format!("--enable-v2={}", self.with_v2))
+            .args(["--name", "one", "--log-level", "error"])
             .arg("--data-dir")
             .arg(&self.directory)
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
@@ -135,11 +146,12 @@ impl Etcd {
             return false;
         };
         let mut reply = String::new();
-        let request = b"GET /v2/keys/?quorum=true HTTP/1.0\r\nHost: etcd\r\n\r\n";
+        let request = b"GET /health HTTP/1.0\r\nHost: etcd\r\n\r\n";
         stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
             && stream.write_all(request).is_ok()
             && stream.read_to_string(&mut reply).is_ok()
             && reply.starts_with("HTTP/1.0 200")
+            && reply.contains(r#""health":"true""#)
     }
 }
 

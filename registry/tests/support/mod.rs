@@ -3,23 +3,48 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub(crate) mod etcd;
+pub(crate) mod follower;
 pub(crate) mod script;
 
 use std::time::Duration;
 
-use registry::{Store, StoreOptions};
+use registry::{Api, ApiChoice, InstanceKey, Kept, Ownership, Poll, Position, Prefix, Store, StoreError, StoreOptions};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
 /// The limit on everything a test waits for.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A store over these endpoints with limits fit for a test: 500 ms for an attempt, 1 s for a long poll.
+/// The time to live of keys that are not to expire.
+pub(crate) const TTL: Duration = Duration::from_secs(20);
+
+/// A store over these endpoints, by v2.
 pub(crate) fn store(endpoints: &[&str]) -> Store {
+    store_of(ApiChoice::Only(Api::V2), endpoints)
+}
+
+/// A store over these endpoints with limits fit for a test: 500 ms for an attempt, 1 s for a long poll.
+pub(crate) fn store_of(api: ApiChoice, endpoints: &[&str]) -> Store {
     let mut options = StoreOptions::new(registry::parse_endpoints(&endpoints.join(",")).unwrap());
+    options.api = api;
     options.request_timeout = Duration::from_millis(500);
     options.watch_timeout = Duration::from_secs(1);
     Store::new(options).unwrap()
+}
+
+/// [`Store::put`] with a lease of its own.
+pub(crate) async fn put(store: &Store, key: &InstanceKey, value: &str) -> Result<Ownership, StoreError> {
+    store.put(key, value, &store.grant(TTL).await?).await
+}
+
+/// [`Store::keep`] of one key, with a lease of its own.
+pub(crate) async fn keep(store: &Store, key: &InstanceKey, owned: &Ownership) -> Result<Kept, StoreError> {
+    store.keep(&[(key.clone(), *owned)], &store.grant(TTL).await?).await?.remove(0)
+}
+
+/// The next change after this position.
+pub(crate) async fn poll(store: &Store, prefix: &Prefix, position: &Position) -> Result<Poll, StoreError> {
+    store.changes(prefix, position.clone()).next().await
 }
 
 /// The next message, or the end of the test.

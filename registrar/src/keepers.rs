@@ -1,0 +1,98 @@
+//! Keeps one set of keys by one of etcd's APIs, or by both at once while a cluster is moved from one to the other: each API
+//! holds its own keys.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry::{Entry, InstanceKey, Listing, Prefix, Store, StoreError};
+
+use crate::config::EtcdFlags;
+use crate::keeper::{Claim, Keeper, Told, WITHDRAW_LIMIT};
+
+/// The keys, once or twice.
+#[derive(Debug)]
+pub struct Keepers {
+    first: Keeper,
+    /// The other API.
+    second: Option<Keeper>,
+}
+
+impl Keepers {
+    /// Prepares to keep keys that live for `ttl` after their last refresh. Asks nobody anything.
+    ///
+    /// # Errors
+    /// As [`Store::new`].
+    pub fn new(etcd: &EtcdFlags, claim: Claim, ttl: Duration) -> Result<Self, StoreError> {
+        let members = u32::try_from(etcd.endpoints.0.len()).unwrap_or(u32::MAX);
+        let hurried = etcd.etcd_timeout.min(WITHDRAW_LIMIT / members);
+        let keeper = |options| Ok(Keeper::new(Store::new(options)?, hurried, claim.clone(), ttl));
+        Ok(Self { first: keeper(etcd.store_options())?, second: etcd.second_store_options().map(keeper).transpose()? })
+    }
+
+    /// The stores, to read from.
+    pub fn stores(&self) -> Vec<Store> {
+        self.all().map(|keeper| keeper.store().clone()).collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Keeper> {
+        [Some(&self.first), self.second.as_ref()].into_iter().flatten()
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Keeper> {
+        [Some(&mut self.first), self.second.as_mut()].into_iter().flatten()
+    }
+
+    /// As [`Keeper::want`].
+    pub fn want(&mut self, key: &InstanceKey, value: Option<&Arc<str>>) {
+        for keeper in self.all_mut() {
+            keeper.want(key, value.cloned());
+        }
+    }
+
+    /// As [`Keeper::take_over`], of an entry that the store of this number held.
+    pub fn take_over(&mut self, store: usize, key: &InstanceKey, entry: &Entry) {
+        if let Some(keeper) = self.all_mut().nth(store) {
+            keeper.take_over(key, entry);
+        }
+    }
+
+    /// As [`Keeper::let_go`].
+    pub fn let_go(&mut self, key: &InstanceKey) {
+        for keeper in self.all_mut() {
+            keeper.let_go(key);
+        }
+    }
+
+    /// As [`Keeper::next`].
+    pub async fn next(&mut self) -> Told {
+        match &mut self.second {
+            None => self.first.next().await,
+            Some(second) => tokio::select! {
+                told = self.first.next() => told,
+                told = second.next() => told,
+            },
+        }
+    }
+
+    /// As [`Keeper::withdraw`].
+    pub async fn withdraw(self, linger: Duration) {
+        match self.second {
+            None => self.first.withdraw(linger).await,
+            Some(second) => {
+                tokio::join!(self.first.withdraw(linger), second.withdraw(linger));
+            }
+        }
+    }
+}
+
+/// Reads all that is below the prefix, in each store.
+///
+/// # Errors
+/// One of them cannot be asked.
+pub async fn list(stores: Vec<Store>, prefix: Prefix) -> Result<Vec<Listing>, StoreError> {
+    let mut listings = Vec::with_capacity(stores.len());
+    for store in stores {
+        listings.push(store.list(&prefix).await?);
+    }
+    Ok(listings)
+}

@@ -1,0 +1,441 @@
+//! A client of etcd's v3 API, over its HTTP/JSON gateway.
+//!
+//! One lease keeps all keys of a registrar, so that keeping them costs one request, however many they are. A key is ours
+//! while it carries our lease; what is compared is its revision. A removal and an expiry are the same event on the wire: the
+//! key has expired where its lease is gone too. There are no directories: keys that begin with `/service/` are what lies in
+//! `/service`.
+
+mod wire;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout};
+use tracing::debug;
+
+use super::endpoints::{Answer, Content, Endpoints, REPLY_LIMIT, Reply, Request, Stream};
+use super::{
+    COMPARE_TRIES, Cause, Deleted, Entry, Event, Kept, Listing, Ownership, Poll, Position, Reason, StoreError,
+};
+use crate::key::{InstanceKey, Prefix};
+use wire::{Answered, Compare, Header, LeaseAnswered, Op, Said, Step, TxnAnswered, Watched};
+
+/// How many keys are looked at in one transaction: etcd takes 128 operations (flag `--max-txn-ops`).
+const STEPS_AT_ONCE: usize = 100;
+/// How long one watch is trusted. A member that has lost it, or a middle box that has lost the connection, is silent like one
+/// where nothing happens.
+const WATCH_LIFETIME: Duration = Duration::from_secs(60);
+
+pub(super) async fn list(etcd: &Endpoints, prefix: &Prefix) -> Result<Listing, StoreError> {
+    let from = below(prefix);
+    let (answer, _) = ask::<Answered>(etcd, &wire::range(&from), &from).await?;
+    let position = position(answer.header);
+    // etcd sorts by key; what is hidden from listings of v2 is hidden here.
+    let entries = answer.kvs.into_iter().filter(|kv| !is_hidden(prefix, &kv.key)).map(wire::KeyValue::into_entry);
+    Ok(Listing { entries: entries.collect(), position })
+}
+
+pub(super) async fn get(etcd: &Endpoints, key: &InstanceKey) -> Result<Option<Entry>, StoreError> {
+    let path = key.path();
+    let (answer, _) = ask::<Answered>(etcd, &wire::get(&path), &path).await?;
+    Ok(answer.kvs.into_iter().next().map(wire::KeyValue::into_entry))
+}
+
+/// Asks how long the keys will live, each lease once.
+pub(super) async fn times_to_live(etcd: &Endpoints, entries: &mut [Entry]) -> Result<(), StoreError> {
+    let mut leases = BTreeMap::new();
+    for entry in entries {
+        let lease = entry.ownership.lease;
+        if lease == 0 {
+            continue;
+        }
+        let ttl = match leases.get(&lease) {
+            Some(ttl) => *ttl,
+            None => {
+                let (answer, _) = ask::<LeaseAnswered>(etcd, &wire::time_to_live(lease), &entry.path).await?;
+                *leases.entry(lease).or_insert(Duration::from_secs(answer.ttl.0))
+            }
+        };
+        entry.ttl = Some(ttl);
+    }
+    Ok(())
+}
+
+/// A new lease.
+pub(super) async fn grant(etcd: &Endpoints, ttl: Duration) -> Result<u64, StoreError> {
+    let (answer, endpoint) = ask::<LeaseAnswered>(etcd, &wire::grant(ttl), LEASE).await?;
+    match answer.id.0 {
+        0 => Err(StoreError::NoAnswer(format!("{endpoint}: granted a lease without an id"))),
+        id => Ok(id),
+    }
+}
+
+/// Gives a lease back, and with it what is still tied to it.
+pub(super) async fn revoke(etcd: &Endpoints, lease: u64) -> Result<(), StoreError> {
+    match ask::<Answered>(etcd, &wire::revoke(lease), LEASE).await {
+        Ok(_) | Err(StoreError::LeaseGone) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) async fn put(etcd: &Endpoints, key: &InstanceKey, value: &str, lease: u64) -> Result<Ownership, StoreError> {
+    let path = key.path();
+    let (answer, _) = ask::<Answered>(etcd, &wire::put(&path, value, lease), &path).await?;
+    Ok(written(answer.header, lease))
+}
+
+pub(super) async fn create(
+    etcd: &Endpoints,
+    key: &InstanceKey,
+    value: &str,
+    lease: u64,
+) -> Result<Ownership, StoreError> {
+    let path = key.path();
+    let step = Step { key: &path, compare: Compare::IsAbsent, then: Op::Put { value, lease } };
+    let (answer, _) = ask::<TxnAnswered>(etcd, &wire::txn(&[step]), &path).await?;
+    let header = answer.header;
+    if answer.succeeded {
+        return Ok(written(header, lease));
+    }
+    match answer.read().flatten().next() {
+        // Written by an attempt whose reply was lost.
+        Some(entry) if entry.ownership.lease == lease && entry.value == value => Ok(entry.ownership),
+        _ => Err(StoreError::Taken { path }),
+    }
+}
+
+/// Keeps the lease alive, and looks whether the keys are as they were.
+pub(super) async fn keep(
+    etcd: &Endpoints,
+    lease: u64,
+    keys: &[(InstanceKey, Ownership)],
+) -> Result<Vec<Result<Kept, StoreError>>, StoreError> {
+    let answer: Answer<Said<LeaseAnswered>> = etcd.ask(&wire::keep_alive(lease), read_message).await?;
+    let (kept, _) = done(answer, LEASE)?;
+    if kept.ttl.0 == 0 {
+        return Err(StoreError::LeaseGone);
+    }
+    let mut all = Vec::with_capacity(keys.len());
+    for some in keys.chunks(STEPS_AT_ONCE) {
+        all.append(&mut keep_some(etcd, lease, some).await?);
+    }
+    Ok(all)
+}
+
+async fn keep_some(
+    etcd: &Endpoints,
+    lease: u64,
+    keys: &[(InstanceKey, Ownership)],
+) -> Result<Vec<Result<Kept, StoreError>>, StoreError> {
+    let paths: Vec<String> = keys.iter().map(|(key, _)| key.path()).collect();
+    let steps: Vec<Step<'_>> = keys
+        .iter()
+        .zip(&paths)
+        .map(|((_, owned), path)| {
+            let then = if owned.lease == lease { Op::Nothing } else { Op::Tie { lease } };
+            Step { key: path, compare: Compare::ModifiedAt(owned.modified_index), then }
+        })
+        .collect();
+    let (answer, endpoint) = ask::<TxnAnswered>(etcd, &wire::txn(&steps), &paths[0]).await?;
+    if answer.succeeded {
+        let revision = answer.header.revision.0;
+        let kept = |owned: &Ownership| {
+            let is_tied_anew = owned.lease != lease;
+            let modified_index = if is_tied_anew { revision } else { owned.modified_index };
+            Ok(Kept { ownership: Ownership { lease, modified_index, ..*owned }, value: None })
+        };
+        return Ok(keys.iter().map(|(_, owned)| kept(owned)).collect());
+    }
+    let found: Vec<Option<Entry>> = answer.read().collect();
+    if found.len() != keys.len() {
+        let what = format!("{endpoint}: {} keys were read, {} were asked for", found.len(), keys.len());
+        return Err(StoreError::NoAnswer(what));
+    }
+    let mut all = Vec::with_capacity(keys.len());
+    for (((key, owned), path), entry) in keys.iter().zip(paths).zip(found) {
+        all.push(match entry {
+            None => Err(StoreError::Lost { path }),
+            Some(entry) if entry.ownership.lease == lease => {
+                let is_changed = entry.ownership.modified_index != owned.modified_index;
+                Ok(Kept { ownership: entry.ownership, value: is_changed.then_some(entry.value) })
+            }
+            // Taken over, and not yet tied to our lease.
+            Some(entry) if entry.ownership.lease == owned.lease => tie(etcd, lease, key, entry).await?,
+            Some(_) => Err(StoreError::Taken { path }),
+        });
+    }
+    Ok(all)
+}
+
+/// Ties one key to the lease.
+async fn tie(
+    etcd: &Endpoints,
+    lease: u64,
+    key: &InstanceKey,
+    entry: Entry,
+) -> Result<Result<Kept, StoreError>, StoreError> {
+    let path = key.path();
+    let compare = Compare::ModifiedAt(entry.ownership.modified_index);
+    let step = Step { key: &path, compare, then: Op::Tie { lease } };
+    let (answer, _) = ask::<TxnAnswered>(etcd, &wire::txn(&[step]), &path).await?;
+    if answer.succeeded {
+        return Ok(Ok(Kept { ownership: written(answer.header, lease), value: Some(entry.value) }));
+    }
+    Ok(Err(StoreError::Contended { path }))
+}
+
+pub(super) async fn update(
+    etcd: &Endpoints,
+    key: &InstanceKey,
+    value: &str,
+    lease: u64,
+    owned: &Ownership,
+) -> Result<Ownership, StoreError> {
+    let path = key.path();
+    let mut owned = *owned;
+    for _ in 0..COMPARE_TRIES {
+        let compare = Compare::ModifiedAt(owned.modified_index);
+        let step = Step { key: &path, compare, then: Op::Put { value, lease } };
+        let (answer, _) = ask::<TxnAnswered>(etcd, &wire::txn(&[step]), &path).await?;
+        if answer.succeeded {
+            return Ok(written(answer.header, lease));
+        }
+        match answer.read().flatten().next() {
+            None => return Err(StoreError::Lost { path }),
+            Some(entry) if is_ours(&entry, lease, &owned) => owned = entry.ownership,
+            Some(_) => return Err(StoreError::Taken { path }),
+        }
+    }
+    Err(StoreError::Contended { path })
+}
+
+pub(super) async fn delete(etcd: &Endpoints, key: &InstanceKey, owned: &Ownership) -> Result<Deleted, StoreError> {
+    let path = key.path();
+    let mut owned = *owned;
+    let mut uncertain = false;
+    for _ in 0..COMPARE_TRIES {
+        let compare = Compare::ModifiedAt(owned.modified_index);
+        let step = Step { key: &path, compare, then: Op::Delete };
+        let answer = etcd.ask(&wire::txn(&[step]), read_whole).await?;
+        uncertain |= answer.uncertain;
+        let (answer, _) = done::<TxnAnswered>(answer, &path)?;
+        if answer.succeeded {
+            return Ok(Deleted::Done);
+        }
+        match answer.read().flatten().next() {
+            None if uncertain => return Ok(Deleted::Done),
+            None => return Ok(Deleted::AlreadyGone),
+            Some(entry) if is_ours(&entry, owned.lease, &owned) => owned = entry.ownership,
+            Some(_) => return Ok(Deleted::NotOurs),
+        }
+    }
+    Err(StoreError::Contended { path })
+}
+
+/// A linearizable read that carries nothing.
+pub(super) async fn confirm(etcd: &Endpoints, path: &str) -> Result<(), StoreError> {
+    ask::<Answered>(etcd, &wire::get(path), path).await.map(drop)
+}
+
+/// Follows what lies below a directory.
+#[derive(Debug)]
+pub(super) struct Watch {
+    prefix: Prefix,
+    open: Option<Open>,
+}
+
+/// A watch that etcd has taken.
+#[derive(Debug)]
+struct Open {
+    stream: Stream,
+    since: Instant,
+}
+
+impl Watch {
+    pub(super) fn new(prefix: Prefix) -> Self {
+        Self { prefix, open: None }
+    }
+
+    /// The next changes after `position`, which must be what the last call gave.
+    pub(super) async fn next(
+        &mut self,
+        etcd: &Endpoints,
+        position: &Position,
+        patience: Duration,
+    ) -> Result<Poll, StoreError> {
+        // Put back only where all was well.
+        let open = self.open.take().filter(|open| open.since.elapsed() < WATCH_LIFETIME);
+        let mut open = match open {
+            Some(open) => open,
+            None => match self.begin(etcd, position).await? {
+                Ok(open) => open,
+                Err(reason) => return Ok(Poll::ListAgain(reason)),
+            },
+        };
+        let line = open.stream.line(patience, REPLY_LIMIT).await?;
+        let Some(line) = line else {
+            self.open = Some(open);
+            return Ok(Poll::Quiet(position.clone()));
+        };
+        let watched: Watched = wire::decode_message(&line).map_err(|error| open.stream.broken(&error))?;
+        if watched.canceled {
+            return canceled(&watched, &open.stream);
+        }
+        let Some(index) = watched.events.iter().map(|event| event.kv.mod_revision.0).max() else {
+            self.open = Some(open);
+            return Ok(Poll::Quiet(position.clone()));
+        };
+        let first = watched.events.iter().map(|event| event.kv.mod_revision.0).min().unwrap_or(index);
+        if first <= position.index {
+            return Err(open.stream.broken(&format!("asked for events after {}, got {first}", position.index)));
+        }
+        debug!(events = watched.events.len(), index, "etcd events");
+        let events = self.read(etcd, watched).await?;
+        self.open = Some(open);
+        Ok(Poll::Events(events, Position { index, ..position.clone() }))
+    }
+
+    /// Asks for a watch, and waits until etcd has taken it.
+    async fn begin(&self, etcd: &Endpoints, position: &Position) -> Result<Result<Open, Reason>, StoreError> {
+        let from = below(&self.prefix);
+        let request = wire::watch(&from, position.index.saturating_add(1));
+        let mut stream = done(etcd.ask(&request, read_stream).await?, &from)?.0;
+        let limit = etcd.request_timeout();
+        let line = timeout(limit, stream.line(limit, REPLY_LIMIT)).await;
+        let Some(line) = line.ok().transpose()?.flatten() else {
+            return Err(stream.broken(&format!("a watch was not begun within {limit:?}")));
+        };
+        let watched: Watched = wire::decode_message(&line).map_err(|error| stream.broken(&error))?;
+        if watched.canceled {
+            return match canceled(&watched, &stream)? {
+                Poll::ListAgain(reason) => Ok(Err(reason)),
+                _ => Err(stream.broken("a watch was not begun")),
+            };
+        }
+        if !watched.created {
+            return Err(stream.broken("a watch began without its first message"));
+        }
+        let begun = self::position(watched.header);
+        if begun.cluster_id != position.cluster_id {
+            return Ok(Err(Reason::OtherCluster));
+        }
+        if begun.index < position.index {
+            return Ok(Err(Reason::IndexFell));
+        }
+        Ok(Ok(Open { stream, since: Instant::now() }))
+    }
+
+    /// What the changes mean.
+    async fn read(&self, etcd: &Endpoints, watched: Watched) -> Result<Vec<Event>, StoreError> {
+        let mut leases = BTreeMap::new();
+        let mut events = Vec::with_capacity(watched.events.len());
+        for event in watched.events {
+            if is_hidden(&self.prefix, &event.kv.key) {
+                continue;
+            }
+            if !event.is_removal() {
+                events.push(Event::Put(event.kv.into_entry()));
+                continue;
+            }
+            let lease = event.prev_kv.as_ref().map_or(0, |before| before.lease.0);
+            let cause = match leases.get(&lease) {
+                Some(cause) => *cause,
+                None => *leases.entry(lease).or_insert(cause(etcd, lease, &event.kv.key).await?),
+            };
+            events.push(Event::Removed { path: event.kv.key, cause });
+        }
+        Ok(events)
+    }
+}
+
+/// Why keys of this lease went: a key whose lease is gone has expired. A registrar deletes its keys before it gives back its
+/// lease.
+async fn cause(etcd: &Endpoints, lease: u64, path: &str) -> Result<Cause, StoreError> {
+    if lease == 0 {
+        return Ok(Cause::Deleted);
+    }
+    let (answer, _) = ask::<LeaseAnswered>(etcd, &wire::time_to_live(lease), path).await?;
+    Ok(if answer.ttl.0 == 0 { Cause::Expired } else { Cause::Deleted })
+}
+
+/// What an end that etcd made means.
+fn canceled(watched: &Watched, stream: &Stream) -> Result<Poll, StoreError> {
+    if watched.compact_revision.0 > 0 {
+        return Ok(Poll::ListAgain(Reason::HistoryCleared));
+    }
+    Err(stream.broken(&format!("ended a watch: {}", watched.cancel_reason())))
+}
+
+/// Whether the key is still the one that was owned: tied to our lease, or to the one it was tied to when it was taken over.
+fn is_ours(entry: &Entry, lease: u64, owned: &Ownership) -> bool {
+    let at = entry.ownership.lease;
+    at != 0 && (at == lease || at == owned.lease)
+}
+
+/// A key that was just written.
+fn written(header: Header, lease: u64) -> Ownership {
+    let revision = header.revision.0;
+    Ownership { created_index: revision, modified_index: revision, lease }
+}
+
+fn position(header: Header) -> Position {
+    Position { cluster_id: Some(header.cluster_id.0.to_string()), index: header.revision.0 }
+}
+
+/// What the keys of a directory begin with.
+fn below(prefix: &Prefix) -> String {
+    format!("{}/", prefix.path())
+}
+
+/// What a listing of v2 does not show: a segment with `_` in front.
+fn is_hidden(prefix: &Prefix, key: &str) -> bool {
+    let below = prefix.below(key).unwrap_or_default();
+    below.is_empty() || below.split('/').any(|segment| segment.starts_with('_'))
+}
+
+/// What a message is about that is about no key.
+const LEASE: &str = "a lease";
+
+async fn ask<T: DeserializeOwned>(etcd: &Endpoints, request: &Request, path: &str) -> Result<(T, String), StoreError> {
+    done(etcd.ask(request, read_whole).await?, path)
+}
+
+/// What was done, and by whom; what etcd refuses is an error about `path`.
+fn done<T>(answer: Answer<Said<T>>, path: &str) -> Result<(T, String), StoreError> {
+    match answer.value {
+        Said::Done(value) => Ok((value, answer.endpoint)),
+        Said::Refused(refusal) if refusal.is_lease_gone() => Err(StoreError::LeaseGone),
+        Said::Refused(refusal) => {
+            Err(StoreError::Refused { endpoint: answer.endpoint, path: path.to_owned(), message: refusal.message })
+        }
+    }
+}
+
+fn read_whole<T: DeserializeOwned>(reply: Reply) -> Result<Said<T>, String> {
+    match reply.content {
+        Content::Whole(body) => wire::decode(reply.status, &body),
+        Content::Stream(_) => Err(NOT_ASKED_TO_WAIT.to_owned()),
+    }
+}
+
+/// As [`read_whole`], of a method that answers with a stream of one message.
+fn read_message<T: DeserializeOwned>(reply: Reply) -> Result<Said<T>, String> {
+    match reply.content {
+        Content::Whole(body) if reply.status.is_success() => wire::decode_message(&body).map(Said::Done),
+        Content::Whole(body) => wire::decode(reply.status, &body),
+        Content::Stream(_) => Err(NOT_ASKED_TO_WAIT.to_owned()),
+    }
+}
+
+fn read_stream(reply: Reply) -> Result<Said<Stream>, String> {
+    match reply.content {
+        Content::Stream(stream) => Ok(Said::Done(stream)),
+        Content::Whole(body) => match wire::decode::<Answered>(reply.status, &body)? {
+            Said::Refused(refusal) => Ok(Said::Refused(refusal)),
+            Said::Done(_) => Err(NOT_ASKED_TO_WAIT.to_owned()),
+        },
+    }
+}
+
+const NOT_ASKED_TO_WAIT: &str = "the reply does not belong to the request";
