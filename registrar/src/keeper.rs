@@ -370,6 +370,16 @@ impl Keeper {
         });
     }
 
+    /// Looks whose a key is that was found changed while it was renewed with others: that shows in its value.
+    fn look(&mut self, key: InstanceKey, owned: Ownership, now: Instant) {
+        let Some(known) = self.keys.get_mut(&key) else { return };
+        if known.doing.take_if(|doing| doing.step == Step::Refresh(owned)).is_some() {
+            let request =
+                carry_out(self.store.clone(), self.claim.clone(), key, Step::Look, Arc::default(), self.lease);
+            known.doing = Some(Doing { step: Step::Look, begun: now, request: Some(self.requests.spawn(request)) });
+        }
+    }
+
     /// When what is renewed now is to be renewed again.
     fn renewal(&self, now: Instant) -> Instant {
         Instant::from_std(due_after(refresh_after(self.ttl), now.into_std(), self.epoch))
@@ -436,6 +446,10 @@ impl Keeper {
             Ok(results) => {
                 self.kept_at = now;
                 for ((key, owned), result) in keys.into_iter().zip(results) {
+                    if matches!(result, Err(StoreError::Taken { .. })) {
+                        self.look(key, owned, now);
+                        continue;
+                    }
                     let result = result.map(|kept| Effect::Owned(kept.ownership, kept.value.map(Arc::from)));
                     let told = self.done(Done { key, step: Step::Refresh(owned), value: Arc::default(), result });
                     self.told.extend(told);

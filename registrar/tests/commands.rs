@@ -23,7 +23,7 @@ async fn run(etcd: &str, args: &[&str]) -> (i32, String) {
 
 async fn put(store: &Store, below: &str, value: &str) {
     let key = InstanceKey::parse(&"service".parse().unwrap(), &format!("/service/{below}")).unwrap();
-    store.put(&key, value, Duration::from_secs(60)).await.unwrap();
+    store.put(&key, value, &store.grant(Duration::from_secs(60)).await.unwrap()).await.unwrap();
 }
 
 #[tokio::test]

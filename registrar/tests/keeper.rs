@@ -7,11 +7,10 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use registrar::config::EtcdFlags;
 use registrar::keeper::{Claim, Keeper, Told};
-use registry::{Entry, InstanceKey, Record, Status, Store};
+use registry::{Api, Entry, InstanceKey, Ownership, Record, Status, Store};
 use support::etcd::Etcd;
-use support::{entries, eventually, paths, store};
+use support::{entries, eventually, paths, store_of};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -39,13 +38,47 @@ fn draining() -> Arc<str> {
     record("a1", Status::Draining)
 }
 
-fn keeper(etcd: &Etcd, ttl: Duration) -> Keeper {
-    keeper_at(&etcd.url(), ttl)
+fn keeper(api: Api, etcd: &Etcd, ttl: Duration) -> Keeper {
+    keeper_at(api, &etcd.url(), ttl)
 }
 
-fn keeper_at(url: &str, ttl: Duration) -> Keeper {
-    let flags = EtcdFlags { endpoints: url.parse().unwrap(), etcd_timeout: Duration::from_secs(1) };
-    Keeper::new(&flags, Claim::Own("a1".to_owned()), ttl).unwrap()
+fn keeper_at(api: Api, url: &str, ttl: Duration) -> Keeper {
+    Keeper::new(store_of(api, url), Duration::from_secs(1), Claim::Own("a1".to_owned()), ttl)
+}
+
+/// Writes a key as somebody else does, with a lease of its own.
+async fn put(store: &Store, key: &InstanceKey, value: &str, ttl: Duration) -> Ownership {
+    store.put(key, value, &store.grant(ttl).await.unwrap()).await.unwrap()
+}
+
+/// Runs each test by both of etcd's APIs.
+macro_rules! by_both {
+    ($($name:ident)*) => {
+        mod v2 {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(registry::Api::V2).await;
+            })*
+        }
+        mod v3 {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(registry::Api::V3).await;
+            })*
+        }
+    };
+}
+
+by_both! {
+    what_is_wanted_is_written_changed_and_removed
+    a_key_that_is_no_longer_wanted_while_it_is_written_is_removed
+    what_others_have_written_is_left_alone_until_it_is_gone
+    an_operators_word_in_our_key_is_told_whether_it_was_set_or_changed_in_place
+    a_key_of_an_earlier_run_is_taken_over_in_place
+    after_an_outage_of_etcd_everything_is_there_within_seconds
+    all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time
+    a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word
+    a_key_that_is_let_go_is_left_to_its_time_to_live
 }
 
 /// A key of a service whose keys are tried before those of the others.
@@ -187,10 +220,9 @@ async fn found(told: &mut mpsc::Receiver<Told>) -> Status {
     }
 }
 
-#[tokio::test]
-async fn what_is_wanted_is_written_changed_and_removed() {
+async fn what_is_wanted_is_written_changed_and_removed(api: Api) {
     let etcd = Etcd::start();
-    let (store, keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, TTL)));
+    let (store, keeper) = (store_of(api, &etcd.url()), AtWork::start(keeper(api, &etcd, TTL)));
     keeper.want(1, Some(running())).await;
     eventually_holds(&store, 1, Some(&running())).await;
     let created = store.get(&key(1)).await.unwrap().unwrap().created_index();
@@ -201,10 +233,9 @@ async fn what_is_wanted_is_written_changed_and_removed() {
     eventually_holds(&store, 1, None).await;
 }
 
-#[tokio::test]
-async fn a_key_that_is_no_longer_wanted_while_it_is_written_is_removed() {
+async fn a_key_that_is_no_longer_wanted_while_it_is_written_is_removed(api: Api) {
     let mut etcd = Etcd::start();
-    let (store, keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, TTL)));
+    let (store, keeper) = (store_of(api, &etcd.url()), AtWork::start(keeper(api, &etcd, TTL)));
     // Written while etcd stands still, so that the request is on its way when the wish changes.
     etcd.freeze();
     for at in 1..=40 {
@@ -219,17 +250,16 @@ async fn a_key_that_is_no_longer_wanted_while_it_is_written_is_removed() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     etcd.thaw();
     eventually("only the last", async || paths(&store).await == [key(41).path()]).await;
-    keeper.stop().await.withdraw().await;
+    keeper.stop().await.withdraw(Duration::ZERO).await;
     assert_eq!(paths(&store).await, Vec::<String>::new());
     etcd.stop();
 }
 
-#[tokio::test]
-async fn what_others_have_written_is_left_alone_until_it_is_gone() {
+async fn what_others_have_written_is_left_alone_until_it_is_gone(api: Api) {
     let etcd = Etcd::start();
-    let (store, keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, SHORT_TTL)));
+    let (store, keeper) = (store_of(api, &etcd.url()), AtWork::start(keeper(api, &etcd, SHORT_TTL)));
     for (at, theirs) in [(1, "running".to_owned()), (2, record("a2", Status::Running).to_string())] {
-        let ownership = store.put(&key(at), &theirs, TTL).await.unwrap();
+        let ownership = put(&store, &key(at), &theirs, TTL).await;
         keeper.want(at, Some(running())).await;
         keeper.want(at + 10, Some(running())).await;
         eventually_holds(&store, at + 10, Some(&running())).await;
@@ -237,7 +267,7 @@ async fn what_others_have_written_is_left_alone_until_it_is_gone() {
         store.delete(&key(at), &ownership).await.unwrap();
         eventually_holds(&store, at, Some(&running())).await;
         // Taken from us later, it is left alone too, also when we go.
-        store.put(&key(at), &theirs, TTL).await.unwrap();
+        put(&store, &key(at), &theirs, TTL).await;
         tokio::time::sleep(SHORT_TTL).await;
         keeper.want(at, None).await;
         keeper.want(at + 10, None).await;
@@ -246,32 +276,30 @@ async fn what_others_have_written_is_left_alone_until_it_is_gone() {
     }
 }
 
-#[tokio::test]
-async fn an_operators_word_in_our_key_is_told_whether_it_was_set_or_changed_in_place() {
+async fn an_operators_word_in_our_key_is_told_whether_it_was_set_or_changed_in_place(api: Api) {
     let etcd = Etcd::start();
-    let (store, mut keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, SHORT_TTL)));
+    let (store, mut keeper) = (store_of(api, &etcd.url()), AtWork::start(keeper(api, &etcd, SHORT_TTL)));
     keeper.want(1, Some(running())).await;
     eventually_holds(&store, 1, Some(&running())).await;
     // Set anew.
-    store.put(&key(1), &draining(), TTL).await.unwrap();
+    put(&store, &key(1), &draining(), TTL).await;
     assert_eq!(found(&mut keeper.told).await, Status::Draining);
     keeper.want(1, Some(draining())).await;
     tokio::time::sleep(SHORT_TTL).await;
     // Changed in place.
     let entry = store.get(&key(1)).await.unwrap().unwrap();
     assert_eq!(entry.value, *draining());
-    store.update(&key(1), &running(), TTL, &entry.ownership()).await.unwrap();
+    store.amend(&key(1), &running(), &entry).await.unwrap();
     assert_eq!(found(&mut keeper.told).await, Status::Running);
 }
 
-#[tokio::test]
-async fn a_key_of_an_earlier_run_is_taken_over_in_place() {
+async fn a_key_of_an_earlier_run_is_taken_over_in_place(api: Api) {
     let etcd = Etcd::start();
-    let store = store(&etcd.url());
-    store.put(&key(1), &running(), SHORT_TTL).await.unwrap();
-    store.put(&key(2), &running(), SHORT_TTL).await.unwrap();
+    let store = store_of(api, &etcd.url());
+    put(&store, &key(1), &running(), SHORT_TTL).await;
+    put(&store, &key(2), &running(), SHORT_TTL).await;
     let before = entries(&store).await;
-    let mut keeper = keeper(&etcd, SHORT_TTL);
+    let mut keeper = keeper(api, &etcd, SHORT_TTL);
     keeper.take_over(&key(1), &before[0]);
     let mut keeper = AtWork::start(keeper);
     // One that was not found at the start is found when it is written.
@@ -284,10 +312,9 @@ async fn a_key_of_an_earlier_run_is_taken_over_in_place() {
     eventually_holds(&store, 1, None).await;
 }
 
-#[tokio::test]
-async fn after_an_outage_of_etcd_everything_is_there_within_seconds() {
+async fn after_an_outage_of_etcd_everything_is_there_within_seconds(api: Api) {
     let mut etcd = Etcd::start();
-    let (store, keeper) = (store(&etcd.url()), AtWork::start(keeper(&etcd, SHORT_TTL)));
+    let (store, keeper) = (store_of(api, &etcd.url()), AtWork::start(keeper(api, &etcd, SHORT_TTL)));
     keeper.want(1, Some(running())).await;
     eventually_holds(&store, 1, Some(&running())).await;
     etcd.stop();
@@ -303,12 +330,11 @@ async fn after_an_outage_of_etcd_everything_is_there_within_seconds() {
     assert_eq!(value(&store, 1).await, None);
 }
 
-#[tokio::test]
-async fn all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time() {
+async fn all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time(api: Api) {
     let etcd = Etcd::start();
-    let store = store(&etcd.url());
+    let store = store_of(api, &etcd.url());
     for is_frozen in [false, true] {
-        let keeper = AtWork::start(keeper(&etcd, TTL));
+        let keeper = AtWork::start(keeper(api, &etcd, TTL));
         for at in 1..=50 {
             keeper.want(at, Some(running())).await;
         }
@@ -318,7 +344,7 @@ async fn all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time() {
             etcd.freeze();
         }
         let start = Instant::now();
-        assert!(keeper.withdraw().await);
+        keeper.withdraw(Duration::ZERO).await;
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         assert!(is_frozen || paths(&store).await.is_empty());
         etcd.thaw();
@@ -327,7 +353,7 @@ async fn all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time() {
 
 /// A key that etcd does not take is tried first, and the others are written, renewed and removed all the same.
 async fn the_others_go_on(etcd: &Etcd, keeper: &AtWork) {
-    let store = store(&etcd.url());
+    let store = store_of(Api::V2, &etcd.url());
     keeper.want_at(bad_key(), Some(running())).await;
     for at in 1..=40 {
         keeper.want(at, Some(running())).await;
@@ -349,10 +375,10 @@ async fn a_key_that_etcd_refuses_holds_up_no_other_and_is_written_when_it_may_be
     let etcd = Etcd::start();
     // The directory of its service is a key with a value.
     raw(&etcd, reqwest::Method::PUT, "/v2/keys/service/bad?value=x").await;
-    let keeper = AtWork::start(keeper(&etcd, BUSY_TTL));
+    let keeper = AtWork::start(keeper(Api::V2, &etcd, BUSY_TTL));
     the_others_go_on(&etcd, &keeper).await;
     raw(&etcd, reqwest::Method::DELETE, "/v2/keys/service/bad").await;
-    let store = store(&etcd.url());
+    let store = store_of(Api::V2, &etcd.url());
     eventually("the key", async || store.get(&bad_key()).await.unwrap().is_some()).await;
 }
 
@@ -360,10 +386,10 @@ async fn a_key_that_etcd_refuses_holds_up_no_other_and_is_written_when_it_may_be
 async fn a_key_whose_requests_get_no_answer_holds_up_no_other() {
     let etcd = Etcd::start();
     let way = Way::to(&etcd, Fault::Drops("/service/bad/")).await;
-    let keeper = AtWork::start(keeper_at(&way.url, BUSY_TTL));
+    let keeper = AtWork::start(keeper_at(Api::V2, &way.url, BUSY_TTL));
     the_others_go_on(&etcd, &keeper).await;
     way.has(Fault::None);
-    let store = store(&etcd.url());
+    let store = store_of(Api::V2, &etcd.url());
     eventually("the key", async || store.get(&bad_key()).await.unwrap().is_some()).await;
 }
 
@@ -372,21 +398,20 @@ async fn a_directory_in_the_place_of_a_key_is_waited_for_with_patience() {
     let etcd = Etcd::start();
     let path = format!("/v2/keys{}", key(1).path());
     raw(&etcd, reqwest::Method::PUT, &format!("{path}?dir=true")).await;
-    let keeper = AtWork::start(keeper(&etcd, TTL));
+    let keeper = AtWork::start(keeper(Api::V2, &etcd, TTL));
     let failed = async || raw(&etcd, reqwest::Method::GET, "/v2/stats/store").await["createFail"].as_u64().unwrap();
     keeper.want(1, Some(running())).await;
     eventually("an attempt", async || failed().await > 0).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(failed().await <= 10, "{} attempts in 2 s", failed().await);
     raw(&etcd, reqwest::Method::DELETE, &format!("{path}?dir=true")).await;
-    eventually_holds(&store(&etcd.url()), 1, Some(&running())).await;
+    eventually_holds(&store_of(Api::V2, &etcd.url()), 1, Some(&running())).await;
 }
 
-#[tokio::test]
-async fn a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word() {
+async fn a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word(api: Api) {
     let etcd = Etcd::start();
-    let (store, way) = (store(&etcd.url()), Way::to(&etcd, Fault::None).await);
-    let mut keeper = AtWork::start(keeper_at(&way.url, SHORT_TTL));
+    let (store, way) = (store_of(api, &etcd.url()), Way::to(&etcd, Fault::None).await);
+    let mut keeper = AtWork::start(keeper_at(api, &way.url, SHORT_TTL));
     keeper.want(1, Some(running())).await;
     eventually_holds(&store, 1, Some(&running())).await;
     way.has(Fault::LosesReplies);
@@ -406,15 +431,14 @@ async fn a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word() {
     }
 }
 
-#[tokio::test]
-async fn a_key_that_is_let_go_is_left_to_its_time_to_live() {
+async fn a_key_that_is_let_go_is_left_to_its_time_to_live(api: Api) {
     let etcd = Etcd::start();
-    let store = store(&etcd.url());
+    let store = store_of(api, &etcd.url());
     for at in [1, 2] {
-        store.put(&key(at), &running(), SHORT_TTL * 2).await.unwrap();
+        put(&store, &key(at), &running(), SHORT_TTL * 2).await;
     }
     let before = entries(&store).await;
-    let mut keeper = keeper(&etcd, SHORT_TTL * 2);
+    let mut keeper = keeper(api, &etcd, SHORT_TTL * 2);
     for (at, entry) in [1, 2].into_iter().zip(&before) {
         keeper.take_over(&key(at), entry);
     }

@@ -224,7 +224,7 @@ async fn a_key_found_gone_is_written_again_and_one_taken_by_another_is_left_alon
     docker.knows("app", published(application.port, "127.0.0.6", 40001));
     let (store, ttl) = (store(&etcd.url()), Duration::from_secs(60));
     // A run before this one was killed and left its key: it is taken over.
-    store.put(&key(KEY), "running", ttl).await.unwrap();
+    store.put(&key(KEY), "running", &store.grant(ttl).await.unwrap()).await.unwrap();
     let sidekick = Running::start(&etcd.url(), &docker.socket, application.port, "--ttl 3s");
     eventually("the key with its own time to live", async || {
         entries(&store).await.first().is_some_and(|entry| entry.ttl <= Some(Duration::from_secs(3)))
@@ -235,14 +235,14 @@ async fn a_key_found_gone_is_written_again_and_one_taken_by_another_is_left_alon
     store.delete(&key(KEY), &found.ownership()).await.unwrap();
     eventually_listed(&store, &[KEY]).await;
 
-    let foreign = store.put(&key(KEY), "someone else", ttl).await.unwrap();
+    let foreign = store.put(&key(KEY), "someone else", &store.grant(ttl).await.unwrap()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(entries(&store).await[0].value, "someone else");
     store.delete(&key(KEY), &foreign).await.unwrap();
     eventually("its own key", async || entries(&store).await.first().is_some_and(|entry| entry.value == "running"))
         .await;
 
-    let foreign = store.put(&key(KEY), "someone else", ttl).await.unwrap();
+    let foreign = store.put(&key(KEY), "someone else", &store.grant(ttl).await.unwrap()).await.unwrap();
     sidekick.stop().await;
     assert_eq!(
         store.get(&key(KEY)).await.unwrap().unwrap().ownership(),

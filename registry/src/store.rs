@@ -475,6 +475,19 @@ impl Store {
         }
     }
 
+    /// Changes the value of somebody's key, as it was read, and leaves the key to whoever keeps it: its owner finds the new
+    /// value when it keeps the key the next time.
+    ///
+    /// # Errors
+    /// [`StoreError::Lost`] where it is gone, [`StoreError::Contended`] where it is no longer as it was read.
+    pub async fn amend(&self, key: &InstanceKey, value: &str, entry: &Entry) -> Result<(), StoreError> {
+        match self.way().await? {
+            Way::V2(etcd) => v2::amend(etcd, key, value, entry).await,
+            Way::V3(etcd) => v3::amend(etcd, key, value, entry).await,
+            Way::Memory(memory) => memory.amend(key, value, entry),
+        }
+    }
+
     /// Deletes the key if it is still ours.
     pub async fn delete(&self, key: &InstanceKey, owned: &Ownership) -> Result<Deleted, StoreError> {
         match self.way().await? {

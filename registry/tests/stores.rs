@@ -189,8 +189,10 @@ async fn create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one(wor
     assert!(matches!(other.create(&key, "first", &others).await, Err(StoreError::Taken { .. })));
     let kept = store.keep(&keys(first), &lease).await.unwrap().remove(0).unwrap();
     assert!(kept.value.is_none_or(|value| value == "first"));
-    // Someone sets another value by comparison: the key stays ours, and what it says now comes back.
-    other.update(&key, "draining", &lease, &kept.ownership).await.unwrap();
+    // Someone sets another value in place: the key stays ours, and what it says now comes back.
+    let read = other.get(&key).await.unwrap().unwrap();
+    other.amend(&key, "draining", &read).await.unwrap();
+    assert!(matches!(other.amend(&key, "x", &read).await, Err(StoreError::Contended { .. })));
     let kept = store.keep(&keys(kept.ownership), &lease).await.unwrap().remove(0).unwrap();
     assert_eq!(kept.value.as_deref(), Some("draining"));
     let first = store.update(&key, "changed", &lease, &kept.ownership).await.unwrap();
@@ -208,6 +210,7 @@ async fn create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one(wor
     let kept = other.keep(&keys(second), &others).await.unwrap().remove(0);
     assert!(matches!(kept, Err(StoreError::Lost { .. })), "{kept:?}");
     assert!(matches!(other.update(&key, "x", &others, &second).await, Err(StoreError::Lost { .. })));
+    assert!(matches!(other.amend(&key, "x", &read).await, Err(StoreError::Lost { .. })));
 }
 
 async fn keeping_a_key_wakes_nobody(world: World) {

@@ -10,7 +10,8 @@ use super::container::Facts;
 use super::containers::{Answer, Containers, Inspected, Question};
 use crate::config::{Command, Program};
 use crate::docker::events::{ContainerId, Event, Healthcheck, Late, What};
-use crate::keeper::{Claim, Keeper};
+use crate::keeper::Claim;
+use crate::keepers::Keepers;
 use crate::probe::ProbeError;
 use crate::probe::Prober;
 use crate::service::{AddressSource, Check, CheckKind, DefaultAddress, Findings, Registration, Scope};
@@ -828,7 +829,7 @@ fn agent() -> super::Agent {
     let args = ["registrar", "agent", "--etcd", "http://127.0.0.1:1", "--docker", "/no/such.sock", "--agent-id", "a1"];
     let Program::Command(command) = Program::from_args(args).unwrap() else { unreachable!() };
     let Command::Agent(config) = *command else { unreachable!() };
-    let keeper = Keeper::new(&config.etcd, Claim::Own("a1".to_owned()), config.ttl).unwrap();
+    let keeper = Keepers::new(&config.etcd, Claim::Own("a1".to_owned()), config.ttl).unwrap();
     super::Agent::new(config, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()))
 }
 
@@ -865,7 +866,7 @@ async fn what_an_earlier_run_left_is_given_up_without_docker_and_looked_for_when
     let mut agent = agent();
     let (key, record) = left("c1", 1, FIRST_START, Status::Running);
     let entries = vec![Entry::new(key.path(), record.to_value())];
-    agent.left(Ok(Listing { entries, position: Position::new(None, 1) }));
+    agent.left(Ok(vec![Listing { entries, position: Position::new(None, 1) }]));
     agent.left.at = None;
     agent.begin();
     assert!(agent.is_left_asked);

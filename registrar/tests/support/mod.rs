@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use registry::{Entry, Store, StoreOptions};
+use registry::{Api, ApiChoice, Entry, Store, StoreOptions};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
@@ -220,7 +220,13 @@ pub(crate) fn published(port: u16, host_ip: &str, host_port: u16) -> String {
 
 /// A store for the test's own looks at etcd.
 pub(crate) fn store(url: &str) -> Store {
+    store_of(Api::V2, url)
+}
+
+/// As [`store`], by this API.
+pub(crate) fn store_of(api: Api, url: &str) -> Store {
     let mut options = StoreOptions::new(registry::parse_endpoints(url).unwrap());
+    options.api = ApiChoice::Only(api);
     options.request_timeout = Duration::from_secs(1);
     Store::new(options).unwrap()
 }

@@ -95,6 +95,19 @@ impl Memory {
         })
     }
 
+    pub(super) fn amend(&self, key: &InstanceKey, value: &str, entry: &Entry) -> Result<(), StoreError> {
+        let path = key.path();
+        self.change(|state, _| {
+            let Some(held) = state.keys.get(&path) else { return Err(StoreError::Lost { path }) };
+            if held.ownership != entry.ownership {
+                return Err(StoreError::Contended { path });
+            }
+            let (ends, created) = (held.ends, held.ownership.created_index);
+            state.put(path, value, ends, Some(created));
+            Ok(())
+        })
+    }
+
     pub(super) fn delete(&self, key: &InstanceKey, owned: &Ownership) -> Deleted {
         let path = key.path();
         self.change(|state, _| match state.owned(&path, owned) {

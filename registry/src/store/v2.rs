@@ -102,8 +102,24 @@ pub(super) async fn update(
     ttl: Duration,
     owned: &Ownership,
 ) -> Result<Ownership, StoreError> {
-    let entry = compare_write(etcd, key, owned, |path, index| wire::update(path, value, ttl, index)).await?;
+    let entry = compare_write(etcd, key, owned, |path, index| wire::update(path, value, Some(ttl), index)).await?;
     Ok(entry.ownership)
+}
+
+/// A key that does not expire stays such a key.
+pub(super) async fn amend(etcd: &Endpoints, key: &InstanceKey, value: &str, entry: &Entry) -> Result<(), StoreError> {
+    let path = key.path();
+    let request = wire::update(&path, value, entry.ttl, entry.ownership.modified_index);
+    let answer = etcd.ask(&request, read_whole).await?;
+    match answer.value.said {
+        Said::Change(_) => Ok(()),
+        Said::Refused(refusal) if refusal.code == wire::KEY_NOT_FOUND => Err(StoreError::Lost { path }),
+        Said::Refused(refusal) if refusal.code == wire::COMPARE_FAILED => match get(etcd, key).await? {
+            Some(now) if answer.uncertain && now.value == value => Ok(()),
+            _ => Err(StoreError::Contended { path }),
+        },
+        Said::Refused(refusal) => Err(refusal.into_error(answer.endpoint, path)),
+    }
 }
 
 pub(super) async fn delete(etcd: &Endpoints, key: &InstanceKey, owned: &Ownership) -> Result<Deleted, StoreError> {

@@ -210,6 +210,23 @@ pub(super) async fn update(
     Err(StoreError::Contended { path })
 }
 
+pub(super) async fn amend(etcd: &Endpoints, key: &InstanceKey, value: &str, entry: &Entry) -> Result<(), StoreError> {
+    let path = key.path();
+    let compare = Compare::ModifiedAt(entry.ownership.modified_index);
+    let step = Step { key: &path, compare, then: Op::Amend { value } };
+    let answer = etcd.ask(&wire::txn(&[step]), read_whole).await?;
+    let uncertain = answer.uncertain;
+    let (answer, _) = done::<TxnAnswered>(answer, &path)?;
+    if answer.succeeded {
+        return Ok(());
+    }
+    match answer.read().flatten().next() {
+        None => Err(StoreError::Lost { path }),
+        Some(now) if uncertain && now.value == value => Ok(()),
+        Some(_) => Err(StoreError::Contended { path }),
+    }
+}
+
 pub(super) async fn delete(etcd: &Endpoints, key: &InstanceKey, owned: &Ownership) -> Result<Deleted, StoreError> {
     let path = key.path();
     let mut owned = *owned;

@@ -219,9 +219,11 @@ pub(super) fn refresh(path: &str, ttl: Duration, index: u64) -> Request {
     write(path, vec![seconds(ttl), ("refresh", yes()), ("prevExist", yes()), ("prevIndex", index.to_string())])
 }
 
-pub(super) fn update(path: &str, value: &str, ttl: Duration, index: u64) -> Request {
-    let index = ("prevIndex", index.to_string());
-    write(path, vec![("value", value.to_owned()), seconds(ttl), ("prevExist", yes()), index])
+/// Without a time to live the key does not expire.
+pub(super) fn update(path: &str, value: &str, ttl: Option<Duration>, index: u64) -> Request {
+    let mut form = vec![("value", value.to_owned()), ("prevExist", yes()), ("prevIndex", index.to_string())];
+    form.extend(ttl.map(seconds));
+    write(path, form)
 }
 
 pub(super) fn delete(path: &str, index: u64) -> Request {

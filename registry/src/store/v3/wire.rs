@@ -295,6 +295,10 @@ pub(super) enum Op<'a> {
         value: &'a str,
         lease: u64,
     },
+    /// Changes the value and leaves the key its lease.
+    Amend {
+        value: &'a str,
+    },
     /// Ties the key to another lease and leaves its value.
     Tie {
         lease: u64,
@@ -328,6 +332,9 @@ pub(super) fn txn(steps: &[Step<'_>]) -> Request {
         .iter()
         .filter_map(|step| match step.then {
             Op::Put { value, lease } => Some(json!({"request_put": put_op(step.key, value, lease)})),
+            Op::Amend { value } => Some(json!({"request_put": {
+                "key": bytes(step.key), "value": bytes(value), "ignore_lease": true
+            }})),
             Op::Tie { lease } => Some(json!({"request_put": {
                 "key": bytes(step.key), "lease": lease.to_string(), "ignore_value": true
             }})),
