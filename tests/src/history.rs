@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
+use crate::etcd::v3;
 use crate::http::{Connection, get};
 use crate::wait_until;
 
@@ -60,9 +61,13 @@ impl History {
     /// Watches everything below `/service`.
     pub async fn start(etcd: SocketAddr) -> History {
         let reply = get(etcd, "/v2/keys/").await.expect("etcd answers");
-        let mut index: u64 = reply.header("x-etcd-index").and_then(|index| index.parse().ok()).expect("an index");
         let seen = Arc::new(Mutex::new(Seen::default()));
         let into = Arc::clone(&seen);
+        if !reply.body.starts_with('{') {
+            let index = v3::index(etcd).await;
+            return History { seen, task: tokio::spawn(follow_v3(etcd, index, into)) };
+        }
+        let mut index: u64 = reply.header("x-etcd-index").and_then(|index| index.parse().ok()).expect("an index");
         let task = tokio::spawn(async move {
             let mut connection = None;
             loop {
@@ -110,6 +115,25 @@ impl History {
             events.iter().find(|event| wanted(event)).cloned().ok_or_else(|| format!("{events:?}"))
         })
         .await
+    }
+}
+
+/// The same by v3.
+async fn follow_v3(etcd: SocketAddr, mut index: u64, into: Arc<Mutex<Seen>>) {
+    loop {
+        if let Ok(mut watch) = v3::watch(etcd, "/service", index + 1).await {
+            while let Ok(line) = watch.line().await {
+                let (at, (events, last)) = (Instant::now(), v3::events(etcd, &line).await);
+                index = last.unwrap_or(index);
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let events = events.into_iter().map(|event| {
+                    let (action, node) = (text(&event["action"]), &event["node"]);
+                    Event { at, action, key: text(&node["key"]), value: text(&node["value"]) }
+                });
+                into.lock().unwrap().events.extend(events);
+            }
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
     }
 }
 

@@ -69,18 +69,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Sends a `GET` whose reply does not end, reads its head, and gives the status; [`Connection::line`] reads on.
     pub async fn stream(&mut self, path: &str) -> io::Result<u16> {
-        self.send("GET", path, &[], "").await?;
+        self.stream_of("GET", path, "").await
+    }
+
+    /// As [`Connection::stream`], with any method and a body of JSON.
+    pub async fn stream_of(&mut self, method: &str, path: &str, body: &str) -> io::Result<u16> {
+        let headers: &[_] = if body.is_empty() { &[] } else { &[("Content-Type", "application/json")] };
+        self.send(method, path, headers, body).await?;
         let (first, _) = read_head(&mut self.stream).await?;
         status_of(&first)
     }
 
-    /// The next chunk that holds a line, of a reply that comes in chunks of whole lines.
+    /// The next line, of a reply in whose chunks lines do not overlap.
     pub async fn line(&mut self) -> io::Result<String> {
-        let chunk = read_chunk(&mut self.stream).await?;
-        if chunk.is_empty() {
-            return Err(io::Error::new(ErrorKind::UnexpectedEof, "the stream ended"));
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            let chunk = read_chunk(&mut self.stream).await?;
+            if chunk.is_empty() {
+                return Err(io::Error::new(ErrorKind::UnexpectedEof, "the stream ended"));
+            }
+            line.extend_from_slice(&chunk);
         }
-        Ok(String::from_utf8_lossy(&chunk).trim_end().to_owned())
+        Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
     async fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> io::Result<()> {

@@ -25,5 +25,6 @@ mod serving;
 mod sidekick;
 mod supervise;
 mod templates;
+mod v3;
 mod vagrant;
 mod waiting;

@@ -1,0 +1,92 @@
+//! The whole way over etcd's v3 API: an etcd that serves v3 alone, the registrar, the discoverer, HAProxy, requests.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use e2e::agent::{Agent, REGISTERED, instances, stays, wait_instances, wait_none, wait_one};
+use e2e::app::IMAGE;
+use e2e::backend::Backend;
+use e2e::discoverer::Discoverer;
+use e2e::docker::Docker;
+use e2e::etcd::Etcd;
+use e2e::fake_docker::{FakeDocker, Spec};
+use e2e::history::{Event, History};
+use e2e::load::Load;
+use e2e::{secs, within};
+use nix::sys::signal::Signal;
+
+#[tokio::test]
+async fn docker_stop_under_load_loses_no_request_over_v3() {
+    within(180, async {
+        let (etcd, docker) = (Etcd::start_v3().await, Docker::for_apps().await);
+        let network = docker.network("net").await;
+        let mut discoverer = Discoverer::supervise(&etcd.url()).start();
+        let _agent = Agent::start(&etcd, &["no --ip", "--internal", "--network", &network]);
+        let web = docker.service("web");
+        let name = format!("SERVICE_8000_NAME={web}");
+        let flags = ["--network", &network, "--expose", "8000", "--label", &name, "--env", "LINGER_MS=300", IMAGE];
+        let (one, two) = (docker.run("one", &flags).await, docker.run("two", &flags).await);
+        wait_instances(&etcd, &web, 2, REGISTERED).await;
+        let hello = |id: &str| format!("Hello from {id}\n");
+        let (one_says, two_says) = (hello(one.short_id()), hello(two.short_id()));
+        discoverer.wait_serves(&[&one_says, &two_says]).await;
+
+        let history = History::start(etcd.address()).await;
+        let load = Load::start(discoverer.http());
+        load.wait_served(100).await;
+        one.tell("stop").await;
+        let left = wait_one(&etcd, &web, secs(5)).await;
+        discoverer.wait_serves(&[&two_says]).await;
+        load.wait_served(100).await;
+        one.tell("start").await;
+        wait_instances(&etcd, &web, 2, REGISTERED).await;
+        discoverer.wait_serves(&[&one_says, &two_says]).await;
+        let report = load.stop_after(500).await;
+        report.assert_no_failure(500);
+        assert_eq!(report.answers.len(), 2, "{:?}", report.answers);
+        // It drained, then it was deleted: with a lease that lived on, which is how a removal is told from an expiry.
+        let events: Vec<Event> = history.of(&web).into_iter().filter(|event| event.key != left.key).collect();
+        let is = |wanted: &[fn(&Event) -> bool]| {
+            events.len() == wanted.len() && events.iter().zip(wanted).all(|(event, wanted)| wanted(event))
+        };
+        let went = |event: &Event| event.action == "delete";
+        assert!(is(&[Event::is_draining, went, Event::is_running]), "{events:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_lease_keeps_the_keys_of_an_agent_over_its_restart_and_what_it_leaves_expires() {
+    within(120, async {
+        let (etcd, docker) = (Etcd::start_v3().await, FakeDocker::start());
+        let socket = docker.path().display().to_string();
+        let mut agent = Agent::start(&etcd, &["--docker", &socket, "--ttl", "3s"]);
+        let app = Backend::start_at("application", SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))).await;
+        let spec = |service: &str, number: u8| {
+            let own = (Ipv4Addr::new(127, 78, 0, number), app.address().port());
+            Spec::new(service, service, own, 40_000 + u16::from(number))
+        };
+        let one = docker.run(&spec("one", 1));
+        docker.run(&spec("two", 2));
+        wait_instances(&etcd, "one", 1, REGISTERED).await;
+        let before = wait_one(&etcd, "two", REGISTERED).await;
+        // Twice as long as they live without being kept.
+        stays(&etcd, "one", 1, secs(6)).await;
+        agent.process().kill_now().await;
+        docker.stop(&one);
+        agent.start_again();
+        wait_none(&etcd, "one", secs(5)).await;
+        stays(&etcd, "two", 1, secs(4)).await;
+        assert_eq!(wait_one(&etcd, "two", secs(1)).await.created_index, before.created_index, "it was never gone");
+
+        let history = History::start(etcd.address()).await;
+        agent.process().kill_now().await;
+        let gone = history.wait(secs(20), "/two/", "it is gone", Event::is_removal).await;
+        assert_eq!(gone.action, "expire");
+        agent.start_again();
+        wait_one(&etcd, "two", REGISTERED).await;
+        agent.process().signal(Signal::SIGTERM);
+        assert_eq!(agent.process().wait(secs(15)).await.code(), Some(0));
+        assert_eq!(instances(etcd.address(), "two").await.len(), 0);
+    })
+    .await;
+}
