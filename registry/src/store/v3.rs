@@ -10,7 +10,6 @@ mod wire;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
@@ -19,7 +18,7 @@ use super::{
     COMPARE_TRIES, Cause, Deleted, Entry, Event, Kept, Listing, Ownership, Poll, Position, Reason, StoreError,
 };
 use crate::key::{InstanceKey, Prefix};
-use wire::{Answered, Compare, Header, LeaseAnswered, Op, Said, Step, TxnAnswered, Watched};
+use wire::{Answered, Compare, Headed, Header, LeaseAnswered, Op, Said, Step, TxnAnswered, Watched};
 
 /// How many keys are looked at in one transaction: etcd takes 128 operations (flag `--max-txn-ops`).
 const STEPS_AT_ONCE: usize = 100;
@@ -414,7 +413,7 @@ fn is_hidden(prefix: &Prefix, key: &str) -> bool {
 /// What a message is about that is about no key.
 const LEASE: &str = "a lease";
 
-async fn ask<T: DeserializeOwned>(etcd: &Endpoints, request: &Request, path: &str) -> Result<(T, String), StoreError> {
+async fn ask<T: Headed>(etcd: &Endpoints, request: &Request, path: &str) -> Result<(T, String), StoreError> {
     done(etcd.ask(request, read_whole).await?, path)
 }
 
@@ -429,7 +428,7 @@ fn done<T>(answer: Answer<Said<T>>, path: &str) -> Result<(T, String), StoreErro
     }
 }
 
-fn read_whole<T: DeserializeOwned>(reply: Reply) -> Result<Said<T>, String> {
+fn read_whole<T: Headed>(reply: Reply) -> Result<Said<T>, String> {
     match reply.content {
         Content::Whole(body) => wire::decode(reply.status, &body),
         Content::Stream(_) => Err(NOT_ASKED_TO_WAIT.to_owned()),
@@ -437,7 +436,7 @@ fn read_whole<T: DeserializeOwned>(reply: Reply) -> Result<Said<T>, String> {
 }
 
 /// As [`read_whole`], of a method that answers with a stream of one message.
-fn read_message<T: DeserializeOwned>(reply: Reply) -> Result<Said<T>, String> {
+fn read_message<T: Headed>(reply: Reply) -> Result<Said<T>, String> {
     match reply.content {
         Content::Whole(body) if reply.status.is_success() => wire::decode_message(&body).map(Said::Done),
         Content::Whole(body) => wire::decode(reply.status, &body),

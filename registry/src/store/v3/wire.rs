@@ -63,6 +63,24 @@ pub(super) struct Header {
     pub(super) revision: Number,
 }
 
+/// What each reply of etcd's begins with. JSON without it is somebody else's: all its other parts may be left out, so that `{}` would
+/// be a directory with nothing in it.
+pub(super) trait Headed: DeserializeOwned {
+    fn header(&self) -> Header;
+}
+
+macro_rules! headed {
+    ($($answer:ident)*) => {$(
+        impl Headed for $answer {
+            fn header(&self) -> Header {
+                self.header
+            }
+        }
+    )*};
+}
+
+headed!(Answered TxnAnswered LeaseAnswered Watched);
+
 /// A key with its value.
 #[derive(Debug, Deserialize)]
 pub(super) struct KeyValue {
@@ -125,6 +143,7 @@ pub(super) struct OpAnswered {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LeaseAnswered {
+    header: Header,
     #[serde(rename = "ID")]
     pub(super) id: Number,
     /// In seconds; 0 where the lease is gone.
@@ -234,9 +253,10 @@ impl ErrorBody {
 ///
 /// # Errors
 /// A text that says what is wrong, for what is not etcd's, and for the errors that another member may not have.
-pub(super) fn decode<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<Said<T>, String> {
+pub(super) fn decode<T: Headed>(status: StatusCode, body: &[u8]) -> Result<Said<T>, String> {
     if status.is_success() {
-        return from_json(body).map(Said::Done).map_err(|error| format!("answered {status} with {error}"));
+        let value = from_json(body).and_then(with_header);
+        return value.map(Said::Done).map_err(|error| format!("answered {status} with {error}"));
     }
     let Ok(error) = serde_json::from_slice::<ErrorBody>(body) else {
         return Err(match status {
@@ -255,12 +275,19 @@ pub(super) fn decode<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Re
 ///
 /// # Errors
 /// As [`decode`]; etcd's no comes as a text too: it ends the stream.
-pub(super) fn decode_message<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
+pub(super) fn decode_message<T: Headed>(line: &[u8]) -> Result<T, String> {
     let message: Message<T> = from_json(line)?;
     match (message.result, message.error) {
-        (Some(result), None) => Ok(result),
+        (Some(result), None) => with_header(result),
         (_, Some(error)) => Err(error.read().map_or_else(|message| message, |refusal| refusal.message)),
         (None, None) => Err("a message with neither result nor error".to_owned()),
+    }
+}
+
+fn with_header<T: Headed>(value: T) -> Result<T, String> {
+    match value.header().cluster_id.0 {
+        0 => Err("JSON without etcd's header; is that etcd?".to_owned()),
+        _ => Ok(value),
     }
 }
 
@@ -397,3 +424,6 @@ fn end(from: &str) -> String {
 fn seconds(ttl: Duration) -> u64 {
     (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
 }
+
+#[cfg(test)]
+mod tests;
