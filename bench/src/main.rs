@@ -3,6 +3,7 @@
 //!
 //! It judges nothing: it prints what it measured, as rows of a table.
 
+mod apis;
 mod burst;
 mod churn;
 mod cost;
@@ -72,11 +73,21 @@ enum Name {
     Cost,
     /// The agent: from Docker's events to etcd, memory, CPU time.
     Registrar,
+    /// etcd's v3 API beside v2.
+    Apis,
 }
 
 /// All of it, in the order in which it is measured.
-const ALL: [Name; 7] =
-    [Name::Registrar, Name::Cost, Name::Propagation, Name::Churn, Name::Reloads, Name::Rolling, Name::Burst];
+const ALL: [Name; 8] = [
+    Name::Registrar,
+    Name::Cost,
+    Name::Propagation,
+    Name::Apis,
+    Name::Churn,
+    Name::Reloads,
+    Name::Rolling,
+    Name::Burst,
+];
 
 /// How much is measured.
 #[derive(Debug, Clone)]
@@ -181,6 +192,7 @@ async fn run(flags: &Flags, programs: world::Programs) -> anyhow::Result<()> {
             Name::Burst => burst::measure(&tools, &amount).await,
             Name::Cost => cost::measure(&tools, &amount).await,
             Name::Registrar => registrar::measure(&tools, &amount).await,
+            Name::Apis => apis::measure(&tools, &amount).await,
         };
         match measured {
             Ok(measured) => rows.extend(measured),

@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use e2e::etcd::Etcd;
 use e2e::ports::free_address;
 use e2e::process::{Process, find_program, run};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
@@ -56,6 +59,22 @@ pub(crate) async fn wait(what: &str, mut condition: impl FnMut() -> Result<bool,
     }
 }
 
+/// One of etcd's APIs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Api {
+    V2,
+    V3,
+}
+
+impl Api {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V2 => "v2",
+            Self::V3 => "v3",
+        }
+    }
+}
+
 /// The programs that are measured, as far as they are.
 pub(crate) struct Programs {
     pub(crate) discoverer: Option<PathBuf>,
@@ -95,6 +114,28 @@ impl Tools {
         format!("{}, {}", first(&etcd), haproxy.join(" "))
     }
 
+    /// As [`Tools::put`], by one of etcd's APIs.
+    pub(crate) fn put_by(&self, api: Api, connection: &mut Kept, key: &str, value: &str) -> anyhow::Result<()> {
+        if api == Api::V2 {
+            return self.put(connection, key, value);
+        }
+        let body = json!({"key": BASE64.encode(format!("/{key}")), "value": BASE64.encode(value)});
+        let answer = connection.ask("POST", "/v3/kv/put", &body.to_string(), false)?;
+        ensure!(answer.status == 200, "PUT {key}: {answer:?}");
+        Ok(())
+    }
+
+    /// As [`Tools::delete`], by one of etcd's APIs.
+    pub(crate) fn delete_by(&self, api: Api, connection: &mut Kept, key: &str) -> anyhow::Result<()> {
+        if api == Api::V2 {
+            return self.delete(connection, key);
+        }
+        let body = json!({"key": BASE64.encode(format!("/{key}"))});
+        let answer = connection.ask("POST", "/v3/kv/deleterange", &body.to_string(), false)?;
+        ensure!(answer.status == 200 && answer.body.contains("deleted"), "DELETE {key}: {answer:?}");
+        Ok(())
+    }
+
     /// Writes a key at once, as the clock wants it: the answer has been read whole when this returns.
     pub(crate) fn put(&self, connection: &mut Kept, key: &str, value: &str) -> anyhow::Result<()> {
         let body = format!("value={}", e2e::http::encode(value));
@@ -129,6 +170,11 @@ impl Tools {
 
     /// Writes many keys.
     pub(crate) fn fill(&self, keys: &[(String, String)]) -> anyhow::Result<()> {
+        self.fill_by(Api::V2, keys)
+    }
+
+    /// As [`Tools::fill`], by one of etcd's APIs.
+    pub(crate) fn fill_by(&self, api: Api, keys: &[(String, String)]) -> anyhow::Result<()> {
         let address = self.etcd.address();
         std::thread::scope(|scope| {
             let parts = keys.chunks(keys.len().div_ceil(FILLERS).max(1));
@@ -136,7 +182,7 @@ impl Tools {
                 .map(|part| {
                     scope.spawn(move || {
                         let mut connection = Kept::open(address)?;
-                        part.iter().try_for_each(|(key, value)| self.put(&mut connection, key, value))
+                        part.iter().try_for_each(|(key, value)| self.put_by(api, &mut connection, key, value))
                     })
                 })
                 .collect();
@@ -176,6 +222,11 @@ pub(crate) struct Subject {
 impl Subject {
     /// Starts it and waits until its HAProxy has `count` servers and its file too.
     pub(crate) async fn start(tools: &Tools, prefix: &str, count: usize) -> anyhow::Result<Self> {
+        Self::start_by(tools, Api::V2, prefix, count).await
+    }
+
+    /// As [`Subject::start`], by one of etcd's APIs.
+    pub(crate) async fn start_by(tools: &Tools, api: Api, prefix: &str, count: usize) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("bench-discoverer-").tempdir()?;
         let (http, stats) = (free_address(), free_address());
         let template = copy_templates(&dir.path().join("templates"))?;
@@ -185,6 +236,8 @@ impl Subject {
             "--supervise",
             "--etcd",
             &tools.etcd.url(),
+            "--etcd-api",
+            api.name(),
             "--key",
             prefix,
             "--template",

@@ -90,3 +90,47 @@ async fn one_lease_keeps_the_keys_of_an_agent_over_its_restart_and_what_it_leave
     })
     .await;
 }
+
+/// The steps of docs/etcd.md: registrars write both, discoverers change over, registrars leave the old one. The container goes
+/// on all the while.
+#[tokio::test]
+async fn a_site_moves_from_v2_to_v3_without_a_failed_request() {
+    within(180, async {
+        let (etcd, docker) = (Etcd::start_with_both().await, FakeDocker::start());
+        let socket = docker.path().display().to_string();
+        let state = tempfile::tempdir().unwrap();
+        let state_dir = state.path().display().to_string();
+        let agent = |api: &str| {
+            let flags =
+                ["--docker", &socket, "--state-dir", &state_dir, "--ttl", "5s", "--keep-on-exit", "--etcd-api", api];
+            Agent::start(&etcd, &flags)
+        };
+        // It answers whatever port it is asked at, as the container's mapped port.
+        let app = Backend::start_at("application", SocketAddr::from((Ipv4Addr::UNSPECIFIED, 40_051))).await;
+        docker.run(&Spec::new("web", "web", (Ipv4Addr::new(127, 79, 0, 1), app.address().port()), 40_051));
+        let mut old = agent("v2");
+        wait_one(&etcd, "web", REGISTERED).await;
+        let mut by_v2 = Discoverer::supervise(&etcd.url()).args(&["--etcd-api", "v2"]).start();
+        by_v2.wait_serves(&["application"]).await;
+        let load = Load::start(by_v2.http());
+        load.wait_served(50).await;
+
+        old.stop().await;
+        let mut both = agent("v2,v3");
+        let mut by_v3 = Discoverer::supervise(&etcd.url()).args(&["--etcd-api", "v3"]).start();
+        by_v3.wait_serves(&["application"]).await;
+        let load_by_v3 = Load::start(by_v3.http());
+        load_by_v3.wait_served(50).await;
+        load.stop_after(200).await.assert_no_failure(200);
+        drop(by_v2);
+
+        both.stop().await;
+        let _new = agent("v3");
+        // What nobody keeps any more goes with its time to live, and what is kept outlives it.
+        wait_none(&etcd, "web", secs(20)).await;
+        load_by_v3.wait_served(50).await;
+        load_by_v3.stop_after(400).await.assert_no_failure(400);
+        by_v3.wait_serves(&["application"]).await;
+    })
+    .await;
+}
