@@ -25,7 +25,16 @@ impl Hosts {
         let dir = tempfile::Builder::new().prefix("e2e-vagrant-").tempdir().unwrap();
         // No other test that runs has the same: a process id and a number, as two bytes of an address. 10.1.0 is the user's.
         let id = std::process::id() * 4 + NEXT.fetch_add(1, Ordering::Relaxed) % 4;
-        let subnet = format!("10.{}.{}", 64 + id / 256 % 128, id % 256);
+        let [low, high] = [id % 256, id / 256];
+        let candidates = [
+            format!("10.{}.{low}", 64 + high % 128),
+            format!("172.{}.{low}", 16 + high % 16),
+            format!("192.168.{low}"),
+            format!("198.{}.{low}", 18 + high % 2), // for measuring networks: RFC 2544
+        ];
+        let routes = routes();
+        let subnet = candidates.into_iter().find(|subnet| !routes.iter().any(|route| route.meets(subnet)));
+        let subnet = subnet.unwrap_or_else(|| panic!("this machine's routes leave no addresses for hosts: {routes:?}"));
         Hosts { dir, subnet, remove_host_image: false }
     }
 
@@ -156,6 +165,50 @@ impl Hosts {
             !volumes.is_empty() && volumes.iter().all(|name| !left.contains(name.as_str())),
             "{volumes:?} in {left}"
         );
+    }
+}
+
+/// Where a route of this machine leads to.
+#[derive(Debug)]
+struct Route {
+    destination: u32,
+    mask: u32,
+}
+
+impl Route {
+    /// Whether it leads to one of the 256 addresses that begin with these three numbers.
+    fn meets(&self, subnet: &str) -> bool {
+        let first: std::net::Ipv4Addr = format!("{subnet}.0").parse().unwrap();
+        (self.destination ^ u32::from(first)) & self.mask & 0xffff_ff00 == 0
+    }
+}
+
+/// The routes of this machine but for the default ones, of which a VPN may make two halves.
+fn routes() -> Vec<Route> {
+    let table = std::fs::read_to_string("/proc/net/route").unwrap();
+    table.lines().skip(1).filter_map(route_of).filter(|route| route.mask.count_ones() > 1).collect()
+}
+
+/// A line of the kernel's table, whose numbers are written as they lie in memory, the address's first byte first.
+fn route_of(line: &str) -> Option<Route> {
+    let columns: Vec<&str> = line.split_whitespace().collect();
+    let number = |column: usize| u32::from_str_radix(columns.get(column)?, 16).ok().map(u32::from_be);
+    Some(Route { destination: number(1)?, mask: number(7)? })
+}
+
+/// A network of Docker with these addresses. Dropping it removes it.
+struct Network(String);
+
+impl Network {
+    async fn create(name: String, subnet: &str) -> Network {
+        docker_ok(&["network", "create", "--subnet", &format!("{subnet}.0/24"), &name]).await;
+        Network(name)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("docker").args(["network", "rm", &self.0]).output();
     }
 }
 
@@ -326,6 +379,33 @@ async fn lost_and_found(hosts: &Hosts) {
     hosts.vagrant(&["provision", "host-2"]).await;
     hosts.wait_whole().await;
 
+    // While the other one is down, that is what is said, and what is registered is served.
+    hosts.vagrant(&["halt", "host-2"]).await;
+    let down = hosts.vagrant(&["provision", "host-1"]).await;
+    assert!(down.contains("host-2 is down: etcd answers reads only until `vagrant up host-2`"), "{down}");
+    let refused = hosts.vagrant_with(&["ssh", "host-1", "--command", "sudo etcd-member anew"], &[]).await;
+    assert!(said(&refused, Some(1)).contains("there is no cluster to join; nothing is changed"), "{refused:?}");
+
+    // The first host, destroyed in this state and brought up alone, cannot know of the cluster that it was in. When the other one
+    // comes back, each has a cluster, which `up` and `provision` say.
+    hosts.vagrant(&["destroy", "--force", "host-1"]).await;
+    let begins = hosts.vagrant(&["up", "host-1"]).await;
+    assert!(begins.contains("a cluster that begins here, as host-2 does not answer"), "{begins}");
+    for args in [["up", "host-2"], ["provision", "host-2"], ["provision", "host-1"]] {
+        let parted = said(&hosts.vagrant_with(&args, &[]).await, Some(1));
+        let words = [
+            "The etcd of host-",
+            " are two clusters",
+            "On host-2, to throw its data away and join: sudo etcd-member anew",
+        ];
+        assert!(words.iter().all(|words| parted.contains(words)), "{args:?}: {parted}");
+    }
+    let joined = hosts.ssh(2, "sudo etcd-member anew").await;
+    assert!(joined.contains("has joined the cluster of host-1"), "{joined}");
+    hosts.wait_whole().await;
+    let member = hosts.vagrant_with(&["ssh", "host-2", "--command", "sudo etcd-member anew"], &[]).await;
+    assert!(said(&member, Some(1)).contains("is a member of the same cluster"), "{member:?}");
+
     // One that took leave, and was not destroyed after all, is a member again.
     hosts.ssh(2, "sudo etcd-member leave").await;
     let count = format!("curl -sS -m 3 http://{}:2379/v2/members | jq '.members | length'", hosts.ip(1));
@@ -348,7 +428,10 @@ async fn bad_input(hosts: &Hosts) {
         .ssh(2, "sudo systemctl stop discoverer haproxy && docker run -d --name in-the-way -p 80:8000 local/hello")
         .await;
     let taken = said(&hosts.vagrant_with(&["provision", "host-2"], &[]).await, Some(1));
-    assert!(taken.contains("Port 80 of this host, which haproxy needs, is taken by docker-proxy"), "{taken}");
+    assert!(
+        taken.contains("Port 80 of this host, which haproxy needs, is taken by the container in-the-way"),
+        "{taken}"
+    );
     hosts.ssh(2, "docker rm -f in-the-way").await;
     hosts.vagrant(&["provision"]).await;
     hosts.wait_whole().await;
@@ -359,16 +442,26 @@ async fn bad_input(hosts: &Hosts) {
     assert!(refused.contains("are there already, brought up from") && refused.contains("HOSTS_NETWORK="), "{refused}");
 }
 
+/// Where the user's Vagrant has its plugins, if any. Debian's has those of Debian's packages besides, whatever its home.
+fn plugin_home() -> Option<String> {
+    let default = || std::env::var("HOME").map(|home| format!("{home}/.vagrant.d"));
+    let home = std::env::var("VAGRANT_HOME").or_else(|_| default()).ok()?;
+    std::path::Path::new(&home).join("plugins.json").is_file().then_some(home)
+}
+
 #[tokio::test]
 async fn vagrant_takes_the_vagrantfile_for_each_provider() {
     within(120, async {
         let hosts = Hosts::new();
+        let home = plugin_home().unwrap_or_else(|| hosts.path("home"));
         // Only a VirtualBox that is installed can judge its own part of it.
         for (provider, args) in
             [("docker", &["validate"][..]), ("libvirt", &["validate"]), ("virtualbox", &["validate", "-p"])]
         {
-            let done = hosts.vagrant_with(args, &[("VAGRANT_DEFAULT_PROVIDER", provider)]).await;
-            assert!(said(&done, Some(0)).contains("validated successfully"), "{provider}: {done:?}");
+            let done =
+                hosts.vagrant_with(args, &[("VAGRANT_DEFAULT_PROVIDER", provider), ("VAGRANT_HOME", &home)]).await;
+            assert_eq!(done.code, Some(0), "{provider}: {done:?}\nFor libvirt: vagrant plugin install vagrant-libvirt");
+            assert!(done.stdout.contains("validated successfully"), "{provider}: {done:?}");
         }
         let status = hosts.vagrant(&["status"]).await;
         assert!(status.contains("host-1") && status.contains("host-2"), "{status}");
@@ -401,24 +494,34 @@ async fn vagrant_up_says_what_is_wrong_before_it_makes_anything() {
         }
 
         let (state, keys) = (hosts.path("state"), hosts.path("keys"));
-        let prepare = async |memory: &str| {
+        let prepare = async |subnet: &str, memory: &str| {
             let args = ["up", "docker", "host-1", "not_created", memory, &state, &keys];
-            let variables = [("HOSTS_NETWORK", hosts.subnet.as_str())];
+            let variables = [("HOSTS_NETWORK", subnet)];
             said(&run(&workspace().join("vagrant/prepare"), &args, &variables, secs(60)).await, Some(1))
         };
-        let too_much = prepare("99999999").await;
+        let too_much = prepare(&hosts.subnet, "99999999").await;
         assert!(
             too_much.contains("host-1 needs 99999999 MB of memory") && too_much.contains("HOSTS_MEMORY="),
             "{too_much}"
         );
 
-        let other = format!("e2e-{}-taken", std::process::id());
-        docker_ok(&["network", "create", "--subnet", &format!("{}.0/24", hosts.subnet), &other]).await;
-        let taken = prepare("1").await;
-        docker_ok(&["network", "rm", &other]).await;
+        let other = Network::create(format!("e2e-{}-taken", std::process::id()), &hosts.subnet).await;
+        let taken = prepare(&hosts.subnet, "1").await;
         assert!(
-            taken.contains(&format!("which its network {other} has")) && taken.contains("HOSTS_NETWORK="),
+            taken.contains(&format!("which its network {} has", other.0)) && taken.contains("HOSTS_NETWORK="),
             "{taken}"
+        );
+
+        // Within the network of Docker's own bridge, to which this machine has a route.
+        let bridge =
+            docker_ok(&["network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Subnet}}"]).await;
+        let first: Vec<&str> = bridge.split('.').collect();
+        let routed = prepare(&format!("{}.{}.5", first[0], first[1]), "1").await;
+        assert!(
+            routed.contains("This machine has a route to addresses of the hosts' network")
+                && routed.contains(&format!("{} dev ", bridge.trim()))
+                && routed.contains("HOSTS_NETWORK="),
+            "{routed}"
         );
     })
     .await;
