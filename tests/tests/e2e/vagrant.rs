@@ -531,6 +531,7 @@ async fn vagrant_up_says_what_is_wrong_before_it_makes_anything() {
         // Within the network of Docker's own bridge, to which this machine has a route.
         let bridge =
             docker_ok(&["network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Subnet}}"]).await;
+        assert!(bridge.trim().ends_with(".0.0/16"), "Docker's bridge is not as Docker makes it: {bridge}");
         let first: Vec<&str> = bridge.split('.').collect();
         let routed = prepare(&format!("{}.{}.5", first[0], first[1]), "1").await;
         assert!(
