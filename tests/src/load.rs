@@ -59,13 +59,19 @@ pub struct Load {
 impl Load {
     /// Starts two clients that open a connection for each request and two that keep theirs, each a request every 10 ms.
     pub fn start(address: SocketAddr) -> Load {
+        Load::start_with(address, 4)
+    }
+
+    /// The same with another number of clients, of whom every other keeps its connection.
+    pub fn start_with(address: SocketAddr, clients: usize) -> Load {
         let (stop, stopped) = watch::channel(false);
         let (served, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let clients = [false, false, true, true].map(|keep_alive| {
+        let client = |number: usize| {
             let counts = (Arc::clone(&served), Arc::clone(&failed));
-            tokio::spawn(client(address, keep_alive, stopped.clone(), counts))
-        });
-        Load { stop, served, failed, clients: clients.into() }
+            tokio::spawn(client(address, number % 2 == 1, stopped.clone(), counts))
+        };
+        let clients = (0..clients).map(client).collect();
+        Load { stop, served, failed, clients }
     }
 
     /// How many requests failed so far.
