@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::http::{self, Reply, encode};
+use crate::http::{self, Connection, Reply, encode};
 use crate::network::Network;
 use crate::ports::free_port;
 use crate::process::{Process, find_program};
@@ -205,6 +205,20 @@ impl Cluster {
         let form = [("Content-Type", "application/x-www-form-urlencoded")];
         let reply = self.ask("PUT", &format!("/v2/keys{key}"), &form, &format!("value={}", encode(value))).await;
         assert!(matches!(reply.status, 200 | 201), "PUT {key}: {reply:?}");
+    }
+
+    /// Lets etcd forget what happened before: v2 keeps 1000 events of all directories together.
+    pub async fn forget_events(&self) {
+        let mut connection = None;
+        for number in 0..1100 {
+            let form = [("Content-Type", "application/x-www-form-urlencoded")];
+            let to = match &mut connection {
+                Some(connection) => connection,
+                None => connection.insert(Connection::open(self.members[0].client).await.expect("etcd answers")),
+            };
+            let reply = to.exchange("PUT", "/v2/keys/elsewhere/key", &form, &format!("value={number}")).await;
+            assert!(reply.as_ref().is_ok_and(|reply| reply.status < 300), "{reply:?}");
+        }
     }
 
     /// How many requests of clients each member has received since it was started; `None` where it cannot be asked.
