@@ -157,7 +157,8 @@ impl Site {
     /// Waits until so many more containers have come or gone.
     pub async fn wait_changes(&self, count: usize) {
         let wanted = self.churn.count() + count;
-        wait_until(SOON, &format!("{count} changes"), async || {
+        let limit = SOON + CHANGE_EVERY * u32::try_from(count).unwrap();
+        wait_until(limit, &format!("{count} changes"), async || {
             let seen = self.churn.count();
             if seen >= wanted { Ok(()) } else { Err(seen.to_string()) }
         })
