@@ -7,11 +7,13 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::http::{self, Connection, Reply, encode};
+use crate::http::{self, Connection, Reply};
 use crate::network::Network;
 use crate::ports::free_port;
 use crate::process::{Process, find_program};
@@ -20,11 +22,34 @@ use crate::{secs, wait_until};
 /// An election, on a machine that is busy with other tests.
 const ELECTED: std::time::Duration = secs(20);
 
+/// So much may the members' databases hold of what v3 keeps, where a test fills them up.
+const QUOTA: &str = "--quota-backend-bytes=2097152";
+
+/// The API that the programs speak. Each holds keys of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Api {
+    /// `/v2/keys`.
+    V2,
+    /// `/v3/kv`.
+    V3,
+}
+
+impl Api {
+    /// As flags have it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Api::V2 => "v2",
+            Api::V3 => "v3",
+        }
+    }
+}
+
 /// How many members.
 pub const MEMBERS: usize = 3;
 
 /// The cluster. Its addresses stay the same over stop and start; dropping it ends all members and removes their data.
 pub struct Cluster {
+    api: Api,
     members: Vec<Member>,
     flags: Vec<String>,
     // Goes after those that live in it.
@@ -43,22 +68,23 @@ struct Member {
 
 impl Cluster {
     /// Starts one on 127.0.0.1, and waits until it has a leader.
-    pub async fn start() -> Cluster {
-        Cluster::with(None, &[]).await
+    /// Both APIs are served; `api` is the one that its programs are to speak.
+    pub async fn start(api: Api) -> Cluster {
+        Cluster::with(api, None, &[]).await
     }
 
-    /// The same with more flags of etcd.
-    pub async fn start_with(flags: &[&str]) -> Cluster {
-        Cluster::with(None, flags).await
+    /// The same with little room for what v3 keeps.
+    pub async fn small(api: Api) -> Cluster {
+        Cluster::with(api, None, &[QUOTA]).await
     }
 
     /// Starts one whose members are hosts of their own, so that one can be cut off. Needs root.
-    pub async fn on_hosts() -> Cluster {
+    pub async fn on_hosts(api: Api) -> Cluster {
         let hosts = u8::try_from(MEMBERS).unwrap();
-        Cluster::with(Some(Network::start(hosts)), &[]).await
+        Cluster::with(api, Some(Network::start(hosts)), &[]).await
     }
 
-    async fn with(network: Option<Network>, flags: &[&str]) -> Cluster {
+    async fn with(api: Api, network: Option<Network>, flags: &[&str]) -> Cluster {
         let member = |number: u8| {
             let dir = tempfile::Builder::new().prefix("e2e-member-").tempdir().unwrap();
             let here = IpAddr::from(Ipv4Addr::LOCALHOST);
@@ -78,12 +104,17 @@ impl Cluster {
         };
         let members = (0..u8::try_from(MEMBERS).unwrap()).map(member).collect();
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
-        let mut cluster = Cluster { members, flags, network };
+        let mut cluster = Cluster { api, members, flags, network };
         for number in 0..MEMBERS {
             cluster.run(number);
         }
         cluster.leader().await;
         cluster
+    }
+
+    /// The API that its programs speak.
+    pub fn api(&self) -> Api {
+        self.api
     }
 
     /// The address of a member's clients.
@@ -190,35 +221,82 @@ impl Cluster {
 
     /// All keys below a directory with their values, read by quorum; sorted.
     pub async fn keys(&self, directory: &str) -> Vec<(String, String)> {
-        let reply = self.ask("GET", &format!("/v2/keys{directory}?recursive=true&quorum=true"), &[], "").await;
         let mut found = Vec::new();
-        if reply.status != 404 {
-            assert_eq!(reply.status, 200, "{reply:?}");
-            collect(&serde_json::from_str::<Value>(&reply.body).unwrap()["node"], &mut found);
+        match self.api {
+            Api::V2 => {
+                let reply = self.ask("GET", &format!("/v2/keys{directory}?recursive=true&quorum=true"), &[], "").await;
+                if reply.status != 404 {
+                    assert_eq!(reply.status, 200, "{reply:?}");
+                    collect(&serde_json::from_str::<Value>(&reply.body).unwrap()["node"], &mut found);
+                }
+            }
+            Api::V3 => {
+                // `0` is what comes after `/`.
+                let (from, to) = (format!("{directory}/"), format!("{directory}0"));
+                let range = json!({ "key": BASE64.encode(from), "range_end": BASE64.encode(to) });
+                let reply = self.v3("kv/range", &range).await;
+                let text = |value: &Value| {
+                    String::from_utf8(BASE64.decode(value.as_str().unwrap_or_default()).unwrap()).unwrap()
+                };
+                found.extend(
+                    reply["kvs"].as_array().into_iter().flatten().map(|kv| (text(&kv["key"]), text(&kv["value"]))),
+                );
+            }
         }
         found.sort();
         found
     }
 
-    /// Writes a key.
-    pub async fn put(&self, key: &str, value: &str) {
-        let form = [("Content-Type", "application/x-www-form-urlencoded")];
-        let reply = self.ask("PUT", &format!("/v2/keys{key}"), &form, &format!("value={}", encode(value))).await;
-        assert!(matches!(reply.status, 200 | 201), "PUT {key}: {reply:?}");
-    }
-
-    /// Lets etcd forget what happened before: v2 keeps 1000 events of all directories together.
+    /// Lets etcd forget what happened before: v2 keeps 1000 events of all directories together, v3 what was not compacted.
     pub async fn forget_events(&self) {
-        let mut connection = None;
+        if self.api == Api::V3 {
+            self.compact().await;
+            return;
+        }
+        let mut connection = Connection::open(self.members[0].client).await.expect("etcd answers");
         for number in 0..1100 {
             let form = [("Content-Type", "application/x-www-form-urlencoded")];
-            let to = match &mut connection {
-                Some(connection) => connection,
-                None => connection.insert(Connection::open(self.members[0].client).await.expect("etcd answers")),
-            };
-            let reply = to.exchange("PUT", "/v2/keys/elsewhere/key", &form, &format!("value={number}")).await;
+            let reply = connection.exchange("PUT", "/v2/keys/elsewhere/key", &form, &format!("value={number}")).await;
             assert!(reply.as_ref().is_ok_and(|reply| reply.status < 300), "{reply:?}");
         }
+    }
+
+    /// Fills the database of v3 up, until etcd refuses whatever makes it grow (alarm NOSPACE).
+    pub async fn fill_up(&self) {
+        let filler = BASE64.encode(vec![b'x'; 64 << 10]);
+        for number in 0..1000 {
+            let put = json!({ "key": BASE64.encode(format!("filler/{number}")), "value": &filler });
+            let reply = self.ask("POST", "/v3/kv/put", &[], &put.to_string()).await;
+            if reply.status != 200 {
+                assert!(reply.body.contains("database space exceeded"), "{reply:?}");
+                return;
+            }
+        }
+        panic!("the database did not fill up");
+    }
+
+    /// Makes room again, as etcd's manual has it ("Maintenance"): compact, defragment, disarm the alarm.
+    pub async fn make_room(&self) {
+        let range = json!({ "key": BASE64.encode("filler/"), "range_end": BASE64.encode("filler0") });
+        self.v3("kv/deleterange", &range).await;
+        self.compact().await;
+        for member in &self.members {
+            let reply = http::request(member.client, "POST", "/v3/maintenance/defragment", &[], "{}").await;
+            assert!(reply.as_ref().is_ok_and(|reply| reply.status == 200), "{}: {reply:?}", member.name);
+        }
+        self.v3("maintenance/alarm", &json!({ "action": "DEACTIVATE", "alarm": "NOSPACE" })).await;
+    }
+
+    async fn compact(&self) {
+        let now = self.v3("kv/range", &json!({ "key": BASE64.encode("x") })).await["header"]["revision"].clone();
+        self.v3("kv/compaction", &json!({ "revision": now, "physical": true })).await;
+    }
+
+    /// A request of v3, which must be answered.
+    async fn v3(&self, method: &str, body: &Value) -> Value {
+        let reply = self.ask("POST", &format!("/v3/{method}"), &[], &body.to_string()).await;
+        assert_eq!(reply.status, 200, "{method} {body}: {reply:?}");
+        serde_json::from_str(&reply.body).unwrap()
     }
 
     /// How many requests of clients each member has received since it was started; `None` where it cannot be asked.

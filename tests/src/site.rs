@@ -77,8 +77,10 @@ impl Site {
     pub async fn start(cluster: Cluster, plan: Plan<'_>) -> Site {
         let docker = Arc::new(FakeDocker::start());
         // Applications that run are asked as often as users have it.
-        let mut flags =
-            ["--interval", "5s", "--docker", &docker.path().display().to_string()].map(str::to_owned).to_vec();
+        let api = cluster.api().flag();
+        let mut flags = ["--interval", "5s", "--etcd-api", api, "--docker", &docker.path().display().to_string()]
+            .map(str::to_owned)
+            .to_vec();
         flags.extend(plan.agent.iter().map(|&flag| flag.to_owned()));
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let (registrar, discoverer) = plan.programs.clone().unzip();
@@ -99,7 +101,7 @@ impl Site {
             Some(haproxy) => Discoverer::reload_socket(&urls, haproxy).runtime(haproxy),
             None => Discoverer::supervise(&urls),
         };
-        let builder = builder.args(plan.discoverer);
+        let builder = builder.args(&["--etcd-api", api]).args(plan.discoverer);
         let builder = match discoverer {
             Some(program) => builder.program(&program),
             None => builder,

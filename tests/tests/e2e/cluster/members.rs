@@ -4,12 +4,29 @@ use std::time::Instant;
 
 use e2e::within;
 
-use super::{Cluster, LEFT, MEMBERS, Plan, SETTLED, Site};
+use super::{Api, Cluster, LEFT, MEMBERS, Plan, SETTLED, Site};
 
-#[tokio::test]
-async fn a_leader_that_is_killed_costs_no_request_and_no_change() {
+on! {
+    V2 in v2:
+        a_leader_that_is_killed_costs_no_request_and_no_change
+        needs_root_a_member_that_is_cut_off_is_left_for_another_and_nobody_vanishes;
+    V3 in v3:
+        a_leader_that_is_killed_costs_no_request_and_no_change;
+}
+
+long_on! {
+    V2 in long_v2:
+        needs_root_a_leader_that_is_cut_off_is_left_for_another_and_nobody_vanishes
+        members_that_are_frozen_in_turn_are_left_for_others;
+    V3 in long_v3:
+        needs_root_a_member_that_is_cut_off_is_left_for_another_and_nobody_vanishes
+        needs_root_a_leader_that_is_cut_off_is_left_for_another_and_nobody_vanishes
+        members_that_are_frozen_in_turn_are_left_for_others;
+}
+
+async fn a_leader_that_is_killed_costs_no_request_and_no_change(api: Api) {
     within(120, async {
-        let mut cluster = Cluster::start().await;
+        let mut cluster = Cluster::start(api).await;
         // The discoverer follows the leader, and the agent writes to another, which goes on believing in the dead one for a while.
         let leader = cluster.leader().await;
         let plan = Plan { discoverer_at: leader, agent_at: (leader + 1) % MEMBERS, ..Plan::default() };
@@ -31,10 +48,9 @@ async fn a_leader_that_is_killed_costs_no_request_and_no_change() {
     .await;
 }
 
-#[tokio::test]
-async fn needs_root_a_member_that_is_cut_off_is_left_for_another_and_nobody_vanishes() {
+async fn needs_root_a_member_that_is_cut_off_is_left_for_another_and_nobody_vanishes(api: Api) {
     within(120, async {
-        let mut cluster = Cluster::on_hosts().await;
+        let mut cluster = Cluster::on_hosts(api).await;
         // Both ask the one that will be cut off, and it still answers them: it has all that it ever knew.
         let lost = (cluster.leader().await + 1) % MEMBERS;
         let mut site = Site::start(cluster, Plan { discoverer_at: lost, agent_at: lost, ..Plan::default() }).await;
@@ -56,11 +72,9 @@ async fn needs_root_a_member_that_is_cut_off_is_left_for_another_and_nobody_vani
     .await;
 }
 
-#[tokio::test]
-#[ignore = "long: run by ./test --full"]
-async fn needs_root_a_leader_that_is_cut_off_is_left_for_another_and_nobody_vanishes() {
+async fn needs_root_a_leader_that_is_cut_off_is_left_for_another_and_nobody_vanishes(api: Api) {
     within(180, async {
-        let mut cluster = Cluster::on_hosts().await;
+        let mut cluster = Cluster::on_hosts(api).await;
         let lost = cluster.leader().await;
         let mut site = Site::start(cluster, Plan { discoverer_at: lost, agent_at: lost, ..Plan::default() }).await;
         let before = site.effort().await;
@@ -79,11 +93,9 @@ async fn needs_root_a_leader_that_is_cut_off_is_left_for_another_and_nobody_vani
     .await;
 }
 
-#[tokio::test]
-#[ignore = "long: run by ./test --full"]
-async fn members_that_are_frozen_in_turn_are_left_for_others() {
+async fn members_that_are_frozen_in_turn_are_left_for_others(api: Api) {
     within(240, async {
-        let mut site = Site::start(Cluster::start().await, Plan::default()).await;
+        let mut site = Site::start(Cluster::start(api).await, Plan::default()).await;
         let before = site.effort().await;
         for member in 0..MEMBERS {
             site.churns();

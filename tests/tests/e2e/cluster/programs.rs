@@ -9,12 +9,25 @@ use e2e::{wait_until, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Cluster, Plan, SETTLED, Site};
+use super::{Api, Cluster, Plan, SETTLED, Site};
 
-#[tokio::test]
-async fn a_registrar_that_is_killed_and_started_again_takes_nobody_out() {
+on! {
+    V2 in v2:
+        a_registrar_that_is_killed_and_started_again_takes_nobody_out
+        a_discoverer_beside_haproxy_that_is_killed_and_started_again_costs_no_request
+        a_worker_or_a_master_of_haproxy_that_is_killed_costs_what_was_in_flight;
+}
+
+long_on! {
+    V3 in long_v3:
+        a_registrar_that_is_killed_and_started_again_takes_nobody_out
+        a_discoverer_beside_haproxy_that_is_killed_and_started_again_costs_no_request
+        a_worker_or_a_master_of_haproxy_that_is_killed_costs_what_was_in_flight;
+}
+
+async fn a_registrar_that_is_killed_and_started_again_takes_nobody_out(api: Api) {
     within(120, async {
-        let mut site = Site::start(Cluster::start().await, Plan::default()).await;
+        let mut site = Site::start(Cluster::start(api).await, Plan::default()).await;
         site.churns();
         for _ in 0..3 {
             site.wait_changes(20).await;
@@ -30,10 +43,9 @@ async fn a_registrar_that_is_killed_and_started_again_takes_nobody_out() {
     .await;
 }
 
-#[tokio::test]
-async fn a_discoverer_beside_haproxy_that_is_killed_and_started_again_costs_no_request() {
+async fn a_discoverer_beside_haproxy_that_is_killed_and_started_again_costs_no_request(api: Api) {
     within(120, async {
-        let mut site = Site::start(Cluster::start().await, Plan { beside: true, ..Plan::default() }).await;
+        let mut site = Site::start(Cluster::start(api).await, Plan { beside: true, ..Plan::default() }).await;
         site.churns();
         for _ in 0..3 {
             site.wait_changes(20).await;
@@ -50,10 +62,9 @@ async fn a_discoverer_beside_haproxy_that_is_killed_and_started_again_costs_no_r
     .await;
 }
 
-#[tokio::test]
-async fn a_worker_or_a_master_of_haproxy_that_is_killed_costs_what_was_in_flight() {
+async fn a_worker_or_a_master_of_haproxy_that_is_killed_costs_what_was_in_flight(api: Api) {
     within(120, async {
-        let mut site = Site::start(Cluster::start().await, Plan::default()).await;
+        let mut site = Site::start(Cluster::start(api).await, Plan::default()).await;
         let before = site.effort().await;
         site.churns();
         let mut kills = 0;
