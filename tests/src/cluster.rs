@@ -284,7 +284,12 @@ impl Cluster {
             let reply = http::request(member.client, "POST", "/v3/maintenance/defragment", &[], "{}").await;
             assert!(reply.as_ref().is_ok_and(|reply| reply.status == 200), "{}: {reply:?}", member.name);
         }
-        self.v3("maintenance/alarm", &json!({ "action": "DEACTIVATE", "alarm": "NOSPACE" })).await;
+        let raised = self.v3("maintenance/alarm", &json!({ "action": "GET" })).await;
+        for alarm in raised["alarms"].as_array().into_iter().flatten() {
+            let member = &alarm["memberID"];
+            let disarm = json!({ "action": "DEACTIVATE", "memberID": member, "alarm": "NOSPACE" });
+            self.v3("maintenance/alarm", &disarm).await;
+        }
     }
 
     async fn compact(&self) {
