@@ -153,8 +153,9 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_ETCD_TIMEOUT", default_value = "3s", value_parser = parse_positive)]
     pub etcd_timeout: Duration,
 
-    /// How long one long poll waits before the next one; it bounds how long a frozen endpoint goes unnoticed
-    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_WATCH_TIMEOUT", default_value = "20s", value_parser = parse_positive)]
+    /// How long one long poll waits before the next one. In between the quorum is confirmed: it bounds how long an endpoint
+    /// goes unnoticed that is frozen, or cut off from the other members
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_WATCH_TIMEOUT", default_value = "5s", value_parser = parse_positive)]
     pub watch_timeout: Duration,
 
     /// With --supervise: how long HAProxy may finish its requests when we are told to stop. Two seconds less than the

@@ -37,16 +37,17 @@ pub struct StoreOptions {
     pub api: ApiChoice,
     /// The limit on one attempt at one endpoint, from connecting to the last byte of the reply.
     pub request_timeout: Duration,
-    /// How long one long poll waits before it is asked anew. Shorter than the idle limits that firewalls and
-    /// NAT tables put on a silent connection.
+    /// How long one long poll waits before the quorum is confirmed and it is asked anew: so long goes a member unnoticed
+    /// that is cut off from the others. Shorter than the idle limits that firewalls and NAT tables put on a silent
+    /// connection.
     pub watch_timeout: Duration,
 }
 
 impl StoreOptions {
-    /// These endpoints with the default limits: 3 s for an attempt, 20 s for a long poll. The API that they serve is
+    /// These endpoints with the default limits: 3 s for an attempt, 5 s for a long poll. The API that they serve is
     /// found out.
     pub fn new(endpoints: Vec<Url>) -> Self {
-        let (request_timeout, watch_timeout) = (Duration::from_secs(3), Duration::from_secs(20));
+        let (request_timeout, watch_timeout) = (Duration::from_secs(3), Duration::from_secs(5));
         Self { endpoints, api: ApiChoice::Auto, request_timeout, watch_timeout }
     }
 }
@@ -525,6 +526,11 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Up to where the changes have been told.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
     /// Waits for the next change, at most [`StoreOptions::watch_timeout`]. After [`Poll::ListAgain`] and after an error the
     /// directory must be listed, and followed from there.
     ///

@@ -1,15 +1,16 @@
 //! Follows a directory: a listing first, then every change, then a listing again wherever a change may have been missed.
 //!
-//! It only tells; what the changes mean is the consumer's business. A consumer compares each listing with what it has.
+//! A listing cannot tell what was removed from what expired, so that the events that led to it are told before it, where etcd
+//! still has them. It only tells; what the changes mean is the consumer's business. A consumer compares each listing with what it has.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
 use crate::key::Prefix;
-use crate::store::{Changes, Event, Listing, Poll, Store, StoreError};
+use crate::store::{Changes, Event, Listing, Poll, Position, Store, StoreError};
 
 /// The pause after the first failure: an etcd that is restarted or changes its leader is back in a moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -18,6 +19,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How long events are trusted before the directory is listed anyway.
 const LISTING_LIFETIME: Duration = Duration::from_secs(300);
+
+/// The limit on reading what happened before a listing that follows a failure, and on the wait for one event of it: etcd has
+/// them all at hand.
+const MISSED_LIMIT: Duration = Duration::from_secs(2);
+const MISSED_WAIT: Duration = Duration::from_millis(300);
 
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +50,8 @@ pub enum Update {
 /// Nothing is ever lost: after a listing the poll begins at the listing's own index, never at "now".
 pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) {
     let pause = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    let mut watcher = Watcher { store, prefix, state: State::Empty, listed: Instant::now(), pause, outage: None };
+    let mut watcher =
+        Watcher { store, prefix, state: State::Empty, listed: Instant::now(), told: None, pause, outage: None };
     loop {
         let told = tokio::select! {
             () = updates.closed() => return,
@@ -104,6 +111,8 @@ struct Watcher {
     state: State,
     /// When the directory was listed last.
     listed: Instant,
+    /// Up to where all changes have been told, after a failure.
+    told: Option<Position>,
     /// Grows with each failure, of a list or a poll; only a poll that worked resets it, so that a server whose
     /// listing is good and whose polls fail at once is not asked in a hot loop.
     pause: Backoff,
@@ -125,7 +134,9 @@ impl Watcher {
                     self.outage = None;
                     self.listed = Instant::now();
                     self.state = State::Watching(self.store.changes(&self.prefix, listing.position.clone()));
-                    vec![Update::Listing(listing)]
+                    let mut told = self.missed(&listing).await;
+                    told.push(Update::Listing(listing));
+                    told
                 }
                 Err(error) => self.failed(&error),
             },
@@ -144,6 +155,7 @@ impl Watcher {
                 },
                 Ok(Poll::ListAgain(reason)) => {
                     info!(%reason, prefix = %self.prefix, "listing the directory again");
+                    self.told = Some(changes.position().clone());
                     self.state = State::Failed(self.pause.pause());
                     Vec::new()
                 }
@@ -160,7 +172,34 @@ impl Watcher {
         }
     }
 
+    /// What happened up to a listing, as far as etcd still knows. A listing does not tell what was removed from what expired,
+    /// and when a member dies many changes may lie between the last poll and the listing.
+    async fn missed(&mut self, listing: &Listing) -> Vec<Update> {
+        let mut told = Vec::new();
+        let listed = &listing.position;
+        let Some(from) = self.told.take().filter(|from| from.cluster_id() == listed.cluster_id()) else { return told };
+        let mut changes = self.store.changes(&self.prefix, from);
+        let has = |path: &str| listing.entries.binary_search_by(|entry| entry.path.as_str().cmp(path)).is_ok();
+        let _what_came_in_time = timeout(MISSED_LIMIT, async {
+            while changes.position().index() < listed.index() {
+                let poll = timeout(MISSED_WAIT, changes.next()).await;
+                let Ok(Ok(Poll::Events(mut events, position))) = poll else { return };
+                let index = position.index();
+                if index > listed.index() {
+                    // Some of it may have happened after the listing, and is told again after it.
+                    events.retain(|event| matches!(event, Event::Removed { path, .. } if !has(path)));
+                }
+                told.extend(events.into_iter().map(|event| Update::Event { event, index }));
+            }
+        })
+        .await;
+        told
+    }
+
     fn failed(&mut self, error: &StoreError) -> Vec<Update> {
+        if let State::Watching(changes) = &self.state {
+            self.told = Some(changes.position().clone());
+        }
         self.state = State::Failed(self.pause.pause());
         let error = error.to_string();
         if self.outage.as_ref() == Some(&error) {

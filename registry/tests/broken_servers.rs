@@ -7,10 +7,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use registry::{Poll, Position, Prefix, Reason, StoreError, Update};
+use registry::{Api, ApiChoice, InstanceKey, Poll, Position, Prefix, Reason, Store, StoreError, StoreOptions, Update};
 use support::script::{Server, Step, reply, reply_with, waiting};
-use support::{next, poll, store};
+use support::{DEADLINE, next, poll, store};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 const LISTED: &str = r#"{"action":"get","node":{"key":"/service","dir":true,"modifiedIndex":4,"createdIndex":4}}"#;
 
@@ -84,6 +85,29 @@ async fn a_broken_first_server_is_passed_over_and_the_one_that_works_is_asked_fr
         }
         assert_eq!((bad.requests(), good.requests()), (attempts(expected), 3), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_silent_endpoint_is_not_waited_for_where_another_answers_unless_doing_it_twice_does_harm() {
+    let silent = Server::start(vec![Step::SendAndHang(String::new())]).await;
+    let good = Server::start(vec![Step::Send(reply("c1", 7, LISTED))]).await;
+    let with_much_time = || {
+        let mut options = StoreOptions::new(registry::parse_endpoints(&[silent.url(), good.url()].join(",")).unwrap());
+        options.api = ApiChoice::Only(Api::V2);
+        options.request_timeout = Duration::from_secs(3600);
+        Store::new(options).unwrap()
+    };
+    let store = with_much_time();
+    for _ in 0..3 {
+        let listing = timeout(DEADLINE, store.list(&prefix())).await.expect("the silent one is waited for").unwrap();
+        assert_eq!(listing.position, here());
+    }
+    assert_eq!((silent.requests(), good.requests()), (1, 3), "the one that answered is asked first from then on");
+
+    let (store, key) = (with_much_time(), InstanceKey::parse(&prefix(), "/service/10.0.0.1:80").unwrap());
+    let written = timeout(Duration::from_secs(2), support::put(&store, &key, "running")).await;
+    assert!(written.is_err(), "{written:?}");
+    assert_eq!(good.requests(), 3);
 }
 
 #[tokio::test]

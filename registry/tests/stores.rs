@@ -9,12 +9,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use registry::{
-    Api, ApiChoice, Cause, Deleted, Event, InstanceKey, Lease, Poll, Prefix, Reason, Store, StoreError, Update,
+    Api, ApiChoice, Cause, Deleted, Event, InstanceKey, Lease, Poll, Prefix, Reason, Store, StoreError, Update, watch,
 };
 use support::etcd::Etcd;
 use support::follower::{Follower, Known};
+use support::gate::Gate;
 use support::script::{Server, Step};
 use support::{TTL, keep, next, poll, put, store_of};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// Which store is tried.
@@ -127,6 +129,7 @@ on! {
         a_history_that_is_gone_means_list_again_and_nothing_is_lost
         what_is_hidden_is_not_seen
         a_watch_begun_while_etcd_is_away_waits_and_one_that_lost_it_goes_on
+        what_happened_while_etcd_was_out_of_reach_is_told_as_it_happened_before_the_listing
         an_etcd_wiped_and_started_anew_is_noticed_and_followed
         a_write_whose_reply_was_lost_is_known_as_ones_own;
     V3 in v3:
@@ -139,6 +142,7 @@ on! {
         a_history_that_is_gone_means_list_again_and_nothing_is_lost
         what_is_hidden_is_not_seen
         a_watch_begun_while_etcd_is_away_waits_and_one_that_lost_it_goes_on
+        what_happened_while_etcd_was_out_of_reach_is_told_as_it_happened_before_the_listing
         an_etcd_wiped_and_started_anew_is_noticed_and_followed
         a_write_whose_reply_was_lost_is_known_as_ones_own;
     Memory in memory:
@@ -364,6 +368,54 @@ async fn a_watch_begun_while_etcd_is_away_waits_and_one_that_lost_it_goes_on(mut
     world.etcd().run();
     put(&store, &key("10.0.0.2:80"), "after").await.unwrap();
     follower.until(|f| f.knows("/service/10.0.0.2:80", "after") && f.knows("/service/10.0.0.1:80", "before")).await;
+}
+
+async fn what_happened_while_etcd_was_out_of_reach_is_told_as_it_happened_before_the_listing(world: World) {
+    let url = world.etcd.as_ref().unwrap().url();
+    let mut gate = Gate::open(&url).await;
+    let removed_later = put(&world.store, &key("10.0.0.1:80"), "goes").await.unwrap();
+    put_for(&world.store, &key("10.0.0.2:80"), Duration::from_secs(2)).await;
+    let (sender, mut updates) = mpsc::channel(16);
+    tokio::spawn(watch(store_of(choice(world.kind), &[&gate.url()]), prefix(), sender));
+    assert!(matches!(next(&mut updates).await, Update::Listing(listing) if listing.entries.len() == 2));
+    gate.shut();
+    assert!(matches!(next(&mut updates).await, Update::Unreachable { .. }));
+    world.store.delete(&key("10.0.0.1:80"), &removed_later).await.unwrap();
+    put(&world.store, &key("10.0.0.3:80"), "comes").await.unwrap();
+    while world.store.get(&key("10.0.0.2:80")).await.unwrap().is_some() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    gate.open_again().await;
+    let mut told = Vec::new();
+    let listing = loop {
+        match next(&mut updates).await {
+            Update::Event { event: Event::Put(entry), .. } => told.push((entry.path, None)),
+            Update::Event { event: Event::Removed { path, cause }, .. } => told.push((path, Some(cause))),
+            Update::Listing(listing) => break listing,
+            Update::Unreachable { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let path = |number: u8| format!("/service/10.0.0.{number}:80");
+    assert_eq!(told, [(path(1), Some(Cause::Deleted)), (path(3), None), (path(2), Some(Cause::Expired))]);
+    assert_eq!(listing.entries.iter().map(|entry| entry.path.clone()).collect::<Vec<_>>(), [path(3)]);
+
+    // What etcd has forgotten is not waited for.
+    gate.shut();
+    assert!(matches!(next(&mut updates).await, Update::Unreachable { .. }));
+    put(&world.store, &key("10.0.0.4:80"), "comes").await.unwrap();
+    world.forget_history().await;
+    gate.open_again().await;
+    let listing = loop {
+        match next(&mut updates).await {
+            Update::Listing(listing) => break listing,
+            Update::Unreachable { .. } => {}
+            // A compaction keeps the revision that it names.
+            Update::Event { event: Event::Put(_), .. } if world.kind == Kind::V3 => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(listing.entries.len(), 2);
 }
 
 async fn an_etcd_wiped_and_started_anew_is_noticed_and_followed(mut world: World) {

@@ -32,6 +32,7 @@ pub struct Builder {
     edits: Vec<(String, String)>,
     output: Option<PathBuf>,
     haproxy: Version,
+    program: Option<PathBuf>,
     reach: Vec<String>,
     /// The sockets of an HAProxy that is somebody else's: of its master, and of its statistics.
     sockets: Option<(PathBuf, PathBuf)>,
@@ -101,6 +102,13 @@ impl Builder {
         self
     }
 
+    /// Another program than the one of the test's own build.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Builder {
+        self.program = Some(program.to_path_buf());
+        self
+    }
+
     /// Starts it, and waits for nothing.
     pub fn start(self) -> Discoverer {
         let dir = tempfile::Builder::new().prefix("e2e-discoverer-").tempdir().unwrap();
@@ -138,7 +146,8 @@ impl Builder {
         fs::create_dir_all(dir.path().join("state")).unwrap();
         let state = dir.path().join("state");
         let sockets = self.sockets.unwrap_or_else(|| (state.join("master.sock"), state.join("runtime.sock")));
-        let mut discoverer = Discoverer { process: None, args, http: self.http, stats, output, sockets, dir };
+        let program = self.program.unwrap_or_else(|| find_workspace_binary("discoverer"));
+        let mut discoverer = Discoverer { process: None, program, args, http: self.http, stats, output, sockets, dir };
         discoverer.start_again();
         discoverer
     }
@@ -147,6 +156,7 @@ impl Builder {
 /// A discoverer and, under `--supervise`, its HAProxy. Dropping it ends both and removes their files.
 pub struct Discoverer {
     process: Option<Process>,
+    program: PathBuf,
     args: Vec<String>,
     http: SocketAddr,
     stats: SocketAddr,
@@ -165,6 +175,7 @@ impl Discoverer {
             edits: Vec::new(),
             output: None,
             haproxy: Version::Installed,
+            program: None,
             reach: vec!["--supervise".to_owned()],
             sockets: None,
             http: free_address(),
@@ -201,9 +212,13 @@ impl Discoverer {
     /// Starts it once more with the same flags and files.
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the discoverer runs already");
-        let program = find_workspace_binary("discoverer");
-        self.process =
-            Some(Process::start("discoverer", &program, &self.args, &self.dir.path().join("log"), self.dir.path()));
+        self.process = Some(Process::start(
+            "discoverer",
+            &self.program,
+            &self.args,
+            &self.dir.path().join("log"),
+            self.dir.path(),
+        ));
     }
 
     /// Its process.

@@ -1,6 +1,8 @@
 //! A steady trickle of requests that counts every one that fails: bounded in rate, number and time.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,8 +27,38 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 pub struct Report {
     /// How many answers of status 200 came, by body.
     pub answers: BTreeMap<String, u64>,
-    /// Each request that did not end in a 200: when, and what it got instead.
-    pub failures: Vec<String>,
+    /// Each request that did not end in a 200.
+    pub failures: Vec<Failure>,
+}
+
+/// A request that did not end in a 200.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// When it was sent, since the start of its client.
+    pub after: Duration,
+    /// What kind of failure it is.
+    pub kind: Kind,
+    /// What it got instead.
+    pub what: String,
+}
+
+/// How a request can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nobody listens.
+    Refused,
+    /// The connection ended before the whole reply was there.
+    BrokeOff,
+    /// No reply in time.
+    Silent,
+    /// Another status.
+    Status(u16),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.after, self.what)
+    }
 }
 
 impl Report {
@@ -42,7 +74,7 @@ impl Report {
             "{} failed requests beside {} served:\n{}",
             self.failures.len(),
             self.served(),
-            self.failures.join("\n")
+            self.failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
         );
         assert!(self.served() >= least, "only {} requests were served", self.served());
     }
@@ -59,13 +91,19 @@ pub struct Load {
 impl Load {
     /// Starts two clients that open a connection for each request and two that keep theirs, each a request every 10 ms.
     pub fn start(address: SocketAddr) -> Load {
+        Load::start_with(address, 4)
+    }
+
+    /// The same with another number of clients, of whom every other keeps its connection.
+    pub fn start_with(address: SocketAddr, clients: usize) -> Load {
         let (stop, stopped) = watch::channel(false);
         let (served, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let clients = [false, false, true, true].map(|keep_alive| {
+        let client = |number: usize| {
             let counts = (Arc::clone(&served), Arc::clone(&failed));
-            tokio::spawn(client(address, keep_alive, stopped.clone(), counts))
-        });
-        Load { stop, served, failed, clients: clients.into() }
+            tokio::spawn(client(address, number % 2 == 1, stopped.clone(), counts))
+        };
+        let clients = (0..clients).map(client).collect();
+        Load { stop, served, failed, clients }
     }
 
     /// How many requests failed so far.
@@ -114,31 +152,32 @@ async fn client(
     let mut report = Report::default();
     let mut kept = None;
     for _ in 0..MOST_REQUESTS {
-        let request = async {
-            if keep_alive {
-                ask_kept(address, &mut kept).await
-            } else {
-                http::get(address, "/").await.map_err(|error| error.to_string())
-            }
-        };
-        let reply = tokio::time::timeout(REQUEST_LIMIT, request)
-            .await
-            .unwrap_or_else(|_| Err(format!("no reply in {REQUEST_LIMIT:?}")));
-        match reply {
+        let after = start.elapsed();
+        let request =
+            async { if keep_alive { ask_kept(address, &mut kept).await } else { http::get(address, "/").await } };
+        let late = || io::Error::new(ErrorKind::TimedOut, format!("no reply in {REQUEST_LIMIT:?}"));
+        let reply = tokio::time::timeout(REQUEST_LIMIT, request).await.unwrap_or_else(|_| Err(late()));
+        let (kind, what) = match reply {
             Ok(reply) if reply.status == 200 => {
                 served.fetch_add(1, Ordering::Relaxed);
                 *report.answers.entry(reply.body).or_default() += 1;
+                (None, String::new())
             }
-            Ok(reply) => {
-                failed.fetch_add(1, Ordering::Relaxed);
-                report.failures.push(format!("{:?}: status {}", start.elapsed(), reply.status));
-            }
+            Ok(reply) => (Some(Kind::Status(reply.status)), format!("status {}", reply.status)),
             Err(error) => {
-                failed.fetch_add(1, Ordering::Relaxed);
-                let kind = if keep_alive { "kept" } else { "fresh" };
+                let kind = match error.kind() {
+                    ErrorKind::ConnectionRefused => Kind::Refused,
+                    ErrorKind::TimedOut => Kind::Silent,
+                    _ => Kind::BrokeOff,
+                };
                 kept = None;
-                report.failures.push(format!("{:?}: {kind} connection: {error}", start.elapsed()));
+                let which = if keep_alive { "kept" } else { "fresh" };
+                (Some(kind), format!("{which} connection: {error}"))
             }
+        };
+        if let Some(kind) = kind {
+            failed.fetch_add(1, Ordering::Relaxed);
+            report.failures.push(Failure { after, kind, what });
         }
         if start.elapsed() > LONGEST || tokio::time::timeout(PAUSE, stop.wait_for(|stop| *stop)).await.is_ok() {
             break;
@@ -147,12 +186,12 @@ async fn client(
     report
 }
 
-async fn ask_kept(address: SocketAddr, kept: &mut Option<Connection>) -> Result<Reply, String> {
+async fn ask_kept(address: SocketAddr, kept: &mut Option<Connection>) -> io::Result<Reply> {
     let mut connection = match kept.take() {
         Some(connection) => connection,
-        None => Connection::open(address).await.map_err(|error| error.to_string())?,
+        None => Connection::open(address).await?,
     };
-    let reply = connection.exchange("GET", "/", &[], "").await.map_err(|error| error.to_string())?;
+    let reply = connection.exchange("GET", "/", &[], "").await?;
     // A server that announces the end of the connection has broken no promise.
     if reply.header("connection") != Some("close") {
         *kept = Some(connection);

@@ -16,6 +16,9 @@ use super::StoreError;
 
 /// The limit on connecting. A member that is there accepts within a round trip.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an endpoint may be silent before the next one is asked beside it. One that is well answers in milliseconds. What is
+/// sent to a member whose leader has just died is lost with it, and it says so only after 7 s.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The largest reply that is read, except to a long poll of v2: a listing of some 300,000 instances.
 pub(super) const REPLY_LIMIT: usize = 64 << 20;
 /// How many characters of a foreign text go into a message.
@@ -225,37 +228,93 @@ impl Endpoints {
 
     /// Asks the endpoints in turn, beginning with the one that answered last, until `read` understands an answer; what
     /// it cannot use it says in words. Each is asked once, and once more where the connection ended before a reply began.
+    ///
+    /// The next one is asked when one has failed, and beside one that is silent for [`PATIENCE`]. The request may be
+    /// carried out twice then, so that it must be one that does no harm the second time.
     pub(super) async fn ask<T>(
         &self,
         request: &Request,
         read: impl Fn(Reply) -> Result<T, String>,
     ) -> Result<Answer<T>, StoreError> {
+        self.ask_with_patience(request, read, PATIENCE).await
+    }
+
+    /// [`Endpoints::ask`] for a request that must not be carried out a second time when the first one was answered: the
+    /// next endpoint is asked when one has failed, which a silent one has after the limit on an attempt.
+    pub(super) async fn ask_one_by_one<T>(
+        &self,
+        request: &Request,
+        read: impl Fn(Reply) -> Result<T, String>,
+    ) -> Result<Answer<T>, StoreError> {
+        self.ask_with_patience(request, read, self.request_timeout).await
+    }
+
+    async fn ask_with_patience<T>(
+        &self,
+        request: &Request,
+        read: impl Fn(Reply) -> Result<T, String>,
+        patience: Duration,
+    ) -> Result<Answer<T>, StoreError> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let mut uncertain = false;
-        let mut failures = Vec::new();
-        for turn in 0..self.urls.len() {
-            let at = (first + turn) % self.urls.len();
-            let url = &self.urls[at];
-            let mut attempt = self.attempt(url, request, &read).await;
-            if matches!(&attempt, Err(failure) if failure.progress == Progress::BrokeOff) {
-                // The connection was kept from before etcd was restarted: that says nothing of the one that is there now.
-                uncertain = true;
-                attempt = self.attempt(url, request, &read).await;
+        let mut turns = (0..self.urls.len()).map(|turn| (first + turn) % self.urls.len());
+        let mut asked = FuturesUnordered::new();
+        let mut next_at = Instant::now();
+        let mut failures: Vec<(usize, Failure)> = Vec::new();
+        loop {
+            if asked.is_empty() || next_at <= Instant::now() {
+                match turns.next() {
+                    Some(at) => asked.push(self.ask_member(at, request, &read)),
+                    None if asked.is_empty() => break,
+                    None => {}
+                }
+                next_at = Instant::now() + patience;
             }
-            let failure = match attempt {
-                Ok(value) => {
-                    let endpoint = shown_endpoint(url);
+            let Ok(Some((at, result))) = timeout_at(next_at, asked.next()).await else { continue };
+            match result {
+                Ok((value, asked_twice)) => {
+                    let uncertain = asked_twice
+                        || !asked.is_empty()
+                        || failures.iter().any(|(_, failure)| failure.progress != Progress::NotSent);
+                    let endpoint = shown_endpoint(&self.urls[at]);
                     if self.preferred.swap(at, Ordering::Relaxed) != at {
-                        warn!(endpoint, failed = failures.join("; "), "went on to another etcd endpoint");
+                        let silent = || format!("{}: no answer yet", shown_endpoint(&self.urls[first]));
+                        let failed = if failures.is_empty() { silent() } else { self.in_words(&failures) };
+                        warn!(endpoint, failed, "went on to another etcd endpoint");
                     }
                     return Ok(Answer { endpoint, value, uncertain });
                 }
-                Err(failure) => failure,
-            };
-            uncertain |= failure.progress != Progress::NotSent;
-            failures.push(format!("{}: {}", shown_endpoint(url), failure.what));
+                Err(failure) => failures.push((at, failure)),
+            }
         }
-        Err(StoreError::NoAnswer(failures.join("; ")))
+        Err(StoreError::NoAnswer(self.in_words(&failures)))
+    }
+
+    /// Asks one, and once more where the connection ended before a reply began. Says of an answer whether it was asked twice.
+    async fn ask_member<T>(
+        &self,
+        at: usize,
+        request: &Request,
+        read: &impl Fn(Reply) -> Result<T, String>,
+    ) -> (usize, Result<(T, bool), Failure>) {
+        let url = &self.urls[at];
+        let attempt = self.attempt(url, request, read).await;
+        let result = if matches!(&attempt, Err(failure) if failure.progress == Progress::BrokeOff) {
+            // The connection was kept from before etcd was restarted: that says nothing of the one that is there now.
+            let again = self.attempt(url, request, read).await;
+            again.map(|value| (value, true)).map_err(|failure| Failure::after_sending(failure.what))
+        } else {
+            attempt.map(|value| (value, false))
+        };
+        (at, result)
+    }
+
+    /// What is wrong with each, in the order of the endpoints.
+    fn in_words(&self, failures: &[(usize, Failure)]) -> String {
+        let mut failures: Vec<_> = failures.iter().collect();
+        failures.sort_by_key(|(at, _)| *at);
+        let shown =
+            failures.into_iter().map(|(at, failure)| format!("{}: {}", shown_endpoint(&self.urls[*at]), failure.what));
+        shown.collect::<Vec<_>>().join("; ")
     }
 
     /// Asks every endpoint at once. Gives what came of each, with its name, as it comes: the first at once, and those

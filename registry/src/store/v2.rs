@@ -64,7 +64,8 @@ pub(super) async fn put(
     ttl: Duration,
 ) -> Result<Ownership, StoreError> {
     let path = key.path();
-    let answer = etcd.ask(&wire::put(&path, value, ttl), read_whole).await?;
+    // A second one that comes late would make the key another than the one that was answered with.
+    let answer = etcd.ask_one_by_one(&wire::put(&path, value, ttl), read_whole).await?;
     into_entry(answer, path).map(|entry| entry.ownership)
 }
 

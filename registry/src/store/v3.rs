@@ -290,10 +290,8 @@ impl Watch {
             },
         };
         let line = open.stream.line(patience, REPLY_LIMIT).await?;
-        let Some(line) = line else {
-            self.open = Some(open);
-            return Ok(Poll::Quiet(position.clone()));
-        };
+        // One that is quiet ends here: whoever answers the question for the quorum is asked next.
+        let Some(line) = line else { return Ok(Poll::Quiet(position.clone())) };
         let watched: Watched = wire::decode_message(&line).map_err(|error| open.stream.broken(&error))?;
         if watched.canceled {
             return canceled(&watched, &open.stream);

@@ -4,6 +4,7 @@
 
 pub(crate) mod etcd;
 pub(crate) mod follower;
+pub(crate) mod gate;
 pub(crate) mod script;
 
 use std::time::Duration;

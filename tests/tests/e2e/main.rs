@@ -9,6 +9,7 @@ mod agent_keys;
 mod agent_labels;
 mod agent_life;
 mod agent_way;
+mod cluster;
 mod commands;
 mod demo;
 mod etcd_trouble;
