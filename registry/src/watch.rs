@@ -28,7 +28,7 @@ pub enum Update {
     Event {
         /// The change.
         event: Event,
-        /// etcd's index of it.
+        /// Up to which index of etcd all changes are told with this one.
         index: u64,
     },
     /// etcd cannot be followed now. Told once for an outage, and again when its cause is another; the next
@@ -44,7 +44,8 @@ pub enum Update {
 /// Nothing is ever lost: after a listing the poll begins at the listing's own index, never at "now".
 pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) {
     let pause = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    let mut watcher = Watcher { store, prefix, state: State::Empty, listed: Instant::now(), pause, outage: None };
+    let mut watcher =
+        Watcher { store, prefix, state: State::Empty, listed: Instant::now(), index: 0, pause, outage: None };
     loop {
         let told = tokio::select! {
             () = updates.closed() => return,
@@ -104,6 +105,8 @@ struct Watcher {
     state: State,
     /// When the directory was listed last.
     listed: Instant,
+    /// The index up to which all was told.
+    index: u64,
     /// Grows with each failure, of a list or a poll; only a poll that worked resets it, so that a server whose
     /// listing is good and whose polls fail at once is not asked in a hot loop.
     pause: Backoff,
@@ -124,6 +127,7 @@ impl Watcher {
                 Ok(listing) => {
                     self.outage = None;
                     self.listed = Instant::now();
+                    self.index = listing.position.index();
                     self.state = State::Watching(self.store.changes(&self.prefix, listing.position.clone()));
                     vec![Update::Listing(listing)]
                 }
@@ -132,8 +136,12 @@ impl Watcher {
             State::Watching(changes) => match changes.next().await {
                 Ok(Poll::Events(events, position)) => {
                     self.go_on();
-                    let index = position.index();
-                    events.into_iter().map(|event| Update::Event { event, index }).collect()
+                    // Several may come at once: not before the last one are all of them told.
+                    let before = std::mem::replace(&mut self.index, position.index());
+                    let last = events.len().saturating_sub(1);
+                    let index = |at: usize| if at == last { position.index() } else { before };
+                    let told = events.into_iter().enumerate();
+                    told.map(|(at, event)| Update::Event { event, index: index(at) }).collect()
                 }
                 Ok(Poll::Quiet(_)) => match self.store.confirm(&self.prefix).await {
                     Ok(()) => {
