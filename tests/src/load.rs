@@ -59,13 +59,19 @@ pub struct Load {
 impl Load {
     /// Starts two clients that open a connection for each request and two that keep theirs, each a request every 10 ms.
     pub fn start(address: SocketAddr) -> Load {
+        Load::of(address, "/", 4)
+    }
+
+    /// The same with so many clients, half of which keep their connections, and another path.
+    pub fn of(address: SocketAddr, path: &'static str, clients: usize) -> Load {
         let (stop, stopped) = watch::channel(false);
         let (served, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let clients = [false, false, true, true].map(|keep_alive| {
+        let client = |number: usize| {
             let counts = (Arc::clone(&served), Arc::clone(&failed));
-            tokio::spawn(client(address, keep_alive, stopped.clone(), counts))
-        });
-        Load { stop, served, failed, clients: clients.into() }
+            tokio::spawn(client((address, path), number % 2 == 1, stopped.clone(), counts))
+        };
+        let clients = (0..clients).map(client).collect();
+        Load { stop, served, failed, clients }
     }
 
     /// How many requests failed so far.
@@ -105,7 +111,7 @@ impl Load {
 }
 
 async fn client(
-    address: SocketAddr,
+    (address, path): (SocketAddr, &str),
     keep_alive: bool,
     mut stop: watch::Receiver<bool>,
     (served, failed): (Arc<AtomicU64>, Arc<AtomicU64>),
@@ -116,9 +122,9 @@ async fn client(
     for _ in 0..MOST_REQUESTS {
         let request = async {
             if keep_alive {
-                ask_kept(address, &mut kept).await
+                ask_kept(address, path, &mut kept).await
             } else {
-                http::get(address, "/").await.map_err(|error| error.to_string())
+                http::get(address, path).await.map_err(|error| error.to_string())
             }
         };
         let reply = tokio::time::timeout(REQUEST_LIMIT, request)
@@ -147,12 +153,12 @@ async fn client(
     report
 }
 
-async fn ask_kept(address: SocketAddr, kept: &mut Option<Connection>) -> Result<Reply, String> {
+async fn ask_kept(address: SocketAddr, path: &str, kept: &mut Option<Connection>) -> Result<Reply, String> {
     let mut connection = match kept.take() {
         Some(connection) => connection,
         None => Connection::open(address).await.map_err(|error| error.to_string())?,
     };
-    let reply = connection.exchange("GET", "/", &[], "").await.map_err(|error| error.to_string())?;
+    let reply = connection.exchange("GET", path, &[], "").await.map_err(|error| error.to_string())?;
     // A server that announces the end of the connection has broken no promise.
     if reply.header("connection") != Some("close") {
         *kept = Some(connection);

@@ -11,6 +11,7 @@ mod agent_life;
 mod agent_way;
 mod commands;
 mod demo;
+mod drain;
 mod etcd_trouble;
 mod faults;
 mod harness;
