@@ -606,6 +606,30 @@ async fn v3_keeps_all_keys_of_a_lease_with_two_requests_and_says_what_became_of_
 }
 
 #[tokio::test]
+async fn of_several_changes_at_once_only_the_last_one_says_that_all_are_told() {
+    let etcd = Etcd::start();
+    let store = store_of(ApiChoice::Only(Api::V3), &[&etcd.url()]);
+    let (sender, mut updates) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(registry::watch(store, prefix(), sender));
+    let Update::Listing(listing) = next(&mut updates).await else { panic!("no listing") };
+    let put = |key: &str| format!(r#"{{"request_put":{{"key":"{}","value":"eA=="}}}}"#, base64(key));
+    let puts = format!(r#"{{"success":[{},{}]}}"#, put("/service/10.0.0.1:80"), put("/service/10.0.0.2:80"));
+    v3(&etcd, "kv/txn", &puts).await;
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let Update::Event { index, .. } = next(&mut updates).await else { panic!("no event") };
+        told.push(index);
+    }
+    let before = listing.position.index();
+    assert_eq!(told, [before, before + 1]);
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+#[tokio::test]
 async fn v3_says_that_a_lease_is_gone_and_removal_by_a_range_is_no_expiry() {
     let world = World::start(Kind::V3);
     let store = &world.store;

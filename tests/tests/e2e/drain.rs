@@ -226,6 +226,67 @@ async fn a_discoverer_that_follows_the_directory_above_or_below_is_asked_too() {
     .await;
 }
 
+/// Keeps the key of an instance until it is dropped.
+fn keep(etcd: &Etcd, api: &str, backend: &Backend, agent: &str) -> Registrar {
+    let (url, address) = (etcd.url(), backend.address().to_string());
+    let args =
+        ["static", "--etcd", &url, "--etcd-api", api, "--address", &address, "--name", "shop", "--agent-id", agent];
+    Registrar::start(&[&args[..], &["--ttl", "3s"]].concat())
+}
+
+/// One discoverer follows v2, the other v3; whoever keeps the keys writes both.
+#[tokio::test]
+async fn by_whichever_api_discoverers_follow_they_are_asked() {
+    within(90, async {
+        let etcd = Etcd::start().await;
+        let (mine, others) = (Backend::start("mine").await, Backend::start("others").await);
+        let _kept = [keep(&etcd, "v2,v3", &mine, "mine"), keep(&etcd, "v2,v3", &others, "others")];
+        let discoverer = |api: &str| Discoverer::supervise(&etcd.url()).args(&["--etcd-api", api]).start();
+        let (mut v2, mut v3) = (discoverer("v2"), discoverer("v3"));
+        v2.wait_serves(&["mine", "others"]).await;
+        v3.wait_serves(&["mine", "others"]).await;
+        let held = tokio::spawn(http::get(v3.http(), "/hold"));
+        let other_held = tokio::spawn(http::get(v3.http(), "/hold"));
+        wait_until(SOON, "one is held there", async || match mine.open() {
+            0 => Err("not yet".to_owned()),
+            _ => Ok(()),
+        })
+        .await;
+        let command = |timeout: &'static str| {
+            let args = ["drain", "--all", "--agent-id", "mine", "--etcd-api", "v2,v3", "--wait", "--timeout", timeout];
+            let etcd = &etcd;
+            async move { registrar(etcd, &args).await }
+        };
+        let said = command("2s").await;
+        assert!(said.code == Some(1) && line_of(&said, &v3).ends_with("still has 1 session"), "{said:?}");
+        assert!(line_of(&said, &v2).ends_with(": nothing is left"), "{said:?}");
+        mine.release();
+        others.release();
+        let said = command("20s").await;
+        assert_eq!(said.code, Some(0), "{said:?}");
+        for discoverer in [&mut v2, &mut v3] {
+            assert!(line_of(&said, discoverer).ends_with(": nothing is left"), "{said:?}");
+            discoverer.wait_serves(&["others"]).await;
+        }
+        // Longer than its key lives: who keeps it has taken that in, in both.
+        stays_true(secs(4), "it stays drained", async || {
+            let said = registrar(&etcd, &["list", "--etcd-api", "v3"]).await;
+            let line = said.stdout.lines().find(|line| line.contains(&mine.address().to_string()));
+            if line.is_some_and(|line| line.contains("draining")) { Ok(()) } else { Err(format!("{said:?}")) }
+        })
+        .await;
+        let said = registrar(&etcd, &["undrain", "--all", "--agent-id", "mine", "--etcd-api", "v2,v3"]).await;
+        assert_eq!(said.code, Some(0), "{said:?}");
+        for discoverer in [&mut v2, &mut v3] {
+            discoverer.wait_serves(&["mine", "others"]).await;
+        }
+        for request in [held, other_held] {
+            assert_eq!(request.await.unwrap().unwrap().status, 200);
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn of_two_discoverers_one_that_is_frozen_is_named_and_one_that_is_dead_is_waited_for_as_long_as_its_key_lives() {
     within(120, async {
