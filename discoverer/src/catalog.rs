@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use registry::settings::{HostNames, Mode, SettingError, UrlPath, parse_maxconn, parse_port, parse_switch};
 use registry::{Entry, Event, InstanceAddress, InstanceKey, Listing, Prefix, Record, ServiceName, Status};
 
+use crate::drain::Draining;
 use crate::model::{self, Instance, Service, Services};
 
 /// The weight of an instance whose record names none: HAProxy's own default is 1, which leaves no room below it.
@@ -79,6 +80,10 @@ pub struct Catalog {
     services: Services,
     /// Services left out because another one holds their route.
     shut_out: BTreeMap<ServiceName, String>,
+    /// The keys whose records drain.
+    draining: BTreeSet<InstanceKey>,
+    /// Rises with each change of such a record.
+    drain_changes: u64,
 }
 
 /// One service, seen from the registry.
@@ -161,6 +166,8 @@ impl Catalog {
             routes: BTreeMap::new(),
             services: Services::new(),
             shut_out: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            drain_changes: 0,
         }
     }
 
@@ -179,6 +186,25 @@ impl Catalog {
         let mut all: Vec<_> = keys.chain(settings).chain(routes).collect();
         all.sort();
         all
+    }
+
+    /// The instances that drain, without those whose address a newer container has.
+    pub fn draining(&self) -> Draining {
+        let instance = |key: &InstanceKey| {
+            let members = &self.known.get(key.service())?.members;
+            let member = members.get(key).filter(|member| self.is_newest(key, member))?;
+            debug_assert_eq!(member.record.status, Status::Draining);
+            let is_running = |(key, member): (&InstanceKey, &Member)| {
+                member.record.status == Status::Running && self.is_newest(key, member)
+            };
+            Some((key.address(), !members.iter().any(is_running)))
+        };
+        let mut instances = BTreeMap::new();
+        for (address, is_last) in self.draining.iter().filter_map(instance) {
+            // Of a container in several services it is said where it is the last in one of them.
+            *instances.entry(address).or_insert(false) |= is_last;
+        }
+        Draining { instances, changes: self.drain_changes }
     }
 
     /// Takes a whole listing: what is not in it is gone.
@@ -294,6 +320,7 @@ impl Catalog {
             }
         };
         self.refused.remove(&entry.path);
+        self.note_drain(&key, record.status == Status::Draining);
         let member = Member::new(entry, record);
         let known = self.known.entry(key.service().clone()).or_default();
         if known.members.get(&key) == Some(&member) {
@@ -304,6 +331,12 @@ impl Catalog {
         }
         self.touch(key.address(), touched);
         touched.insert(key.service().clone());
+    }
+
+    /// Keeps in mind which records drain.
+    fn note_drain(&mut self, key: &InstanceKey, drains: bool) {
+        let did = if drains { !self.draining.insert(key.clone()) } else { self.draining.remove(key) };
+        self.drain_changes += u64::from(drains || did);
     }
 
     fn refuse(&mut self, path: &str, reason: &str, outcome: &mut Outcome) {
@@ -334,6 +367,7 @@ impl Catalog {
             return;
         }
         touched.insert(key.service().clone());
+        self.note_drain(key, false);
         self.touch(key.address(), touched);
         if let Some(keys) = self.claims.get_mut(&key.address()) {
             keys.retain(|other| other != key);
@@ -672,6 +706,46 @@ pub(crate) mod tests {
 
     fn removed(below: &str) -> Event {
         Event::Removed { path: format!("/service/{below}"), cause: Cause::Deleted }
+    }
+
+    #[test]
+    fn what_drains_is_told_with_whether_somebody_else_answers_and_counted_also_where_nothing_changes() {
+        const DRAINING: &str = r#"{"status":"draining"}"#;
+        let mut catalog = Catalog::new(options());
+        let now = Instant::now();
+        let seen = |catalog: &Catalog| {
+            let Draining { instances, changes } = catalog.draining();
+            (instances.iter().map(|(address, last)| format!("{address} {last}")).collect::<Vec<_>>(), changes)
+        };
+        catalog.apply(put("web/10.0.0.1:80", "running"), now);
+        catalog.apply(put("web/10.0.0.2:80", "running"), now);
+        assert_eq!(seen(&catalog), (vec![], 0));
+        catalog.apply(put("web/10.0.0.1:80", DRAINING), now);
+        assert_eq!(seen(&catalog), (vec!["10.0.0.1:80 false".to_owned()], 1));
+        // An operator says it again, to know of whom it is heard.
+        catalog.apply(put("web/10.0.0.1:80", DRAINING), now);
+        assert_eq!(seen(&catalog).1, 2);
+        catalog.apply(put("web/10.0.0.2:80", DRAINING), now);
+        assert_eq!(seen(&catalog), (vec!["10.0.0.1:80 true".to_owned(), "10.0.0.2:80 true".to_owned()], 3));
+        catalog.apply(put("web/10.0.0.2:80", "running"), now);
+        assert_eq!(seen(&catalog), (vec!["10.0.0.1:80 false".to_owned()], 4));
+        // A newer container has the address: what drains there is not routed to. It is counted all the same.
+        let newer = r#"{"id":"b","registered":"2026-01-02T03:04:05Z"}"#;
+        catalog.apply(Event::Put(Entry::created("/service/other/10.0.0.1:80", newer, 7)), now);
+        assert_eq!(seen(&catalog), (vec![], 4));
+        catalog.apply(put("web/10.0.0.1:80", DRAINING), now);
+        assert_eq!(seen(&catalog), (vec![], 5));
+        catalog.apply(removed("other/10.0.0.1:80"), now);
+        assert_eq!(seen(&catalog).0, ["10.0.0.1:80 false"]);
+        // Gone, refused, or not listed any more, it drains no longer.
+        catalog.apply(put("web/10.0.0.1:80", "rubbish"), now);
+        assert_eq!(seen(&catalog), (vec![], 6));
+        catalog.apply(put("web/10.0.0.1:80", DRAINING), now);
+        catalog.apply(removed("web/10.0.0.1:80"), now);
+        assert_eq!(seen(&catalog), (vec![], 8));
+        catalog.apply(put("web/10.0.0.1:80", DRAINING), now);
+        catalog.list(listing(&[("web/10.0.0.2:80", "running")]), now);
+        assert_eq!(seen(&catalog), (vec![], 10));
     }
 
     fn listing(entries: &[(&str, &str)]) -> Listing {

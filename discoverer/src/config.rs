@@ -111,7 +111,7 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_HAPROXY", default_value = "haproxy")]
     pub haproxy: PathBuf,
 
-    /// Where sockets, HAProxy's pid and the servers' state are kept
+    /// Where sockets, HAProxy's pid, the servers' state and this discoverer's id are kept
     #[arg(
         long,
         global = true,

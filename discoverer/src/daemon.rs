@@ -8,16 +8,18 @@ use anyhow::{Context, bail};
 use registry::watch::Backoff;
 use registry::{Update, watch as follow_registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::acknowledge::{Speaker, Told};
 use crate::apply::{Applied, Applier, ApplyConfig, ApplyError};
 use crate::catalog::{Catalog, Outcome, Step};
 use crate::compose::{Composer, Reading, Wanted};
 use crate::config::{Flags, UsageError};
-use crate::haproxy::{Layout, Program, Reloader, Runtime, Supervisor, SupervisorHandle};
+use crate::haproxy::{Layout, Program, Reloader, Runtime, Supervisor, SupervisorHandle, Workers};
+use crate::identity::Identity;
 use crate::output::Output;
 use crate::plan::Version;
 use crate::render::{TemplateError, Templates};
@@ -46,6 +48,8 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let (reloader, supervisor) = way_to_haproxy(&flags, &program, version, &mut tasks)?;
     let checker = checker(&program, &flags).await;
     let output = Output::new(&flags.output);
+    let identity = Identity::take(&flags.state_dir)?;
+    let workers = Workers::new(&reloader, flags.runtime_socket());
     let composer = Composer::new(checker.clone(), output.clone(), surroundings(&flags, &program).await);
     let config = ApplyConfig {
         version: version.filter(|_| checker.is_some()),
@@ -65,13 +69,23 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         }
     }
     let (updates, updated) = mpsc::channel(WAITING_UPDATES);
+    let (told, hears) = watch::channel(Told::default());
+    let (id, prefix) = (identity.id.clone(), flags.key.clone());
+    let speaker = Speaker { store: store.clone(), prefix, id, workers };
+    tasks.spawn(speaker.run(hears));
     tasks.spawn(follow_registry(store, flags.key.clone(), updates));
     let (loaded, loads) = mpsc::channel(1);
     tasks.spawn(templates::follow(flags.template.clone(), loaded));
-    info!(key = %flags.key, output = %flags.output.display(), "discoverer started");
+    info!(key = %flags.key, output = %flags.output.display(), id = %identity.id, "discoverer started");
 
     let daemon = Daemon {
-        registry: Registry { catalog: Catalog::new(catalog_options(&flags)), listed: false, unreachable: false },
+        registry: Registry {
+            catalog: Catalog::new(catalog_options(&flags)),
+            listed: false,
+            unreachable: false,
+            index: 0,
+        },
+        told,
         templates: None,
         applier: Applier::new(config, composer),
         pause: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
@@ -173,6 +187,8 @@ async fn start_with_last_file(config: &ApplyConfig, supervisor: &SupervisorHandl
 /// What the loop owns.
 struct Daemon {
     registry: Registry,
+    /// Who hears how far this has come.
+    told: watch::Sender<Told>,
     templates: Option<Reading>,
     applier: Applier,
     pause: Backoff,
@@ -200,6 +216,7 @@ impl Daemon {
                         change.add(self.registry.update(update));
                     }
                     self.changed(change).await;
+                    self.tell();
                 }
                 load = loads.recv() => {
                     let Some(load) = load else { return };
@@ -221,6 +238,18 @@ impl Daemon {
                 () = until(self.apply_at) => self.apply().await,
             }
         }
+    }
+
+    /// Says how far it has come: to be called when HAProxy was told of what has changed. Nobody is woken where nothing of it is
+    /// about what drains.
+    fn tell(&self) {
+        let draining = self.registry.catalog.draining();
+        self.told.send_if_modified(|told| {
+            told.index = self.registry.index;
+            let is_news = told.draining != draining;
+            told.draining = draining;
+            is_news
+        });
     }
 
     /// Tells HAProxy of a change: in short where that is possible, and the whole follows right behind.
@@ -320,6 +349,8 @@ struct Registry {
     /// Nothing is applied before the first whole list.
     listed: bool,
     unreachable: bool,
+    /// The last index of etcd that was told.
+    index: u64,
 }
 
 impl Registry {
@@ -331,11 +362,15 @@ impl Registry {
                     info!(keys = listing.entries.len(), "registry connected");
                 }
                 self.unreachable = false;
+                self.index = listing.position.index();
                 let is_first = !std::mem::replace(&mut self.listed, true);
                 let change = self.change(|catalog| catalog.list(listing, now));
                 if is_first { Change::More } else { change }
             }
-            Update::Event { event, .. } => self.change(|catalog| catalog.apply(event, now)),
+            Update::Event { event, index } => {
+                self.index = index;
+                self.change(|catalog| catalog.apply(event, now))
+            }
             Update::Unreachable { error } => {
                 warn!(error, "registry unreachable; HAProxy keeps what it has");
                 self.unreachable = true;

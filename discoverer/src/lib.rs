@@ -1,17 +1,21 @@
 //! The discoverer: what is registered in etcd becomes what HAProxy runs.
 //!
-//! `catalog`, `render`, `plan`, `readback` and `blame` decide and do no I/O; `haproxy`, `output` and `templates` do and decide
-//! nothing. `apply` owns the way to HAProxy; the loop in `daemon` owns the catalog.
+//! `catalog`, `render`, `plan`, `readback`, `drain` and `blame` decide and do no I/O; `haproxy`, `output` and `templates` do and decide
+//! nothing. `apply` owns the way to HAProxy; the loop in `daemon` owns the catalog, and `acknowledge` says in
+//! etcd how far it has come.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod acknowledge;
 pub mod apply;
 pub mod blame;
 pub mod catalog;
 pub mod compose;
 pub mod config;
 mod daemon;
+pub mod drain;
 pub mod haproxy;
+mod identity;
 pub mod init;
 pub mod logging;
 pub mod model;

@@ -4,6 +4,7 @@
 
 mod agent;
 mod commands;
+mod drain;
 mod sidekick;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ use registry::{AddressError, Api, ApiChoice, EndpointList, InstanceAddress, Stor
 pub(crate) use agent::is_agent_id;
 pub use agent::{AgentConfig, CheckFlags, ScopeFlags};
 pub use commands::{CompletionsConfig, ExplainConfig, ListConfig, ManConfig, StaticCheck, StaticConfig};
+pub use drain::{DrainConfig, LimitFlags, StopConfig, TargetFlags, UndrainConfig, WhichFlags};
 pub use sidekick::{Check, Config};
 
 /// What the program was called to do.
@@ -36,6 +38,9 @@ pub enum Command {
     Agent(AgentConfig),
     List(ListConfig),
     Explain(ExplainConfig),
+    Drain(DrainConfig),
+    Undrain(UndrainConfig),
+    Stop(StopConfig),
     Static(StaticConfig),
     Completions(CompletionsConfig),
     Man(ManConfig),
@@ -79,6 +84,9 @@ impl Program {
                 Command::Agent(config) => Some(&config.log),
                 Command::List(config) => Some(&config.log),
                 Command::Explain(config) => Some(&config.log),
+                Command::Drain(config) => Some(&config.target.log),
+                Command::Undrain(config) => Some(&config.target.log),
+                Command::Stop(config) => Some(&config.target.log),
                 Command::Static(config) => Some(&config.log),
                 Command::Completions(_) | Command::Man(_) => None,
             },
@@ -126,6 +134,11 @@ impl EtcdFlags {
         options.request_timeout = self.etcd_timeout;
         options.api = self.etcd_api.first;
         options
+    }
+
+    /// What each store is made with that keys are kept in.
+    pub fn all_store_options(&self) -> Vec<StoreOptions> {
+        [Some(self.store_options()), self.second_store_options()].into_iter().flatten().collect()
     }
 
     /// What the store is made with that is written too; `None` where there is only one.
@@ -388,8 +401,15 @@ mod tests {
     fn every_flag_has_its_environment_variable() {
         fn check(command: &clap::Command) {
             for arg in command.get_arguments() {
-                let Some(flag) = arg.get_long().filter(|flag| !matches!(*flag, "help" | "version")) else { continue };
-                let expected = format!("REGISTRAR_{}", flag.to_uppercase().replace('-', "_"));
+                // Whom a command is about is said when it is called.
+                let is_plain = |flag: &&str| !matches!(*flag, "help" | "version" | "all");
+                let Some(flag) = arg.get_long().filter(is_plain) else { continue };
+                let name = match (command.get_name(), flag) {
+                    // An agent's variables say something else by that name.
+                    ("drain" | "stop", "timeout") => "drain-timeout",
+                    (_, flag) => flag,
+                };
+                let expected = format!("REGISTRAR_{}", name.to_uppercase().replace('-', "_"));
                 assert_eq!(arg.get_env().unwrap().to_str(), Some(expected.as_str()));
                 assert!(arg.get_help().is_some(), "--{flag} is not explained");
             }

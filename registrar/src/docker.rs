@@ -1,5 +1,5 @@
-//! Asks Docker about containers over its unix socket. Edge: it reads, and changes nothing there; a check by exec is
-//! all that it ever has done in a container.
+//! Asks Docker about containers over its unix socket. Edge: it reads, and changes nothing there, but that it has a check
+//! by exec done in a container, and for `registrar stop` ends one.
 
 pub mod events;
 
@@ -23,6 +23,11 @@ use crate::own::{Candidate, Traces, is_this};
 
 /// The limit on one request. Docker inspects in milliseconds, but may be busy with the start of many containers.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long Docker lets a container end that says nothing of that (Docker Engine API 1.41, `/containers/{id}/stop`).
+const STOP_TIME: Duration = Duration::from_secs(10);
+/// How long Docker may take beyond that to kill it, and to take its network and file system away.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether a command has ended that has closed its output.
 const EXEC_PAUSE: Duration = Duration::from_millis(50);
@@ -139,6 +144,19 @@ impl Client {
         Ok(self.ask("list containers", "", self.docker.list_containers(None)).await?)
     }
 
+    /// Ends a container as `docker stop` does, and waits for its end.
+    ///
+    /// # Errors
+    /// As [`Client::inspect`].
+    pub async fn stop(&self, container: &ContainerInspectResponse) -> Result<(), DockerError> {
+        let id = container.id.as_deref().unwrap_or_default();
+        let time = container.config.as_ref().and_then(|config| config.stop_timeout);
+        let time = time.map_or(STOP_TIME, |seconds| Duration::from_secs(seconds.try_into().unwrap_or(0)));
+        let limit = time + STOP_LIMIT;
+        let patient = self.docker.clone().with_timeout(limit);
+        Ok(self.ask_within(limit, "stop container", id, patient.stop_container(id, None)).await?)
+    }
+
     /// Prepares to run a command in a container. Gives by what it is known.
     ///
     /// # Errors
@@ -203,8 +221,18 @@ impl Client {
         name: &str,
         answer: impl Future<Output = Result<T, Bollard>>,
     ) -> Result<T, Trouble> {
-        let answer = timeout(REQUEST_LIMIT, answer).await;
-        answer.map_err(|_| Trouble::Other(too_slow(&self.socket)))?.map_err(|error| match error {
+        self.ask_within(REQUEST_LIMIT, what, name, answer).await
+    }
+
+    async fn ask_within<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        name: &str,
+        answer: impl Future<Output = Result<T, Bollard>>,
+    ) -> Result<T, Trouble> {
+        let answer = timeout(limit, answer).await;
+        answer.map_err(|_| Trouble::Other(too_slow_within(&self.socket, limit)))?.map_err(|error| match error {
             Bollard::DockerResponseServerError { status_code, message } => {
                 let asked = format!("{what} {name}").trim_end().to_owned();
                 let refused = DockerError::Refused {
@@ -268,7 +296,11 @@ fn no_answer(socket: &Path, error: &(dyn std::error::Error + 'static)) -> Docker
 }
 
 fn too_slow(socket: &Path) -> DockerError {
-    let what = format!("nothing came within {}", humantime::format_duration(REQUEST_LIMIT));
+    too_slow_within(socket, REQUEST_LIMIT)
+}
+
+fn too_slow_within(socket: &Path, limit: Duration) -> DockerError {
+    let what = format!("nothing came within {}", humantime::format_duration(limit));
     DockerError::NoAnswer { socket: socket.to_owned(), what }
 }
 

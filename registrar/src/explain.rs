@@ -86,7 +86,7 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
         }
     };
     explanation.add_container(&container);
-    let id = host::known_id(&config.scope);
+    let id = host::known_id(config.scope.agent_id.as_deref(), &config.scope.state_dir);
     let scope = match host::scope(&config.scope, id.clone().unwrap_or_else(|| "unknown".to_owned()), None).await {
         Ok(scope) => scope,
         Err(error) => {

@@ -134,10 +134,10 @@ pub fn id(flags: &ScopeFlags) -> Result<String, IdError> {
     flags.agent_id.clone().map_or_else(|| agent_id(&flags.state_dir), Ok)
 }
 
-/// The id of the agent on this host, as far as it is known: nothing is written.
-pub fn known_id(flags: &ScopeFlags) -> Option<String> {
-    let read = || std::fs::read_to_string(flags.state_dir.join(ID_FILE)).ok().map(|text| text.trim().to_owned());
-    flags.agent_id.clone().or_else(read).filter(|id| crate::config::is_agent_id(id))
+/// The id of the agent on this host, as far as it is known: the one `given`, else the one in the directory. Nothing is written.
+pub fn known_id(given: Option<&str>, state_dir: &Path) -> Option<String> {
+    let read = || std::fs::read_to_string(state_dir.join(ID_FILE)).ok().map(|text| text.trim().to_owned());
+    given.map(str::to_owned).or_else(read).filter(|id| crate::config::is_agent_id(id))
 }
 
 /// The id by which the agent on this host knows its own keys: from the directory, where a new one is put the first time.

@@ -5,8 +5,8 @@
 //! etcd.
 //!
 //! The daemons own all state, and do what the pure rooms say: `sidekick` for the container it is in, `agent` for all
-//! containers of a host, `fixed` for what does not run in Docker. `list` and `explain` look and change nothing; `manual`
-//! writes the manual pages. `config` is the command line.
+//! containers of a host, `fixed` for what does not run in Docker. `list` and `explain` look and change nothing; `drain` changes
+//! what others keep; `manual` writes the manual pages. `config` is the command line.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -14,6 +14,7 @@ pub mod agent;
 mod ask;
 pub mod config;
 pub mod docker;
+pub mod drain;
 pub mod explain;
 pub mod fixed;
 pub mod health;

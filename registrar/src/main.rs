@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use jiff::Timestamp;
 use registrar::config::{Command, LogFlags, LogFormat, Program};
-use registrar::{Traces, agent, docker, explain, fixed, list, manual, run};
+use registrar::{Traces, agent, docker, drain, explain, fixed, list, manual, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
@@ -50,6 +50,11 @@ fn serve(program: Program) -> anyhow::Result<ExitCode> {
                     print(explanation.to_string().as_bytes())?;
                     return Ok(if explanation.is_registered() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
                 }
+                Command::Drain(config) => return done(&drain::drain(&config).await?, config.target.json),
+                Command::Undrain(config) => return done(&drain::undrain(&config).await?, config.target.json),
+                Command::Stop(config) => {
+                    done(&drain::stop(&config).await?, config.target.json)?;
+                }
                 Command::Completions(config) => print(&manual::completions(config.shell))?,
                 Command::Man(config) => {
                     let directory = config.directory;
@@ -62,6 +67,12 @@ fn serve(program: Program) -> anyhow::Result<ExitCode> {
     // A name that is still being resolved must not hold up the end.
     runtime.shutdown_background();
     result
+}
+
+/// Prints what was done. Fails where somebody was waited for in vain.
+fn done(report: &drain::Report, as_json: bool) -> anyhow::Result<ExitCode> {
+    print(if as_json { report.to_json()? + "\n" } else { report.to_string() }.as_bytes())?;
+    Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Waits for SIGTERM or SIGINT, from now on.

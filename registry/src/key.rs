@@ -133,6 +133,16 @@ impl Prefix {
         format!("/{}", self.text)
     }
 
+    /// The directory of the same name below one that is hidden, which nobody can give as a prefix.
+    pub(crate) fn below_hidden(&self, hidden: &str) -> Self {
+        Self { text: format!("{hidden}/{}", self.text).into(), service: self.service.clone() }
+    }
+
+    /// The directory that this one lies in; none where it is the first.
+    pub fn parent(&self) -> Option<Self> {
+        self.text.rsplit_once('/').and_then(|(parent, _)| parent.parse().ok())
+    }
+
     /// The service that instances in the flat layout belong to: the last segment.
     pub fn service_name(&self) -> &ServiceName {
         &self.service

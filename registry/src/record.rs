@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The largest value that is read, in bytes.
 pub const VALUE_LIMIT: usize = 64 * 1024;
 /// The most characters an id, a name, a host or a tag may have.
-const TEXT_LIMIT: usize = 256;
+pub(crate) const TEXT_LIMIT: usize = 256;
 /// The most characters the value of an attribute may have.
 const ATTRIBUTE_LIMIT: usize = 1024;
 /// The most tags, and the most attributes, of one instance.
@@ -148,7 +148,7 @@ impl Record {
     }
 }
 
-fn check_text(field: &'static str, text: &str, limit: usize) -> Result<(), RecordError> {
+pub(crate) fn check_text(field: &'static str, text: &str, limit: usize) -> Result<(), RecordError> {
     if text.chars().count() > limit || text.chars().any(char::is_control) {
         return Err(RecordError::Text { field, limit });
     }

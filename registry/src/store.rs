@@ -20,6 +20,7 @@ use url::Url;
 pub use api::{Api, ApiChoice};
 pub use endpoints::{EndpointError, EndpointList, parse_endpoints, use_ring};
 
+use crate::acknowledgement::{self, DiscovererId};
 use crate::key::{InstanceKey, Prefix};
 use endpoints::Endpoints;
 use memory::Memory;
@@ -477,16 +478,47 @@ impl Store {
     }
 
     /// Changes the value of somebody's key, as it was read, and leaves the key to whoever keeps it: its owner finds the new
-    /// value when it keeps the key the next time.
+    /// value when it keeps the key the next time. Gives the index of the change.
     ///
     /// # Errors
     /// [`StoreError::Lost`] where it is gone, [`StoreError::Contended`] where it is no longer as it was read.
-    pub async fn amend(&self, key: &InstanceKey, value: &str, entry: &Entry) -> Result<(), StoreError> {
+    pub async fn amend(&self, key: &InstanceKey, value: &str, entry: &Entry) -> Result<u64, StoreError> {
         match self.way().await? {
             Way::V2(etcd) => v2::amend(etcd, key, value, entry).await,
             Way::V3(etcd) => v3::amend(etcd, key, value, entry).await,
             Way::Memory(memory) => memory.amend(key, value, entry),
         }
+    }
+
+    /// Says what a discoverer of this prefix has to say (see [`acknowledgement`]), for as long as the lease lives; nobody who
+    /// follows the prefix is woken.
+    pub async fn publish(
+        &self,
+        prefix: &Prefix,
+        id: &DiscovererId,
+        value: &str,
+        lease: &Lease,
+    ) -> Result<(), StoreError> {
+        let path = acknowledgement::path(prefix, id);
+        match self.way().await? {
+            Way::V2(etcd) => v2::write(etcd, path, value, lease.ttl).await.map(drop),
+            Way::V3(etcd) => v3::write(etcd, &path, value, lease.id).await.map(drop),
+            Way::Memory(memory) => {
+                memory.write(path, value, lease.ttl);
+                Ok(())
+            }
+        }
+    }
+
+    /// What the discoverers say that are there now, of those who follow this prefix or a longer one that begins with it: what
+    /// each follows, who it is, and its value as stored; sorted by path.
+    pub async fn published(&self, prefix: &Prefix) -> Result<Vec<(Prefix, DiscovererId, String)>, StoreError> {
+        let listing = self.list(&acknowledgement::directory(prefix)).await?;
+        let read = |entry: Entry| {
+            let (prefix, id) = acknowledgement::parse_path(&entry.path)?;
+            Some((prefix, id, entry.value))
+        };
+        Ok(listing.entries.into_iter().filter_map(read).collect())
     }
 
     /// Deletes the key if it is still ours.

@@ -34,7 +34,7 @@ pub enum Update {
     Event {
         /// The change.
         event: Event,
-        /// etcd's index of it.
+        /// Up to which index of etcd all changes are told with this one.
         index: u64,
     },
     /// etcd cannot be followed now. Told once for an outage, and again when its cause is another; the next
@@ -49,9 +49,15 @@ pub enum Update {
 ///
 /// Nothing is ever lost: after a listing the poll begins at the listing's own index, never at "now".
 pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) {
+    watch_since(store, prefix, None, updates).await;
+}
+
+/// As [`watch`] for one who knows what was there at a position: what etcd still knows of the changes since then is told before
+/// the first listing, so that what was deleted is told from what expired.
+pub async fn watch_since(store: Store, prefix: Prefix, since: Option<Position>, updates: mpsc::Sender<Update>) {
     let pause = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     let mut watcher =
-        Watcher { store, prefix, state: State::Empty, listed: Instant::now(), told: None, pause, outage: None };
+        Watcher { store, prefix, state: State::Empty, since, index: 0, listed: Instant::now(), pause, outage: None };
     loop {
         let told = tokio::select! {
             () = updates.closed() => return,
@@ -111,8 +117,10 @@ struct Watcher {
     state: State,
     /// When the directory was listed last.
     listed: Instant,
-    /// Up to where all changes have been told, after a failure.
-    told: Option<Position>,
+    /// Up to where all changes have been told, if there may be a gap behind it.
+    since: Option<Position>,
+    /// The index up to which all was told.
+    index: u64,
     /// Grows with each failure, of a list or a poll; only a poll that worked resets it, so that a server whose
     /// listing is good and whose polls fail at once is not asked in a hot loop.
     pause: Backoff,
@@ -133,8 +141,9 @@ impl Watcher {
                 Ok(listing) => {
                     self.outage = None;
                     self.listed = Instant::now();
-                    self.state = State::Watching(self.store.changes(&self.prefix, listing.position.clone()));
                     let mut told = self.missed(&listing).await;
+                    self.index = listing.position.index();
+                    self.state = State::Watching(self.store.changes(&self.prefix, listing.position.clone()));
                     told.push(Update::Listing(listing));
                     told
                 }
@@ -143,8 +152,7 @@ impl Watcher {
             State::Watching(changes) => match changes.next().await {
                 Ok(Poll::Events(events, position)) => {
                     self.go_on();
-                    let index = position.index();
-                    events.into_iter().map(|event| Update::Event { event, index }).collect()
+                    self.tell(events, position.index())
                 }
                 Ok(Poll::Quiet(_)) => match self.store.confirm(&self.prefix).await {
                     Ok(()) => {
@@ -155,7 +163,7 @@ impl Watcher {
                 },
                 Ok(Poll::ListAgain(reason)) => {
                     info!(%reason, prefix = %self.prefix, "listing the directory again");
-                    self.told = Some(changes.position().clone());
+                    self.since = Some(changes.position().clone());
                     self.state = State::Failed(self.pause.pause());
                     Vec::new()
                 }
@@ -172,24 +180,35 @@ impl Watcher {
         }
     }
 
-    /// What happened up to a listing, as far as etcd still knows. A listing does not tell what was removed from what expired,
-    /// and when a member dies many changes may lie between the last poll and the listing.
+    /// Tells of events after which all is told up to an index. Several may come at once: not before the last one are all of
+    /// them told.
+    fn tell(&mut self, events: Vec<Event>, index: u64) -> Vec<Update> {
+        let before = std::mem::replace(&mut self.index, index);
+        let last = events.len().saturating_sub(1);
+        let told = events.into_iter().enumerate();
+        told.map(|(at, event)| Update::Event { event, index: if at == last { index } else { before } }).collect()
+    }
+
+    /// What happened up to a listing, as far as etcd still knows and tells it without a break: a beginning of it is as true as
+    /// all of it, since the listing follows. A listing does not tell what was removed from what expired, and when a member dies
+    /// many changes may lie between the last poll and the listing.
     async fn missed(&mut self, listing: &Listing) -> Vec<Update> {
         let mut told = Vec::new();
         let listed = &listing.position;
-        let Some(from) = self.told.take().filter(|from| from.cluster_id() == listed.cluster_id()) else { return told };
+        let Some(from) = self.since.take().filter(|from| from.cluster_id() == listed.cluster_id()) else { return told };
         let mut changes = self.store.changes(&self.prefix, from);
         let has = |path: &str| listing.entries.binary_search_by(|entry| entry.path.as_str().cmp(path)).is_ok();
         let _what_came_in_time = timeout(MISSED_LIMIT, async {
             while changes.position().index() < listed.index() {
                 let poll = timeout(MISSED_WAIT, changes.next()).await;
                 let Ok(Ok(Poll::Events(mut events, position))) = poll else { return };
-                let index = position.index();
+                let mut index = position.index();
                 if index > listed.index() {
                     // Some of it may have happened after the listing, and is told again after it.
                     events.retain(|event| matches!(event, Event::Removed { path, .. } if !has(path)));
+                    index = self.index;
                 }
-                told.extend(events.into_iter().map(|event| Update::Event { event, index }));
+                told.extend(self.tell(events, index));
             }
         })
         .await;
@@ -198,7 +217,7 @@ impl Watcher {
 
     fn failed(&mut self, error: &StoreError) -> Vec<Update> {
         if let State::Watching(changes) = &self.state {
-            self.told = Some(changes.position().clone());
+            self.since = Some(changes.position().clone());
         }
         self.state = State::Failed(self.pause.pause());
         let error = error.to_string();

@@ -4,18 +4,19 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use registry::{
-    Api, ApiChoice, Cause, Deleted, Event, InstanceKey, Lease, Poll, Prefix, Reason, Store, StoreError, Update, watch,
+    Api, ApiChoice, Cause, Deleted, DiscovererId, Event, InstanceKey, Lease, Poll, Prefix, Reason, Store, StoreError,
+    Update, watch,
 };
 use support::etcd::Etcd;
 use support::follower::{Follower, Known};
 use support::gate::Gate;
 use support::script::{Server, Step};
-use support::{TTL, keep, next, poll, put, store_of};
+use support::{DEADLINE, TTL, keep, next, poll, put, store_of};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -120,6 +121,8 @@ macro_rules! on {
 
 on! {
     V2 in v2:
+        a_value_that_somebody_amends_is_one_event_at_the_index_that_is_given
+        what_discoverers_publish_is_seen_by_those_who_ask_for_it_and_wakes_nobody_else
         what_is_put_is_listed_and_read_and_an_absent_directory_is_empty
         create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one
         keeping_a_key_wakes_nobody
@@ -133,6 +136,8 @@ on! {
         an_etcd_wiped_and_started_anew_is_noticed_and_followed
         a_write_whose_reply_was_lost_is_known_as_ones_own;
     V3 in v3:
+        a_value_that_somebody_amends_is_one_event_at_the_index_that_is_given
+        what_discoverers_publish_is_seen_by_those_who_ask_for_it_and_wakes_nobody_else
         what_is_put_is_listed_and_read_and_an_absent_directory_is_empty
         create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one
         keeping_a_key_wakes_nobody
@@ -146,6 +151,8 @@ on! {
         an_etcd_wiped_and_started_anew_is_noticed_and_followed
         a_write_whose_reply_was_lost_is_known_as_ones_own;
     Memory in memory:
+        a_value_that_somebody_amends_is_one_event_at_the_index_that_is_given
+        what_discoverers_publish_is_seen_by_those_who_ask_for_it_and_wakes_nobody_else
         what_is_put_is_listed_and_read_and_an_absent_directory_is_empty
         create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one
         keeping_a_key_wakes_nobody
@@ -215,6 +222,70 @@ async fn create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one(wor
     assert!(matches!(kept, Err(StoreError::Lost { .. })), "{kept:?}");
     assert!(matches!(other.update(&key, "x", &others, &second).await, Err(StoreError::Lost { .. })));
     assert!(matches!(other.amend(&key, "x", &read).await, Err(StoreError::Lost { .. })));
+}
+
+async fn a_value_that_somebody_amends_is_one_event_at_the_index_that_is_given(world: World) {
+    let (store, other) = (&world.store, world.other());
+    let key = key("web/10.0.0.1:80");
+    put(store, &key, "one").await.unwrap();
+    let from = store.list(&prefix()).await.unwrap().position;
+    let mut before = from.index();
+    for value in ["two", "two"] {
+        let entry = other.get(&key).await.unwrap().unwrap();
+        let index = other.amend(&key, value, &entry).await.unwrap();
+        assert!(index > before, "also where it says so already");
+        before = index;
+    }
+    let mut changes = store.changes(&prefix(), from);
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let Poll::Events(events, position) = changes.next().await.unwrap() else { panic!("no event") };
+        seen.extend(events);
+        assert!(position.index() <= before && (seen.len() < 2 || position.index() == before), "{position:?}");
+    }
+    assert!(seen.iter().all(|event| matches!(event, Event::Put(entry) if entry.value == "two")), "{seen:?}");
+}
+
+async fn what_discoverers_publish_is_seen_by_those_who_ask_for_it_and_wakes_nobody_else(world: World) {
+    let store = &world.store;
+    let (short, long): (Prefix, Prefix) = ("prod".parse().unwrap(), "prod/web".parse().unwrap());
+    assert_eq!(store.published(&short).await, Ok(Vec::new()));
+    let [one, two] = ["lb-1:a", "lb-2:b"].map(|id| id.parse::<DiscovererId>().unwrap());
+    let from = store.list(&short).await.unwrap().position;
+    let lease = world.lease().await;
+    store.publish(&short, &two, "2", &lease).await.unwrap();
+    store.publish(&short, &one, "1", &lease).await.unwrap();
+    store.publish(&long, &one, "other", &lease).await.unwrap();
+    store.publish(&short, &one, "1 again", &lease).await.unwrap();
+    // Nothing else need be kept with that lease.
+    assert_eq!(store.keep(&[], &lease).await, Ok(Vec::new()));
+    let said = |prefix: &Prefix, id: &DiscovererId, value: &str| (prefix.clone(), id.clone(), value.to_owned());
+    let all = vec![said(&short, &one, "1 again"), said(&short, &two, "2"), said(&long, &one, "other")];
+    assert_eq!(store.published(&short).await, Ok(all));
+    assert_eq!(store.published(&long).await, Ok(vec![said(&long, &one, "other")]));
+    assert_eq!(store.published(&"pro".parse().unwrap()).await, Ok(Vec::new()));
+    assert_eq!(store.list(&short).await.unwrap().entries, Vec::new());
+    let key = InstanceKey::parse(&short, "/prod/10.0.0.1:80").unwrap();
+    put(store, &key, "running").await.unwrap();
+    let mut changes = store.changes(&short, from);
+    let events = loop {
+        match changes.next().await.unwrap() {
+            Poll::Events(events, _) if events.is_empty() => {}
+            Poll::Quiet(_) => {}
+            Poll::Events(events, _) => break events,
+            Poll::ListAgain(reason) => panic!("{reason}"),
+        }
+    };
+    assert!(matches!(&events[..], [Event::Put(entry)] if entry.path == key.path()), "{events:?}");
+
+    // One who says nothing any more is gone.
+    let short_lived = store.grant(Duration::from_secs(1)).await.unwrap();
+    store.publish(&short, &two, "2", &short_lived).await.unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while store.published(&short).await.unwrap().len() == 3 {
+        assert!(Instant::now() < deadline, "it does not go");
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn keeping_a_key_wakes_nobody(world: World) {
@@ -584,6 +655,30 @@ async fn v3_keeps_all_keys_of_a_lease_with_two_requests_and_says_what_became_of_
     store.give_back(&lease).await.unwrap();
     let found = store.keep(&tied, &newer).await.unwrap();
     assert!(found.iter().all(|kept| kept.as_ref().unwrap().value.is_none()), "{found:?}");
+}
+
+#[tokio::test]
+async fn of_several_changes_at_once_only_the_last_one_says_that_all_are_told() {
+    let etcd = Etcd::start();
+    let store = store_of(ApiChoice::Only(Api::V3), &[&etcd.url()]);
+    let (sender, mut updates) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(registry::watch(store, prefix(), sender));
+    let Update::Listing(listing) = next(&mut updates).await else { panic!("no listing") };
+    let put = |key: &str| format!(r#"{{"request_put":{{"key":"{}","value":"eA=="}}}}"#, base64(key));
+    let puts = format!(r#"{{"success":[{},{}]}}"#, put("/service/10.0.0.1:80"), put("/service/10.0.0.2:80"));
+    v3(&etcd, "kv/txn", &puts).await;
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let Update::Event { index, .. } = next(&mut updates).await else { panic!("no event") };
+        told.push(index);
+    }
+    let before = listing.position.index();
+    assert_eq!(told, [before, before + 1]);
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
 }
 
 #[tokio::test]

@@ -91,16 +91,16 @@ pub struct Load {
 impl Load {
     /// Starts two clients that open a connection for each request and two that keep theirs, each a request every 10 ms.
     pub fn start(address: SocketAddr) -> Load {
-        Load::start_with(address, 4)
+        Load::of(address, "/", 4)
     }
 
-    /// The same with another number of clients, of whom every other keeps its connection.
-    pub fn start_with(address: SocketAddr, clients: usize) -> Load {
+    /// The same with so many clients, of whom every other keeps its connection, and another path.
+    pub fn of(address: SocketAddr, path: &'static str, clients: usize) -> Load {
         let (stop, stopped) = watch::channel(false);
         let (served, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let client = |number: usize| {
             let counts = (Arc::clone(&served), Arc::clone(&failed));
-            tokio::spawn(client(address, number % 2 == 1, stopped.clone(), counts))
+            tokio::spawn(client((address, path), number % 2 == 1, stopped.clone(), counts))
         };
         let clients = (0..clients).map(client).collect();
         Load { stop, served, failed, clients }
@@ -143,7 +143,7 @@ impl Load {
 }
 
 async fn client(
-    address: SocketAddr,
+    (address, path): (SocketAddr, &str),
     keep_alive: bool,
     mut stop: watch::Receiver<bool>,
     (served, failed): (Arc<AtomicU64>, Arc<AtomicU64>),
@@ -153,8 +153,9 @@ async fn client(
     let mut kept = None;
     for _ in 0..MOST_REQUESTS {
         let after = start.elapsed();
-        let request =
-            async { if keep_alive { ask_kept(address, &mut kept).await } else { http::get(address, "/").await } };
+        let request = async {
+            if keep_alive { ask_kept(address, path, &mut kept).await } else { http::get(address, path).await }
+        };
         let late = || io::Error::new(ErrorKind::TimedOut, format!("no reply in {REQUEST_LIMIT:?}"));
         let reply = tokio::time::timeout(REQUEST_LIMIT, request).await.unwrap_or_else(|_| Err(late()));
         let (kind, what) = match reply {
@@ -186,12 +187,12 @@ async fn client(
     report
 }
 
-async fn ask_kept(address: SocketAddr, kept: &mut Option<Connection>) -> io::Result<Reply> {
+async fn ask_kept(address: SocketAddr, path: &str, kept: &mut Option<Connection>) -> io::Result<Reply> {
     let mut connection = match kept.take() {
         Some(connection) => connection,
         None => Connection::open(address).await?,
     };
-    let reply = connection.exchange("GET", "/", &[], "").await?;
+    let reply = connection.exchange("GET", path, &[], "").await?;
     // A server that announces the end of the connection has broken no promise.
     if reply.header("connection") != Some("close") {
         *kept = Some(connection);

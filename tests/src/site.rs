@@ -114,7 +114,7 @@ impl Site {
         })
         .await;
         let eye = Eye::open(discoverer.runtime_socket(), wanted);
-        let load = Load::start_with(discoverer.http(), CLIENTS);
+        let load = Load::of(discoverer.http(), "/", CLIENTS);
         load.wait_served(100).await;
         let (churn, changing) = (Churn::default(), Arc::new(changing));
         Site { cluster, discoverer, agent, docker, steady, changing, churn, eye, load, _haproxy: haproxy }

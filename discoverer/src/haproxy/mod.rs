@@ -1,6 +1,7 @@
 //! The edge to HAProxy: its program, its sockets, its process. It carries out and reports; it decides nothing.
 
 mod check;
+mod loads;
 mod reload;
 mod runtime;
 mod servers;
@@ -8,6 +9,7 @@ mod socket;
 mod supervise;
 
 pub use check::{CheckError, Program};
+pub use loads::{ServerLoad, WorkerLoad, Workers};
 pub use reload::{ReloadError, Reloader, running_version};
 pub use runtime::{Command, Runtime, RuntimeError, Worker, is_deleted};
 pub use servers::{AdminState, Kept, ServerState, parse_servers, with_wanted_states};

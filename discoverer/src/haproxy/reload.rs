@@ -180,6 +180,36 @@ pub(super) fn parse_processes(reply: &str) -> Option<Processes> {
     Some(Processes { most_survived, reloads, failed, has_worker: !workers(current).is_empty() })
 }
 
+/// A worker in what the master says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WorkerProcess {
+    pub(super) pid: u32,
+    /// A reload has left it.
+    pub(super) is_old: bool,
+}
+
+/// The workers in the reply to `show proc` of the master CLI; none where it is no such reply.
+pub(super) fn parse_workers(reply: &str) -> Option<Vec<WorkerProcess>> {
+    parse_processes(reply)?;
+    let (current, old) = reply.split_once("# old workers").unwrap_or((reply, ""));
+    let mut workers = Vec::new();
+    for (lines, is_old) in [(current, false), (old, true)] {
+        for mut words in lines.lines().map(str::split_whitespace) {
+            if let (Some(pid), Some("worker")) = (words.next(), words.next()) {
+                workers.push(WorkerProcess { pid: pid.parse().ok()?, is_old });
+            }
+        }
+    }
+    Some(workers)
+}
+
+/// Whether a reload has left workers that cannot be asked through HAProxy's master, as far as that can be seen.
+pub(super) fn old_workers(reloader: &Reloader) -> bool {
+    let Reloader::Pidfile { path, .. } = reloader else { return false };
+    let workers = master_in(path).ok().and_then(children);
+    workers.is_some_and(|workers| workers.len() > 1)
+}
+
 /// The version of the master behind a master CLI, such as `2.6.12`; none where it does not say.
 pub async fn running_version(master_socket: &Path) -> Option<String> {
     let reply = ask(master_socket, "show proc", VERSION_LIMIT).await.ok()?;
@@ -328,6 +358,9 @@ mod tests {
         let old =
             format!("{SHOW_PROC_2_6}# old workers\n9 worker 12 0d00h00m09s 2.6.12\n8 worker 3 0d00h00m05s 2.6.12\n");
         assert_eq!(parse_processes(&old).unwrap().most_survived, 12);
+        let workers: Vec<_> = parse_workers(&old).unwrap().iter().map(|worker| (worker.pid, worker.is_old)).collect();
+        assert_eq!(workers, [(8690, false), (9, true), (8, true)]);
+        assert_eq!(parse_workers("Unknown command"), None);
         assert_eq!(parse_processes("Unknown command"), None);
         assert_eq!(parse_processes(""), None);
     }

@@ -268,7 +268,7 @@ impl Runtime {
     }
 }
 
-fn unknown(command: &str, reply: &str) -> RuntimeError {
+pub(super) fn unknown(command: &str, reply: &str) -> RuntimeError {
     RuntimeError::Reply { command: command.to_owned(), reply: reply.chars().take(SHOWN_LIMIT).collect() }
 }
 

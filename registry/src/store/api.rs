@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tracing::{error, info};
 
 use super::endpoints::{Body, Content, Endpoints, Reply, Request};
@@ -15,7 +15,8 @@ use super::{StoreError, v2};
 const GRACE: Duration = Duration::from_millis(500);
 
 /// One of etcd's APIs. Each holds its own keys: what is written by one is not seen by the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Api {
     /// `/v2/keys`, of etcd 3.4 and 3.5 with `--enable-v2`.
     V2,

@@ -56,7 +56,12 @@ impl Memory {
     }
 
     pub(super) fn put(&self, key: &InstanceKey, value: &str, ttl: Duration) -> Ownership {
-        self.change(|state, now| state.put(key.path(), value, now + ttl, None))
+        self.write(key.path(), value, ttl)
+    }
+
+    /// Writes any key.
+    pub(super) fn write(&self, path: String, value: &str, ttl: Duration) -> Ownership {
+        self.change(|state, now| state.put(path, value, now + ttl, None))
     }
 
     pub(super) fn create(&self, key: &InstanceKey, value: &str, ttl: Duration) -> Result<Ownership, StoreError> {
@@ -95,7 +100,7 @@ impl Memory {
         })
     }
 
-    pub(super) fn amend(&self, key: &InstanceKey, value: &str, entry: &Entry) -> Result<(), StoreError> {
+    pub(super) fn amend(&self, key: &InstanceKey, value: &str, entry: &Entry) -> Result<u64, StoreError> {
         let path = key.path();
         self.change(|state, _| {
             let Some(held) = state.keys.get(&path) else { return Err(StoreError::Lost { path }) };
@@ -103,8 +108,7 @@ impl Memory {
                 return Err(StoreError::Contended { path });
             }
             let (ends, created) = (held.ends, held.ownership.created_index);
-            state.put(path, value, ends, Some(created));
-            Ok(())
+            Ok(state.put(path, value, ends, Some(created)).modified_index)
         })
     }
 

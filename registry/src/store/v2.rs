@@ -63,7 +63,11 @@ pub(super) async fn put(
     value: &str,
     ttl: Duration,
 ) -> Result<Ownership, StoreError> {
-    let path = key.path();
+    write(etcd, key.path(), value, ttl).await
+}
+
+/// Writes any key.
+pub(super) async fn write(etcd: &Endpoints, path: String, value: &str, ttl: Duration) -> Result<Ownership, StoreError> {
     // A second one that comes late would make the key another than the one that was answered with.
     let answer = etcd.ask_one_by_one(&wire::put(&path, value, ttl), read_whole).await?;
     into_entry(answer, path).map(|entry| entry.ownership)
@@ -108,15 +112,15 @@ pub(super) async fn update(
 }
 
 /// A key that does not expire stays such a key.
-pub(super) async fn amend(etcd: &Endpoints, key: &InstanceKey, value: &str, entry: &Entry) -> Result<(), StoreError> {
+pub(super) async fn amend(etcd: &Endpoints, key: &InstanceKey, value: &str, entry: &Entry) -> Result<u64, StoreError> {
     let path = key.path();
     let request = wire::update(&path, value, entry.ttl, entry.ownership.modified_index);
     let answer = etcd.ask(&request, read_whole).await?;
     match answer.value.said {
-        Said::Change(_) => Ok(()),
+        Said::Change(change) => Ok(change.node.modified_index),
         Said::Refused(refusal) if refusal.code == wire::KEY_NOT_FOUND => Err(StoreError::Lost { path }),
         Said::Refused(refusal) if refusal.code == wire::COMPARE_FAILED => match get(etcd, key).await? {
-            Some(now) if answer.uncertain && now.value == value => Ok(()),
+            Some(now) if answer.uncertain && now.value == value => Ok(now.ownership.modified_index),
             _ => Err(StoreError::Contended { path }),
         },
         Said::Refused(refusal) => Err(refusal.into_error(answer.endpoint, path)),

@@ -79,8 +79,12 @@ pub(super) async fn revoke(etcd: &Endpoints, lease: u64) -> Result<(), StoreErro
 }
 
 pub(super) async fn put(etcd: &Endpoints, key: &InstanceKey, value: &str, lease: u64) -> Result<Ownership, StoreError> {
-    let path = key.path();
-    let (answer, _) = ask::<Answered>(etcd, &wire::put(&path, value, lease), &path).await?;
+    write(etcd, &key.path(), value, lease).await
+}
+
+/// Writes any key.
+pub(super) async fn write(etcd: &Endpoints, path: &str, value: &str, lease: u64) -> Result<Ownership, StoreError> {
+    let (answer, _) = ask::<Answered>(etcd, &wire::put(path, value, lease), path).await?;
     Ok(written(answer.header, lease))
 }
 
@@ -209,7 +213,7 @@ pub(super) async fn update(
     Err(StoreError::Contended { path })
 }
 
-pub(super) async fn amend(etcd: &Endpoints, key: &InstanceKey, value: &str, entry: &Entry) -> Result<(), StoreError> {
+pub(super) async fn amend(etcd: &Endpoints, key: &InstanceKey, value: &str, entry: &Entry) -> Result<u64, StoreError> {
     let path = key.path();
     let compare = Compare::ModifiedAt(entry.ownership.modified_index);
     let step = Step { key: &path, compare, then: Op::Amend { value } };
@@ -217,11 +221,11 @@ pub(super) async fn amend(etcd: &Endpoints, key: &InstanceKey, value: &str, entr
     let uncertain = answer.uncertain;
     let (answer, _) = done::<TxnAnswered>(answer, &path)?;
     if answer.succeeded {
-        return Ok(());
+        return Ok(answer.header.revision.0);
     }
     match answer.read().flatten().next() {
         None => Err(StoreError::Lost { path }),
-        Some(now) if uncertain && now.value == value => Ok(()),
+        Some(now) if uncertain && now.value == value => Ok(now.ownership.modified_index),
         Some(_) => Err(StoreError::Contended { path }),
     }
 }

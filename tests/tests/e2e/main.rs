@@ -12,6 +12,7 @@ mod agent_way;
 mod cluster;
 mod commands;
 mod demo;
+mod drain;
 mod etcd_trouble;
 mod faults;
 mod harness;

@@ -1,0 +1,87 @@
+//! By what this discoverer is known among those of its registry: the host's name, and a mark that it keeps in `--state-dir`.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
+
+use nix::fcntl::{Flock, FlockArg};
+use registry::DiscovererId;
+use registry::acknowledgement::IdError;
+use tracing::info;
+
+/// The file with the mark.
+const FILE: &str = "discoverer-id";
+
+/// The id, and what keeps others from taking the same.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// The id.
+    pub(crate) id: DiscovererId,
+    _alone: Option<Flock<File>>,
+}
+
+impl Identity {
+    /// The id that is kept in the directory. Where that cannot be, or another process has it, one that holds until the end
+    /// of this process.
+    pub(crate) fn take(state_dir: &Path) -> Result<Self, IdError> {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host = host.trim();
+        match kept(state_dir) {
+            Ok((mark, alone)) => Ok(Self { id: DiscovererId::new(host, &mark)?, _alone: Some(alone) }),
+            Err(error) => {
+                let id = DiscovererId::new(host, &new_mark())?;
+                let path = state_dir.join(FILE);
+                info!(%error, path = %path.display(), %id, "the id is not kept: after a restart this discoverer counts as another one");
+                Ok(Self { id, _alone: None })
+            }
+        }
+    }
+}
+
+/// The mark in the directory, where a new one is put the first time, or when what is there is none.
+fn kept(state_dir: &Path) -> std::io::Result<(String, Flock<File>)> {
+    std::fs::create_dir_all(state_dir)?;
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(state_dir.join(FILE))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    let mut file = locked.map_err(|(_, error)| std::io::Error::from(error))?;
+    let mut mark = String::new();
+    // What is no text is no mark.
+    let _read = (&mut *file).take(100).read_to_string(&mut mark);
+    let mark = mark.trim().to_owned();
+    if DiscovererId::new("host", &mark).is_ok() {
+        return Ok((mark, file));
+    }
+    let mark = new_mark();
+    file.rewind()?;
+    file.set_len(0)?;
+    writeln!(file, "{mark}")?;
+    file.sync_all()?;
+    Ok((mark, file))
+}
+
+fn new_mark() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_is_kept_and_no_two_have_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Identity::take(directory.path()).unwrap();
+        let second = Identity::take(directory.path()).unwrap();
+        assert_ne!(first.id, second.id);
+        let id = first.id.clone();
+        drop((first, second));
+        assert_eq!(Identity::take(directory.path()).unwrap().id, id);
+        std::fs::write(directory.path().join(FILE), "a b\n").unwrap();
+        let other = Identity::take(directory.path()).unwrap().id;
+        assert_ne!(other, id);
+        assert_eq!(Identity::take(directory.path()).unwrap().id, other);
+        // A directory that is not there costs no more than that.
+        let absent = directory.path().join("discoverer-id/absent");
+        assert_ne!(Identity::take(&absent).unwrap().id, Identity::take(&absent).unwrap().id);
+    }
+}
