@@ -1,6 +1,6 @@
 //! The discoverer: what is registered in etcd becomes what HAProxy runs.
 //!
-//! `catalog`, `render`, `plan`, `readback` and `blame` decide and do no I/O; `haproxy`, `output` and `templates` do and decide
+//! `catalog`, `suspect`, `render`, `plan`, `readback` and `blame` decide and do no I/O; `haproxy`, `output` and `templates` do and decide
 //! nothing. `apply` owns the way to HAProxy; the loop in `daemon` owns the catalog.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod blame;
 pub mod catalog;
+mod checks;
 pub mod compose;
 pub mod config;
 mod daemon;
@@ -21,6 +22,8 @@ pub mod plan;
 mod readback;
 pub mod render;
 mod sample;
+pub mod snapshot;
+pub mod suspect;
 pub mod templates;
 
 use std::process::ExitCode;
@@ -64,6 +67,9 @@ fn catalog_options(flags: &Flags) -> catalog::Options {
         prefix: flags.key.clone(),
         listen_ports: flags.listen_ports.clone(),
         forget_after: flags.forget_after,
+        suspect_for: flags.suspect_for,
+        // A registry that hangs is not noticed before that.
+        least_life: suspect::LEAST_LIFE.max(flags.watch_timeout),
     }
 }
 
