@@ -733,6 +733,7 @@ impl Settings<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::suspect::Health;
     use proptest::prelude::*;
 
     pub(crate) fn options() -> Options {
@@ -754,26 +755,30 @@ pub(crate) mod tests {
         catalog.services().clone()
     }
 
-    fn put(below: &str, value: &str) -> Event {
+    pub(crate) fn put(below: &str, value: &str) -> Event {
         Event::Put(Entry::new(format!("/service/{below}"), value))
     }
 
-    fn removed(below: &str) -> Event {
+    pub(crate) fn removed(below: &str) -> Event {
         Event::Removed { path: format!("/service/{below}"), cause: Cause::Deleted }
     }
 
-    fn listing(entries: &[(&str, &str)]) -> Listing {
+    pub(crate) fn expired(below: &str) -> Event {
+        Event::Removed { path: format!("/service/{below}"), cause: Cause::Expired }
+    }
+
+    pub(crate) fn listing(entries: &[(&str, &str)]) -> Listing {
         let entries = entries.iter().map(|(below, value)| Entry::new(format!("/service/{below}"), *value)).collect();
         Listing { entries, directories: None, position: Position::new(None, 1) }
     }
 
-    fn catalog(entries: &[(&str, &str)]) -> Catalog {
+    pub(crate) fn catalog(entries: &[(&str, &str)]) -> Catalog {
         let mut catalog = Catalog::new(options());
         catalog.list(listing(entries), Instant::now());
         catalog
     }
 
-    fn addresses(catalog: &Catalog, service: &str) -> Vec<String> {
+    pub(crate) fn addresses(catalog: &Catalog, service: &str) -> Vec<String> {
         let service = &catalog.services()[&service.parse::<ServiceName>().unwrap()];
         service.instances.iter().map(|instance| format!("{}:{}", instance.address, instance.port)).collect()
     }
@@ -994,7 +999,12 @@ pub(crate) mod tests {
     enum Step {
         Put(usize, usize),
         Remove(usize),
+        Expire(usize),
+        /// The directory of one service, or of all.
+        RemoveTree(&'static str),
         List,
+        /// Suspects that HAProxy has up stay.
+        Judge,
     }
 
     const KEYS: [&str; 8] = [
@@ -1022,7 +1032,10 @@ pub(crate) mod tests {
         let step = prop_oneof![
             6 => (0..KEYS.len(), 0..VALUES.len()).prop_map(|(key, value)| Step::Put(key, value)),
             3 => (0..KEYS.len()).prop_map(Step::Remove),
+            3 => (0..KEYS.len()).prop_map(Step::Expire),
+            1 => prop_oneof![Just("/service/a"), Just("/service")].prop_map(Step::RemoveTree),
             1 => Just(Step::List),
+            1 => Just(Step::Judge),
         ];
         proptest::collection::vec(step, 0..40)
     }
@@ -1032,8 +1045,10 @@ pub(crate) mod tests {
         let mut picture = BTreeMap::new();
         for (name, known) in &catalog.known {
             let Some(service) = known.built.as_ref().filter(|service| !service.instances.is_empty()) else { continue };
-            let line =
-                |instance: &Arc<Instance>| format!("{} {} {}", instance.server, instance.weight, instance.draining);
+            let line = |instance: &Arc<Instance>| {
+                let Instance { server, weight, draining, suspect, .. } = instance.as_ref();
+                format!("{server} {weight} {draining} {suspect}")
+            };
             picture.insert(name.to_string(), service.instances.iter().map(line).collect());
         }
         picture
@@ -1041,8 +1056,12 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn events_lead_to_what_a_listing_of_the_same_keys_gives(steps in steps()) {
+        fn events_lead_to_what_a_listing_of_the_same_keys_gives_when_the_suspects_have_gone(steps in steps()) {
             let mut held: BTreeMap<usize, usize> = BTreeMap::new();
+            // Those that nobody deleted, and whose address nobody else has taken.
+            let mut suspects: BTreeSet<usize> = BTreeSet::new();
+            let address = |key: usize| KEYS[key].rsplit('/').next();
+            let is_instance = |key: usize, value: usize| !matches!(key, 5 | 6) && !matches!(value, 1 | 2);
             let mut catalog = Catalog::new(options());
             let now = Instant::now();
             let list = |held: &BTreeMap<usize, usize>| {
@@ -1052,12 +1071,32 @@ pub(crate) mod tests {
             for step in steps {
                 match step {
                     Step::Put(key, value) => {
-                        held.insert(key, value);
+                        suspects.remove(&key);
+                        if held.insert(key, value).is_none() || value == 1 {
+                            suspects.retain(|&other| address(other) != address(key));
+                        }
                         catalog.apply(put(KEYS[key], VALUES[value]), now);
                     }
                     Step::Remove(key) => {
                         held.remove(&key);
+                        suspects.remove(&key);
                         catalog.apply(removed(KEYS[key]), now);
+                    }
+                    Step::Expire(key) => {
+                        if held.remove(&key).is_some_and(|value| is_instance(key, value)) {
+                            suspects.insert(key);
+                        }
+                        catalog.apply(expired(KEYS[key]), now);
+                    }
+                    Step::RemoveTree(root) => {
+                        let is_below = |key: &usize| format!("/service/{}", KEYS[*key]).starts_with(&format!("{root}/"));
+                        held.retain(|key, _| !is_below(key));
+                        suspects.retain(|key| !is_below(key));
+                        catalog.apply(Event::RemovedTree { path: root.to_owned(), cause: Cause::Deleted }, now);
+                    }
+                    Step::Judge => {
+                        let judged = catalog.judge(now, |_, _| Health::Up);
+                        prop_assert!(judged.removed.is_empty() && !judged.outcome.changed);
                     }
                     Step::List => {
                         let outcome = catalog.list(list(&held), now);
@@ -1065,6 +1104,13 @@ pub(crate) mod tests {
                     }
                 }
             }
+            for &key in &suspects {
+                let key = InstanceKey::parse(&options().prefix, &format!("/service/{}", KEYS[key])).unwrap();
+                prop_assert!(catalog.suspects.contains(&key), "{} is lost", key);
+            }
+            catalog.list(list(&held), now);
+            catalog.judge(now, |_, _| Health::Down);
+            prop_assert!(catalog.suspects.is_empty());
             let mut fresh = Catalog::new(options());
             fresh.list(list(&held), now);
             prop_assert_eq!(picture(&catalog), picture(&fresh));

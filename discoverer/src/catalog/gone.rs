@@ -273,3 +273,249 @@ impl Catalog {
         outcome
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{addresses, catalog, expired, listing, options, put, removed};
+    use super::*;
+
+    const DRAINING: &str = r#"{"status":"draining"}"#;
+
+    fn services_of(catalog: &Catalog, service: &str) -> Vec<(String, u16, bool)> {
+        let service = &catalog.services()[&service.parse::<ServiceName>().unwrap()];
+        let line = |instance: &Arc<Instance>| (instance.server.clone(), instance.weight, instance.suspect);
+        service.instances.iter().map(line).collect()
+    }
+
+    fn suspects(catalog: &Catalog) -> Vec<String> {
+        catalog.suspects.iter().map(ToString::to_string).collect()
+    }
+
+    fn agents(agent: &str, weight: u16) -> String {
+        format!(r#"{{"agent":"{agent}","weight":{weight}}}"#)
+    }
+
+    /// As etcd v2 writes it, with a time to live.
+    fn put_for(below: &str, value: &str, seconds: u64) -> Event {
+        let Event::Put(mut entry) = put(below, value) else { unreachable!() };
+        entry.ttl = Some(Duration::from_secs(seconds));
+        Event::Put(entry)
+    }
+
+    #[test]
+    fn a_key_that_expired_leaves_its_instance_as_it_was_and_one_that_comes_back_is_in_again() {
+        let mut catalog = catalog(&[("web/10.0.0.1:80", "running"), ("web/10.0.0.2:80", r#"{"weight":7}"#)]);
+        let now = Instant::now();
+        let outcome = catalog.apply(expired("web/10.0.0.2:80"), now);
+        assert!(outcome.changed && outcome.in_short && outcome.steps.is_empty(), "{outcome:?}");
+        assert_eq!(outcome.suspected.len(), 1);
+        let is = |suspect| [("10.0.0.1_80".to_owned(), 100, false), ("10.0.0.2_80".to_owned(), 7, suspect)];
+        assert_eq!(services_of(&catalog, "web"), is(true));
+        assert!(!catalog.apply(expired("web/10.0.0.2:80"), now).changed);
+        let outcome = catalog.apply(put("web/10.0.0.2:80", r#"{"weight":7}"#), now);
+        assert!(outcome.changed && outcome.in_short && outcome.steps.is_empty(), "{outcome:?}");
+        assert_eq!((outcome.returned, catalog.has_suspects()), (1, false));
+        assert_eq!(services_of(&catalog, "web"), is(false));
+    }
+
+    #[test]
+    fn the_last_instance_of_a_service_stays_too_and_its_deleted_directory_takes_it() {
+        let mut catalog = catalog(&[("web/10.0.0.1:80", "running"), ("10.0.0.2:80", "running")]);
+        let now = Instant::now();
+        catalog.apply(expired("web/10.0.0.1:80"), now);
+        catalog.apply(expired("10.0.0.2:80"), now);
+        assert_eq!((addresses(&catalog, "web").len(), addresses(&catalog, "service").len()), (1, 1));
+        catalog.apply(Event::RemovedTree { path: "/service/web".to_owned(), cause: Cause::Deleted }, now);
+        assert_eq!((addresses(&catalog, "web").len(), suspects(&catalog).len()), (0, 1));
+        catalog.apply(Event::RemovedTree { path: "/service".to_owned(), cause: Cause::Expired }, now);
+        assert_eq!(addresses(&catalog, "service").len(), 1);
+        catalog.apply(removed("10.0.0.2:80"), now);
+        assert_eq!((addresses(&catalog, "service").len(), suspects(&catalog).len()), (0, 0));
+    }
+
+    #[test]
+    fn one_that_drained_goes_with_its_key() {
+        let mut catalog = catalog(&[("web/10.0.0.1:80", "running"), ("web/10.0.0.2:80", DRAINING)]);
+        catalog.apply(expired("web/10.0.0.2:80"), Instant::now());
+        assert_eq!(addresses(&catalog, "web"), ["10.0.0.1:80"]);
+        assert!(suspects(&catalog).is_empty());
+    }
+
+    #[test]
+    fn what_a_listing_lacks_is_suspect_and_what_lay_in_a_removed_directory_is_gone() {
+        let keys = [("web/10.0.0.1:80", "running"), ("api/10.0.0.2:80", "running"), ("10.0.0.3:80", "running")];
+        // The directories that the listing has, its cluster and index; what is still served of web, api and service.
+        let cases: [(Option<&[&str]>, &str, u64, [usize; 3]); 8] = [
+            (Some(&["/service", "/service/web", "/service/api"]), "one", 8, [1, 1, 1]),
+            (Some(&["/service", "/service/api"]), "one", 8, [0, 1, 1]),
+            (Some(&["/service"]), "one", 7, [0, 0, 1]),
+            (Some(&["/"]), "one", 8, [0, 0, 0]),
+            // Made anew, or unknown: nothing says that anybody removed anything.
+            (Some(&["/service"]), "one", 6, [1, 1, 1]),
+            (Some(&["/service"]), "two", 8, [1, 1, 1]),
+            (Some(&[]), "one", 8, [1, 1, 1]),
+            (None, "one", 8, [1, 1, 1]),
+        ];
+        for (directories, cluster, index, expected) in cases {
+            let mut catalog = Catalog::new(options());
+            let at = |cluster: &str, index| Position::new(Some(cluster.to_owned()), index);
+            catalog.list(Listing { position: at("one", 5), ..listing(&keys) }, Instant::now());
+            catalog.reached(7);
+            let directories = directories.map(|all| all.iter().map(|&path| path.to_owned()).collect());
+            let empty = Listing { directories, position: at(cluster, index), entries: Vec::new() };
+            catalog.list(empty, Instant::now());
+            let seen = ["web", "api", "service"].map(|service| addresses(&catalog, service).len());
+            assert_eq!(seen, expected, "{cluster} {index}");
+        }
+    }
+
+    #[test]
+    fn a_suspect_yields_to_a_live_claimant_of_its_address_and_is_over_when_another_container_takes_it() {
+        let started = |second: u8| format!(r#"{{"id":"c{second}","registered":"2026-01-01T00:00:0{second}Z"}}"#);
+        let now = Instant::now();
+        let mut catalog = catalog(&[("old/10.0.0.1:80", &started(1)), ("new/10.0.0.1:80", &started(2))]);
+        let served = |catalog: &Catalog| {
+            let services = catalog.services().values().filter(|service| !service.instances.is_empty());
+            services.map(|service| service.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(served(&catalog), ["new"]);
+        catalog.apply(expired("new/10.0.0.1:80"), now);
+        assert_eq!(served(&catalog), ["old"]);
+        catalog.apply(expired("old/10.0.0.1:80"), now);
+        assert_eq!(served(&catalog), ["new"], "of two suspects the newer container's");
+        catalog.apply(put("third/10.0.0.1:80", &started(3)), now);
+        assert_eq!((served(&catalog), suspects(&catalog).len()), (vec!["third".to_owned()], 0));
+        catalog.apply(removed("third/10.0.0.1:80"), now);
+        assert!(served(&catalog).is_empty());
+    }
+
+    #[test]
+    fn a_container_in_two_services_stays_in_both_when_one_of_its_keys_expires() {
+        let value = r#"{"id":"c","registered":"2026-01-01T00:00:00Z"}"#;
+        let mut catalog = catalog(&[("a/10.0.0.1:80", value), ("b/10.0.0.1:80", value)]);
+        catalog.apply(expired("a/10.0.0.1:80"), Instant::now());
+        assert_eq!((addresses(&catalog, "a").len(), addresses(&catalog, "b").len()), (1, 1));
+        catalog.apply(put("b/10.0.0.1:80", value), Instant::now());
+        assert_eq!(suspects(&catalog), ["/service/a/10.0.0.1:80"]);
+    }
+
+    #[test]
+    fn a_route_goes_from_suspects_to_a_live_claimant_and_from_nobody_to_suspects() {
+        let host = r#"{"attributes":{"host":"x.example"}}"#;
+        let now = Instant::now();
+        let mut catalog = catalog(&[("old/10.0.0.1:80", host), ("old/10.0.0.3:80", host), ("new/10.0.0.2:80", host)]);
+        let holder = |catalog: &Catalog| catalog.services().keys().next().unwrap().to_string();
+        // The one that is named first of equals.
+        assert_eq!((holder(&catalog), catalog.services().len()), ("new".to_owned(), 1));
+        catalog.apply(expired("new/10.0.0.2:80"), now);
+        assert_eq!((holder(&catalog), catalog.services().len()), ("old".to_owned(), 1));
+        catalog.apply(removed("old/10.0.0.1:80"), now);
+        catalog.apply(removed("old/10.0.0.3:80"), now);
+        assert_eq!((holder(&catalog), catalog.services().len()), ("new".to_owned(), 1));
+    }
+
+    #[test]
+    fn suspects_that_are_judged_go_in_short_where_nothing_else_changes() {
+        let keys = ["web/10.0.0.1:80", "web/10.0.0.2:80", "web/10.0.0.3:80", "api/10.0.0.4:80"];
+        let mut catalog = catalog(&keys.map(|key| (key, "running")));
+        let now = Instant::now();
+        assert_eq!(catalog.judge(now, |_, _| Health::Down), Judged::default());
+        keys.iter().skip(1).for_each(|key| drop(catalog.apply(expired(key), now)));
+        let health = |bad: &'static str, health| {
+            move |_: &ServiceName, address: InstanceAddress| {
+                if address.ip().to_string() == bad { health } else { Health::Up }
+            }
+        };
+        let judged = catalog.judge(now, health("10.0.0.2", Health::Down));
+        assert_eq!(judged.removed.iter().map(|(_, why)| *why).collect::<Vec<_>>(), [Why::Down]);
+        assert!(judged.outcome.in_short && judged.outcome.steps.len() == 1, "{judged:?}");
+        let judged = catalog.judge(now, health("10.0.0.4", Health::Unchecked));
+        assert!(judged.outcome.changed && !judged.outcome.in_short, "a service is empty now: {judged:?}");
+        let over = now + options().suspect_for;
+        assert!(catalog.judge(over - Duration::from_millis(1), |_, _| Health::Unknown).removed.is_empty());
+        assert_eq!(catalog.judge(over, |_, _| Health::Up).removed[0].1, Why::TooLong);
+        assert_eq!(addresses(&catalog, "web"), ["10.0.0.1:80"]);
+        assert!(!catalog.has_suspects());
+    }
+
+    #[test]
+    fn while_the_registry_cannot_be_followed_nobody_is_judged_and_the_time_begins_anew_behind_it() {
+        let keys = [("web/10.0.0.1:80", "running"), ("web/10.0.0.2:80", "running")];
+        let mut catalog = catalog(&keys);
+        let now = Instant::now();
+        catalog.apply(expired("web/10.0.0.1:80"), now);
+        catalog.lost_registry();
+        let back = now + 2 * options().suspect_for;
+        assert!(!catalog.has_suspects() && catalog.judge(back, |_, _| Health::Down).removed.is_empty());
+        catalog.list(listing(&keys[1..]), back);
+        assert!(catalog.has_suspects() && catalog.judge(back, |_, _| Health::Up).removed.is_empty());
+        let over = back + options().suspect_for;
+        assert_eq!(catalog.judge(over, |_, _| Health::Up).removed.len(), 1);
+    }
+
+    #[test]
+    fn keys_of_one_agent_that_expire_one_after_another_take_nobody_along() {
+        let mut catalog = Catalog::new(options());
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        catalog.list(Listing { directories: Some(BTreeSet::new()), ..listing(&[]) }, start);
+        let keys: Vec<String> = (1..=9).map(|number| format!("web/10.0.0.{number}:80")).collect();
+        for key in &keys {
+            catalog.apply(put_for(key, &agents("one", 5), 20), start);
+        }
+        let dead = |catalog: &mut Catalog, seconds| catalog.judge(after(seconds), |_, _| Health::Up).removed.len();
+        // etcd without a quorum tells of nothing for a while, and then of one key each second.
+        for (seconds, key) in (100..).zip(&keys) {
+            catalog.apply(expired(key), after(seconds));
+            assert_eq!(dead(&mut catalog, seconds), 0);
+        }
+        // The agent is back and needs its time for all of them.
+        for (seconds, key) in (300..).step_by(4).zip(&keys[..8]) {
+            catalog.apply(put_for(key, &agents("one", 5), 20), after(seconds));
+            assert_eq!(dead(&mut catalog, seconds + 3), 0);
+        }
+        // The ninth it does not write again: that is known when the first was there for two lives.
+        assert_eq!((dead(&mut catalog, 339), dead(&mut catalog, 340)), (0, 1));
+    }
+
+    #[test]
+    fn only_what_says_that_the_agent_lives_counts_against_its_suspects() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let judged = |other: Event, directories: Option<BTreeSet<String>>, seconds| {
+            let mut catalog = Catalog::new(options());
+            catalog.list(Listing { directories, ..listing(&[]) }, start);
+            catalog.apply(put_for("web/10.0.0.1:80", &agents("one", 5), 60), start);
+            catalog.apply(other, start);
+            catalog.apply(expired("web/10.0.0.1:80"), start);
+            catalog.judge(after(seconds), |_, _| Health::Up).removed.len()
+        };
+        let v2 = || Some(BTreeSet::new());
+        assert_eq!(judged(put_for("api/10.0.0.2:80", &agents("one", 5), 60), v2(), 119), 0);
+        assert_eq!(judged(put_for("api/10.0.0.2:80", &agents("one", 5), 60), v2(), 120), 1);
+        assert_eq!(judged(put_for("api/10.0.0.2:80", &agents("two", 5), 60), v2(), 500), 0, "another agent's");
+        assert_eq!(judged(put_for("api/10.0.0.2:80", "running", 60), v2(), 500), 0, "a sidekick's");
+        assert_eq!(judged(put("api/10.0.0.2:80", &agents("one", 5)), v2(), 500), 0, "one that never expires");
+        assert_eq!(judged(put("api/10.0.0.2:80", &agents("one", 5)), None, 500), 1, "nothing tells times to live");
+    }
+
+    #[test]
+    fn what_was_kept_is_taken_in_and_what_the_first_listing_lacks_is_suspect() {
+        let keys = [("web/10.0.0.1:80", "running"), ("web/10.0.0.2:80", "running"), ("10.0.0.3:80", "running")];
+        let mut before = catalog(&keys);
+        assert_eq!(Catalog::new(options()).kept(), None);
+        before.apply(expired("web/10.0.0.2:80"), Instant::now());
+        before.apply(put("web/10.0.0.4:80", &agents("one", 3)), Instant::now());
+        let kept = before.kept().unwrap();
+        assert_eq!(kept.entries.len(), 4);
+        let mut after = Catalog::new(options());
+        let now = Instant::now();
+        assert_eq!(after.restore(kept.clone(), now).refused, []);
+        assert_eq!(after.services(), before.services());
+        assert_eq!(after.kept(), Some(kept));
+        assert!(!after.has_suspects(), "nobody is judged before the first listing");
+        after.list(listing(&keys[1..]), now);
+        assert_eq!(suspects(&after), ["/service/web/10.0.0.1:80", "/service/web/10.0.0.4:80"]);
+        assert_eq!(after.judge(now, |_, _| Health::Down).removed.len(), 2);
+    }
+}
