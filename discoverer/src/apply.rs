@@ -13,8 +13,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use registry::{InstanceAddress, ServiceName};
 use registry::watch::Backoff;
+use registry::{InstanceAddress, ServiceName};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};

@@ -29,6 +29,8 @@ const VERSION: u32 = 1;
 const LIMIT: u64 = 256 * 1024 * 1024;
 /// It is written at once after a change, and then at most this often while changes pour in.
 const EVERY: Duration = Duration::from_secs(5);
+/// A file that could not be written is tried again after this.
+const AGAIN: Duration = Duration::from_secs(30);
 /// How long the last one may take when the process is told to stop.
 const LAST_LIMIT: Duration = Duration::from_secs(2);
 
@@ -217,7 +219,7 @@ impl Snapshots {
     pub(crate) fn changed(&mut self) {
         let now = Instant::now();
         let at = self.last.map_or(now, |last| now.max(last + EVERY));
-        self.write_at.get_or_insert(at);
+        self.write_at = Some(self.write_at.map_or(at, |planned| planned.min(at)));
     }
 
     /// Waits for what has become due. Loses nothing when it is dropped.
@@ -236,10 +238,11 @@ impl Snapshots {
         self.write_at = None;
         self.last = Some(Instant::now());
         let Some(kept) = kept else { return };
-        self.writing = Some(tokio::task::spawn_local(save(self.directory.clone(), self.file.clone(), self.prefix.clone(), kept)));
+        self.writing =
+            Some(tokio::task::spawn_local(save(self.directory.clone(), self.file.clone(), self.prefix.clone(), kept)));
     }
 
-    /// To be told how writing ended. A file that cannot be written is tried again with the next change.
+    /// To be told how writing ended. A file that cannot be written is tried again after a while, or with the next change.
     pub(crate) fn ended(&mut self, written: Result<(), OutputError>) {
         match written {
             Ok(()) if self.said.take().is_some() => info!("snapshot of the registry written again"),
@@ -253,6 +256,7 @@ impl Snapshots {
                     );
                 }
                 self.said = Some(error);
+                self.write_at.get_or_insert(Instant::now() + AGAIN);
             }
         }
     }

@@ -121,8 +121,7 @@ mod tests {
     }
 
     fn case(start: Instant) -> impl Strategy<Value = Case> {
-        let health =
-            prop_oneof![Just(Health::Up), Just(Health::Down), Just(Health::Unchecked), Just(Health::Unknown)];
+        let health = prop_oneof![Just(Health::Up), Just(Health::Down), Just(Health::Unchecked), Just(Health::Unknown)];
         let sign = (0..900u64, 1..60u64).prop_map(move |(since, life)| Sign {
             since: start + Duration::from_secs(since),
             life: Duration::from_secs(life),

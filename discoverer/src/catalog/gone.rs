@@ -156,7 +156,9 @@ impl Catalog {
         if !is_sole_claim || !self.shut_out.is_empty() || self.refused.contains_key(path) {
             return false;
         }
-        let Some(known) = self.known.get_mut(key.service()).filter(|known| known.common.is_some()) else { return false };
+        let Some(known) = self.known.get_mut(key.service()).filter(|known| known.common.is_some()) else {
+            return false;
+        };
         let (Some(member), Some(built)) = (known.members.get_mut(&key), known.built.as_mut()) else { return false };
         let Some(published) = self.services.get_mut(key.service()) else { return false };
         let Ok(at) = position(built, key.address()) else { return false };
@@ -232,7 +234,9 @@ impl Catalog {
             suspects.filter_map(|member| Some((member.record.agent.clone()?, None))).collect();
         let mut lives: HashMap<&str, Duration> = HashMap::new();
         for member in members() {
-            let Some(agent) = member.record.agent.as_deref().filter(|agent| signs.contains_key(*agent)) else { continue };
+            let Some(agent) = member.record.agent.as_deref().filter(|agent| signs.contains_key(*agent)) else {
+                continue;
+            };
             let life = lives.entry(agent).or_insert(self.options.least_life);
             *life = (*life).max(member.life.unwrap_or_default());
         }

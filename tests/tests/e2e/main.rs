@@ -16,6 +16,7 @@ mod faults;
 mod harness;
 mod hostile;
 mod listen;
+mod outage;
 mod output;
 mod own_templates;
 mod reload;
