@@ -19,7 +19,7 @@ use registry::{
 
 use crate::model::{self, Instance, Service, Services};
 
-pub use self::gone::{Judged, Kept, KeptEntry};
+pub use self::gone::{Judged, Kept, KeptEntry, KeptService};
 
 /// The weight of an instance whose record names none: HAProxy's own default is 1, which leaves no room below it.
 const DEFAULT_WEIGHT: u16 = 100;
@@ -634,7 +634,21 @@ fn build(
     for (_, member) in &by_age {
         attributes.extend(member.record.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     }
-    let mut settings = Settings { attributes: &attributes, refusals: Vec::new() };
+    let tags: BTreeSet<_> = members.iter().flat_map(|(_, member)| member.record.tags.clone()).collect();
+    let flat = members.iter().any(|(key, _)| key.is_flat());
+    let (settings, refusals) = build_settings(name, &attributes, tags.into_iter().collect(), flat, options);
+    (Service { instances: instances(members, last), ..settings }, refusals)
+}
+
+/// Builds a service without its instances; gives what of its settings was refused too.
+fn build_settings(
+    name: &ServiceName,
+    attributes: &BTreeMap<&str, &str>,
+    tags: Vec<String>,
+    flat: bool,
+    options: &Options,
+) -> (Service, Vec<String>) {
+    let mut settings = Settings { attributes, refusals: Vec::new() };
     let mut service = Service {
         name: name.clone(),
         mode: settings.read("mode", str::parse).unwrap_or_default(),
@@ -647,18 +661,12 @@ fn build(
         sticky: settings.read("sticky", parse_switch).unwrap_or_default(),
         maxconn: settings.read("maxconn", parse_maxconn),
         slowstart: settings.read("slowstart", str::parse),
-        flat: members.iter().any(|(key, _)| key.is_flat()),
-        tags: members
-            .iter()
-            .flat_map(|(_, member)| member.record.tags.clone())
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect(),
-        attributes: BTreeMap::new(),
-        instances: instances(members, last),
+        flat,
+        tags,
+        attributes: attributes.iter().map(|(&name, &value)| (name.to_owned(), value.to_owned())).collect(),
+        instances: Vec::new(),
     };
     let mut refusals = settings.refusals;
-    service.attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     if let Some(port) = service.listen.filter(|port| !options.listen_ports.iter().any(|range| range.contains(port))) {
         refusals.push(format!("attribute listen: port {port} is outside --listen-ports"));
         service.listen = None;
@@ -1072,7 +1080,7 @@ pub(crate) mod tests {
                 match step {
                     Step::Put(key, value) => {
                         suspects.remove(&key);
-                        if held.insert(key, value).is_none() || value == 1 {
+                        if held.insert(key, value).is_none_or(|before| !is_instance(key, before)) {
                             suspects.retain(|&other| address(other) != address(key));
                         }
                         catalog.apply(put(KEYS[key], VALUES[value]), now);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use registry::watch::Backoff;
-use registry::{InstanceAddress, InstanceKey, ServiceName, Update, watch as follow_registry};
+use registry::{InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -70,17 +70,19 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         }
     }
     let (updates, updated) = mpsc::channel(WAITING_UPDATES);
-    tasks.spawn(follow_registry(store, flags.key.clone(), updates));
     let (loaded, loads) = mpsc::channel(1);
     tasks.spawn(templates::follow(flags.template.clone(), loaded));
     info!(key = %flags.key, output = %flags.output.display(), "discoverer started");
 
+    let mut since = None;
     let snapshots = Snapshots::new(flags.state_directory(), flags.key.clone());
     let mut registry = Registry::new(Catalog::new(catalog_options(&flags)));
     if let Some((kept, written)) = snapshots.read() {
         info!(instances = kept.entries.len(), %written, "snapshot of the registry read");
+        since = Some(kept.position.clone());
         registry.restore(kept);
     }
+    tasks.spawn(follow_registry(store, flags.key.clone(), since, updates));
     let mut daemon = Daemon {
         registry,
         snapshots,
@@ -104,7 +106,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         }
         signal = stop.next() => info!(signal, "told to stop"),
     }
-    let kept = daemon.registry.catalog.kept();
+    let kept = daemon.registry.kept();
     let (ended, ()) = tokio::join!(stopped(supervisor, &flags, stop), daemon.snapshots.finish(kept));
     ended
 }
@@ -248,7 +250,7 @@ impl Daemon {
                     self.changed(change).await;
                 }
                 due = self.snapshots.wait() => match due {
-                    snapshot::Due::Write => self.snapshots.begin(self.registry.catalog.kept()),
+                    snapshot::Due::Write => self.snapshots.begin(self.registry.kept()),
                     snapshot::Due::Written(written) => self.snapshots.ended(written),
                 },
             }
@@ -438,6 +440,11 @@ impl Registry {
         if instances > 0 {
             info!(instances, "suspects are registered again");
         }
+    }
+
+    /// What is to be kept over a restart.
+    fn kept(&self) -> Option<Kept> {
+        self.catalog.kept(std::time::Instant::now())
     }
 
     /// Whether the catalog has changed since the last time.

@@ -3,7 +3,7 @@
 //! It is written in the background, and read once, at the start. What is in the file is as hostile as what is in etcd.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::catalog::{Kept, KeptEntry};
+use crate::catalog::{Kept, KeptEntry, KeptService};
 use crate::output::{Output, OutputError};
 use crate::until;
 
@@ -85,6 +85,18 @@ struct Head {
     written: Timestamp,
     cluster: Option<String>,
     index: u64,
+    empty: Vec<Empty>,
+}
+
+/// A service with no instance.
+#[derive(Debug, Serialize, Deserialize)]
+struct Empty {
+    service: String,
+    attributes: BTreeMap<String, String>,
+    tags: Vec<String>,
+    flat: bool,
+    /// How long it had had none.
+    seconds: u64,
 }
 
 /// The file.
@@ -113,12 +125,20 @@ struct Line<'l> {
 
 /// Writes what is known.
 fn write(kept: &Kept, prefix: &Prefix, written: Timestamp, file: &mut dyn Write) -> io::Result<()> {
+    let empty = kept.empty.iter().map(|kept| Empty {
+        service: kept.name.to_string(),
+        attributes: kept.attributes.clone(),
+        tags: kept.tags.clone(),
+        flat: kept.flat,
+        seconds: kept.empty_for.as_secs(),
+    });
     let head = Head {
         version: VERSION,
         key: prefix.to_string(),
         written,
         cluster: kept.position.cluster_id().map(str::to_owned),
         index: kept.position.index(),
+        empty: empty.collect(),
     };
     // One object, with a key a line.
     let head = serde_json::to_string(&head)?;
@@ -174,9 +194,19 @@ fn parse(text: &str, path: &str, prefix: &Prefix) -> Result<(Kept, Timestamp), S
         let record = Record::parse(&line.value.to_value()).ok()?;
         Some(KeptEntry { key, record: Arc::new(record), created: line.created, suspect: line.suspect })
     };
+    // What was read is as old as the file, unless the clock was set.
+    let age = Timestamp::now().duration_since(head.written).try_into().unwrap_or_default();
+    let empty = |empty: Empty| {
+        let Empty { service, attributes, tags, flat, seconds } = empty;
+        let record = Record { attributes, tags, ..Record::running() };
+        let Record { attributes, tags, .. } = Record::parse(&record.to_value()).ok()?;
+        let empty_for = Duration::from_secs(seconds).saturating_add(age);
+        Some(KeptService { name: service.parse().ok()?, attributes, tags, flat, empty_for })
+    };
+    let empty = head.empty.into_iter().filter_map(empty).collect();
     let mut seen = BTreeSet::new();
     let entries = entries.into_iter().filter_map(entry).filter(|entry| seen.insert(entry.key.clone())).collect();
-    Ok((Kept { position: Position::new(head.cluster, head.index), entries }, head.written))
+    Ok((Kept { position: Position::new(head.cluster, head.index), entries, empty }, head.written))
 }
 
 /// What has become due.
@@ -305,6 +335,13 @@ mod tests {
         };
         Kept {
             position: Position::new(Some("c1".to_owned()), 9),
+            empty: vec![KeptService {
+                name: "api".parse().unwrap(),
+                attributes: BTreeMap::from([("host".to_owned(), "a.example".to_owned())]),
+                tags: vec!["blue".to_owned()],
+                flat: false,
+                empty_for: Duration::from_secs(60),
+            }],
             entries: vec![
                 entry("/service/10.0.0.1:80", "running", false),
                 entry("/service/web/[2001:db8::1]:80", r#"{"agent":"a","weight":3,"attributes":{"host":"x"}}"#, true),
@@ -314,18 +351,27 @@ mod tests {
 
     fn text() -> String {
         let mut text = Vec::new();
-        write(&kept(), &prefix(), Timestamp::UNIX_EPOCH, &mut text).unwrap();
+        write(&kept(), &prefix(), later(), &mut text).unwrap();
         String::from_utf8(text).unwrap()
+    }
+
+    /// A moment that is not over: what is read then is no older than it was.
+    fn later() -> Timestamp {
+        Timestamp::from_second(4_000_000_000).unwrap()
     }
 
     #[test]
     fn what_was_written_is_read_again() {
         let (read, written) = parse(&text(), "file", &prefix()).unwrap();
-        assert_eq!((read, written), (kept(), Timestamp::UNIX_EPOCH));
-        let empty = Kept { entries: Vec::new(), ..kept() };
+        assert_eq!((read, written), (kept(), later()));
+        let empty = Kept { entries: Vec::new(), empty: Vec::new(), ..kept() };
         let mut text = Vec::new();
         write(&empty, &prefix(), Timestamp::UNIX_EPOCH, &mut text).unwrap();
         assert_eq!(parse(std::str::from_utf8(&text).unwrap(), "file", &prefix()).unwrap().0, empty);
+        let mut text = Vec::new();
+        write(&kept(), &prefix(), Timestamp::UNIX_EPOCH, &mut text).unwrap();
+        let old = parse(std::str::from_utf8(&text).unwrap(), "file", &prefix()).unwrap().0;
+        assert!(old.empty[0].empty_for > Duration::from_secs(1_000_000_000), "{old:?}");
     }
 
     #[test]
@@ -371,7 +417,7 @@ mod tests {
         save(state.clone(), file.clone(), prefix(), kept()).await.unwrap();
         let mode = std::fs::metadata(file.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(read(&state, &prefix()).unwrap().unwrap().0, kept());
+        assert_eq!(read(&state, &prefix()).unwrap().unwrap().0.entries, kept().entries);
         std::fs::write(file.path(), [0xff, 0xfe]).unwrap();
         assert!(matches!(read(&state, &prefix()), Err(SnapshotError::Damaged { .. })));
         File::options().write(true).open(file.path()).unwrap().set_len(LIMIT + 1).unwrap();

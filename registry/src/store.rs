@@ -529,6 +529,11 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Up to where they have been told.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
     /// Waits for the next change, at most [`StoreOptions::watch_timeout`]. After [`Poll::ListAgain`] and after an error the
     /// directory must be listed, and followed from there.
     ///

@@ -1,20 +1,28 @@
 //! Follows a directory: a listing first, then every change, then a listing again wherever a change may have been missed.
 //!
+//! Before a listing that closes a gap it tells what etcd still knows of the changes in it, so that what somebody deleted can be
+//! told from what expired.
+//!
 //! It only tells; what the changes mean is the consumer's business. A consumer compares each listing with what it has.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
 use crate::key::Prefix;
-use crate::store::{Changes, Event, Listing, Poll, Store, StoreError};
+use crate::store::{Changes, Event, Listing, Poll, Position, Store, StoreError};
 
 /// The pause after the first failure: an etcd that is restarted or changes its leader is back in a moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause: what a change may be late by once etcd is back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long etcd may take to tell the next of the changes that were missed. It tells at once, or waits for one to come.
+const HISTORY_LIMIT: Duration = Duration::from_millis(300);
+/// The most missed changes that are asked for one by one.
+const MOST_MISSED: usize = 2000;
 
 /// How long events are trusted before the directory is listed anyway.
 const LISTING_LIFETIME: Duration = Duration::from_secs(300);
@@ -43,8 +51,15 @@ pub enum Update {
 ///
 /// Nothing is ever lost: after a listing the poll begins at the listing's own index, never at "now".
 pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) {
+    watch_since(store, prefix, None, updates).await;
+}
+
+/// As [`watch`] for one who knows what was there at a position: what etcd still knows of the changes since then is told before
+/// the first listing, so that what was deleted is told from what expired.
+pub async fn watch_since(store: Store, prefix: Prefix, since: Option<Position>, updates: mpsc::Sender<Update>) {
     let pause = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    let mut watcher = Watcher { store, prefix, state: State::Empty, listed: Instant::now(), pause, outage: None };
+    let mut watcher =
+        Watcher { store, prefix, state: State::Empty, since, listed: Instant::now(), pause, outage: None };
     loop {
         let told = tokio::select! {
             () = updates.closed() => return,
@@ -102,6 +117,8 @@ struct Watcher {
     store: Store,
     prefix: Prefix,
     state: State,
+    /// Where the consumer's knowledge stands, if there may be a gap behind it.
+    since: Option<Position>,
     /// When the directory was listed last.
     listed: Instant,
     /// Grows with each failure, of a list or a poll; only a poll that worked resets it, so that a server whose
@@ -122,10 +139,16 @@ impl Watcher {
             }
             State::Empty => match self.store.list(&self.prefix).await {
                 Ok(listing) => {
+                    let mut told = match &self.since {
+                        Some(since) => self.missed(since, &listing.position).await,
+                        None => Vec::new(),
+                    };
+                    self.since = None;
                     self.outage = None;
                     self.listed = Instant::now();
                     self.state = State::Watching(self.store.changes(&self.prefix, listing.position.clone()));
-                    vec![Update::Listing(listing)]
+                    told.push(Update::Listing(listing));
+                    told
                 }
                 Err(error) => self.failed(&error),
             },
@@ -144,12 +167,32 @@ impl Watcher {
                 },
                 Ok(Poll::ListAgain(reason)) => {
                     info!(%reason, prefix = %self.prefix, "listing the directory again");
+                    self.since = Some(changes.position().clone());
                     self.state = State::Failed(self.pause.pause());
                     Vec::new()
                 }
                 Err(error) => self.failed(&error),
             },
         }
+    }
+
+    /// What etcd still knows of the changes between two positions, in order, as far as it tells them without a break: a
+    /// beginning of it is as true as all of it, since the listing follows.
+    async fn missed(&self, since: &Position, until: &Position) -> Vec<Update> {
+        let mut changes = self.store.changes(&self.prefix, since.clone());
+        let mut told = Vec::new();
+        while changes.position().cluster_id() == until.cluster_id()
+            && changes.position().index() < until.index()
+            && told.len() < MOST_MISSED
+        {
+            let Ok(Ok(Poll::Events(events, position))) = timeout(HISTORY_LIMIT, changes.next()).await else { break };
+            let index = position.index();
+            if index > until.index() {
+                break;
+            }
+            told.extend(events.into_iter().map(|event| Update::Event { event, index }));
+        }
+        told
     }
 
     /// After a poll that worked.
@@ -161,6 +204,9 @@ impl Watcher {
     }
 
     fn failed(&mut self, error: &StoreError) -> Vec<Update> {
+        if let State::Watching(changes) = &self.state {
+            self.since = Some(changes.position().clone());
+        }
         self.state = State::Failed(self.pause.pause());
         let error = error.to_string();
         if self.outage.as_ref() == Some(&error) {

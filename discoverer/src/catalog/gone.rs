@@ -1,12 +1,12 @@
 //! Keys that are no longer in etcd, and what outlives them: suspects, and what is kept over a restart. Pure.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use registry::{Cause, Entry, Event, InstanceAddress, InstanceKey, Listing, Position, Record, ServiceName, Status};
 
-use super::{Catalog, Member, Outcome, alter, position};
+use super::{Catalog, Known, Member, Outcome, alter, build_settings, position};
 use crate::model::Instance;
 use crate::suspect::{Case, Health, Sign, Why, verdict};
 
@@ -26,6 +26,23 @@ pub struct Kept {
     pub position: Position,
     /// Every key with an instance in it.
     pub entries: Vec<KeptEntry>,
+    /// The services with no instance.
+    pub empty: Vec<KeptService>,
+}
+
+/// A service with no instance of [`Kept`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptService {
+    /// Its name.
+    pub name: ServiceName,
+    /// From which its settings are read.
+    pub attributes: BTreeMap<String, String>,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Whether it lies right under the prefix.
+    pub flat: bool,
+    /// How long it has had no instance.
+    pub empty_for: Duration,
 }
 
 /// A key of [`Kept`].
@@ -252,7 +269,7 @@ impl Catalog {
     }
 
     /// What is known, to be kept over a restart; nothing before the first listing.
-    pub fn kept(&self) -> Option<Kept> {
+    pub fn kept(&self, now: Instant) -> Option<Kept> {
         let members = self.known.values().flat_map(|known| &known.members);
         let entry = |(key, member): (&InstanceKey, &Member)| KeptEntry {
             key: key.clone(),
@@ -260,7 +277,18 @@ impl Catalog {
             created: member.age.1,
             suspect: member.suspect.is_some(),
         };
-        Some(Kept { position: self.position.clone()?, entries: members.map(entry).collect() })
+        let empty = self.known.iter().filter_map(|(name, known)| {
+            let (service, since) = known.built.as_ref().zip(known.empty_since)?;
+            Some(KeptService {
+                name: name.clone(),
+                attributes: service.attributes.clone(),
+                tags: service.tags.clone(),
+                flat: service.flat,
+                empty_for: now.saturating_duration_since(since),
+            })
+        });
+        let (entries, empty) = (members.map(entry).collect(), empty.collect());
+        Some(Kept { position: self.position.clone()?, entries, empty })
     }
 
     /// Takes in what was kept, before the first listing. It was true once: what the listing then lacks has expired.
@@ -273,8 +301,23 @@ impl Catalog {
             self.expire_key(&kept.key, now, &mut touched, &mut outcome);
         }
         self.rebuild(touched, now, &mut outcome);
+        let names = kept.empty.into_iter().filter_map(|kept| self.restore_empty(kept, now)).collect();
+        self.publish(names, &mut outcome);
         self.lost_registry();
         outcome
+    }
+
+    fn restore_empty(&mut self, kept: KeptService, now: Instant) -> Option<ServiceName> {
+        let KeptService { name, attributes, tags, flat, empty_for } = kept;
+        if self.known.contains_key(&name) {
+            return None;
+        }
+        let attributes = attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let (settings, refusals) = build_settings(&name, &attributes, tags, flat, &self.options);
+        let empty_since = now.checked_sub(empty_for).or(Some(now));
+        let known = Known { built: Some(Arc::new(settings)), refusals, empty_since, ..Known::default() };
+        self.known.insert(name.clone(), known);
+        Some(name)
     }
 }
 
@@ -507,16 +550,19 @@ mod tests {
     fn what_was_kept_is_taken_in_and_what_the_first_listing_lacks_is_suspect() {
         let keys = [("web/10.0.0.1:80", "running"), ("web/10.0.0.2:80", "running"), ("10.0.0.3:80", "running")];
         let mut before = catalog(&keys);
-        assert_eq!(Catalog::new(options()).kept(), None);
+        let now = Instant::now();
+        assert_eq!(Catalog::new(options()).kept(now), None);
+        before.apply(put("empty/10.0.0.5:80", r#"{"tags":["x"],"attributes":{"host":"e.example"}}"#), now);
+        before.apply(removed("empty/10.0.0.5:80"), now);
         before.apply(expired("web/10.0.0.2:80"), Instant::now());
         before.apply(put("web/10.0.0.4:80", &agents("one", 3)), Instant::now());
-        let kept = before.kept().unwrap();
-        assert_eq!(kept.entries.len(), 4);
+        let kept = before.kept(now).unwrap();
+        assert_eq!((kept.entries.len(), kept.empty.len()), (4, 1));
         let mut after = Catalog::new(options());
-        let now = Instant::now();
         assert_eq!(after.restore(kept.clone(), now).refused, []);
         assert_eq!(after.services(), before.services());
-        assert_eq!(after.kept(), Some(kept));
+        assert_eq!(after.kept(now), Some(kept));
+        assert_eq!(after.next_forget(), before.next_forget());
         assert!(!after.has_suspects(), "nobody is judged before the first listing");
         after.list(listing(&keys[1..]), now);
         assert_eq!(suspects(&after), ["/service/web/10.0.0.1:80", "/service/web/10.0.0.4:80"]);
