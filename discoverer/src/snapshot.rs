@@ -27,7 +27,9 @@ const NAME: &str = "registry.json";
 const VERSION: u32 = 1;
 /// The largest file that is read, in bytes: 10,000 instances take some 4 MB.
 const LIMIT: u64 = 256 * 1024 * 1024;
-/// It is written at once after a change, and then at most this often while changes pour in.
+/// It is written so long after a change: HAProxy comes first.
+const AFTER: Duration = Duration::from_secs(1);
+/// It is written at most this often while changes pour in.
 const EVERY: Duration = Duration::from_secs(5);
 /// A file that could not be written is tried again after this.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -247,8 +249,8 @@ impl Snapshots {
 
     /// To be told that what is known has changed.
     pub(crate) fn changed(&mut self) {
-        let now = Instant::now();
-        let at = self.last.map_or(now, |last| now.max(last + EVERY));
+        let soon = Instant::now() + AFTER;
+        let at = self.last.map_or(soon, |last| soon.max(last + EVERY));
         self.write_at = Some(self.write_at.map_or(at, |planned| planned.min(at)));
     }
 

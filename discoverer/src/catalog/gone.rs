@@ -392,7 +392,8 @@ mod tests {
     fn what_a_listing_lacks_is_suspect_and_what_lay_in_a_removed_directory_is_gone() {
         let keys = [("web/10.0.0.1:80", "running"), ("api/10.0.0.2:80", "running"), ("10.0.0.3:80", "running")];
         // The directories that the listing has, its cluster and index; what is still served of web, api and service.
-        let cases: [(Option<&[&str]>, &str, u64, [usize; 3]); 8] = [
+        type Directories = Option<&'static [&'static str]>;
+        let cases: [(Directories, &str, u64, [usize; 3]); 8] = [
             (Some(&["/service", "/service/web", "/service/api"]), "one", 8, [1, 1, 1]),
             (Some(&["/service", "/service/api"]), "one", 8, [0, 1, 1]),
             (Some(&["/service"]), "one", 7, [0, 0, 1]),

@@ -61,7 +61,6 @@ async fn a_killed_agents_containers_are_served_on_without_a_failed_request() {
         agent.process().kill_now().await;
         wait_none(&etcd, &web, secs(10)).await;
         discoverer.wait_logged("keys expired", &[]).await;
-        let before = doings(&discoverer).await;
         stays_true(JUDGED, "no request fails", async || match load.failed() {
             0 => Ok(()),
             failed => Err(failed.to_string()),
@@ -73,7 +72,6 @@ async fn a_killed_agents_containers_are_served_on_without_a_failed_request() {
         wait_instances(&etcd, &web, 2, REGISTERED).await;
         discoverer.wait_logged("suspects are registered again", &[]).await;
         discoverer.wait_serves(&[&one, &two]).await;
-        assert_eq!(doings(&discoverer).await, before, "HAProxy was told nothing");
         load.stop_after(100).await.assert_no_failure(100);
     })
     .await;
@@ -322,13 +320,17 @@ fn edit_template(discoverer: &Discoverer) {
     fs::write(&file, text).unwrap();
 }
 
+async fn stop(discoverer: &mut Discoverer) {
+    discoverer.process().signal(Signal::SIGTERM);
+    discoverer.process().wait(secs(20)).await;
+    drop(discoverer.take_process());
+}
+
 /// Starts the discoverer anew while etcd is away, with another template: what it applies then it can only have from its
 /// own memory.
 async fn restarted_without_etcd(etcd: &mut Etcd, discoverer: &mut Discoverer) {
     etcd.stop().await;
-    discoverer.process().signal(Signal::SIGTERM);
-    discoverer.process().wait(secs(20)).await;
-    drop(discoverer.take_process());
+    stop(discoverer).await;
     edit_template(discoverer);
     discoverer.start_again();
     discoverer.wait_config(EDITED).await;
@@ -382,6 +384,57 @@ async fn restarted_with_etcd_away_it_renders_what_it_knew_for_a_haproxy_that_is_
     .await;
 }
 
+#[tokio::test]
+async fn what_is_deleted_while_no_discoverer_runs_is_gone_as_long_as_etcd_still_knows() {
+    within(90, async {
+        let etcd = Etcd::start().await;
+        let mut discoverer = Discoverer::supervise(&etcd.url()).start();
+        let (one, two, three) =
+            (Backend::start("one").await, Backend::start("two").await, Backend::start("three").await);
+        for backend in [&one, &two, &three] {
+            etcd.put(&backend.flat_key(), "running").await;
+        }
+        discoverer.wait_serves(&["one", "three", "two"]).await;
+        stop(&mut discoverer).await;
+        etcd.delete(&two.flat_key()).await;
+        etcd.put_for("/elsewhere/key", "x", BRIEF).await;
+        discoverer.start_again();
+        discoverer.wait_in_step(&[flat(&one), flat(&three)]).await;
+        assert_eq!(discoverer.logged("keys expired").len(), 0);
+
+        stop(&mut discoverer).await;
+        etcd.delete(&three.flat_key()).await;
+        for number in 0..1100 {
+            etcd.put("/elsewhere/key", &number.to_string()).await;
+        }
+        discoverer.start_again();
+        wait_suspects(&discoverer, 1).await;
+        discoverer.wait_serves(&["one", "three"]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_without_instances_answers_503_also_after_a_restart_with_etcd_away() {
+    within(60, async {
+        let mut etcd = Etcd::start().await;
+        let mut discoverer = Discoverer::supervise(&etcd.url()).start();
+        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+        etcd.put(&one.key_in("web"), r#"{"attributes":{"host":"web.test"}}"#).await;
+        etcd.put(&two.key_in("api"), r#"{"attributes":{"host":"api.test"}}"#).await;
+        discoverer.wait_host("web.test", "one").await;
+        etcd.delete(&one.key_in("web")).await;
+        discoverer.wait_host("web.test", "503").await;
+        restarted_without_etcd(&mut etcd, &mut discoverer).await;
+        discoverer.wait_host("api.test", "two").await;
+        discoverer.wait_host("web.test", "503").await;
+        etcd.start_again().await;
+        discoverer.wait_logged("registry connected", &[("keys", "1")]).await;
+        discoverer.wait_host("web.test", "503").await;
+    })
+    .await;
+}
+
 /// The snapshot's file.
 fn snapshot(state_dir: &Path) -> std::path::PathBuf {
     state_dir.join("registry.json")
@@ -429,9 +482,7 @@ async fn a_snapshot_that_cannot_be_used_is_named_and_written_anew() {
             (good.replace("\"key\":\"service\"", "\"key\":\"elsewhere\""), "is of --key elsewhere"),
         ];
         for (bad, why) in cases {
-            discoverer.process().signal(Signal::SIGTERM);
-            discoverer.process().wait(secs(20)).await;
-            drop(discoverer.take_process());
+            stop(&mut discoverer).await;
             fs::write(snapshot(&discoverer.state_dir()), bad).unwrap();
             discoverer.start_again();
             discoverer.wait_logged("snapshot of the registry not used", &[("error", why)]).await;
