@@ -13,8 +13,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use registry::ServiceName;
 use registry::watch::Backoff;
+use registry::{InstanceAddress, ServiceName};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -25,6 +25,8 @@ use crate::haproxy::{Command, Program, ReloadError, Reloader, Runtime, RuntimeEr
 use crate::model::Service;
 use crate::output::{Output, OutputError};
 use crate::plan::{self, Bind, Change, Parsed, Plan, Reason, ServerId, Version, WorkerLimits};
+use crate::readback::Healths;
+use crate::suspect::Health;
 use crate::{readback, until};
 
 use self::leaving::{Leaving, not_deleted};
@@ -238,6 +240,12 @@ impl Applier {
     /// The services that are left out, with the reason.
     pub fn composer(&self) -> &Composer {
         &self.composer
+    }
+
+    /// What HAProxy's checks say of an instance, by what it says of all servers.
+    pub(crate) fn health(&self, healths: &Healths<'_>, service: &ServiceName, address: InstanceAddress) -> Health {
+        let tracks = |id: &ServerId| self.running.as_ref().is_some_and(|running| running.tracks(id));
+        healths.health(service, address, tracks)
     }
 
     /// Tells HAProxy of servers that came or went, before the whole text is made. Says whether it did: if not, nothing

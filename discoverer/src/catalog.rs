@@ -4,6 +4,8 @@
 //! A key or value that is no instance is set aside and named, and the others go on. The cost of an event grows
 //! with its service, not with the whole registry, unless it changes what the service is reached by.
 
+mod gone;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -11,10 +13,14 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use registry::settings::{HostNames, Mode, SettingError, UrlPath, parse_maxconn, parse_port, parse_switch};
-use registry::{Entry, Event, InstanceAddress, InstanceKey, Listing, Prefix, Record, ServiceName, Status};
+use registry::{
+    Cause, Entry, Event, InstanceAddress, InstanceKey, Listing, Position, Prefix, Record, ServiceName, Status,
+};
 
 use crate::drain::Draining;
 use crate::model::{self, Instance, Service, Services};
+
+pub use self::gone::{Judged, Kept, KeptEntry, KeptService};
 
 /// The weight of an instance whose record names none: HAProxy's own default is 1, which leaves no room below it.
 const DEFAULT_WEIGHT: u16 = 100;
@@ -30,6 +36,10 @@ pub struct Options {
     pub listen_ports: Vec<RangeInclusive<u16>>,
     /// How long a service with no instance stays known.
     pub forget_after: Duration,
+    /// How long an instance whose key expired may stay.
+    pub suspect_for: Duration,
+    /// What the time to live of keys is taken for at least.
+    pub least_life: Duration,
 }
 
 /// Something that was left out, and why.
@@ -46,11 +56,16 @@ pub struct Refusal {
 pub struct Outcome {
     /// The services are not what they were before.
     pub changed: bool,
-    /// Everything that changed, where that is instances that came or went and nothing else: no setting, no
-    /// weight of another instance. Empty where more changed than that.
+    /// Nothing changed but `steps`, and which instances are suspect: no setting, no weight of another instance.
+    pub in_short: bool,
+    /// The instances that came or went, where nothing else changed; see `in_short`.
     pub steps: Vec<Step>,
     /// What was newly left out.
     pub refused: Vec<Refusal>,
+    /// The keys that expired and whose instances stay for now.
+    pub suspected: Vec<InstanceKey>,
+    /// How many keys are back whose instances had stayed.
+    pub returned: usize,
 }
 
 /// An instance that came or went, with everything else as it was.
@@ -84,6 +99,14 @@ pub struct Catalog {
     draining: BTreeSet<InstanceKey>,
     /// Rises with each change of such a record.
     drain_changes: u64,
+    /// The keys that expired and whose instances stay for now.
+    suspects: BTreeSet<InstanceKey>,
+    /// What is known is the registry's state of then.
+    position: Option<Position>,
+    /// Since when the registry has been followed without a break; none while it cannot be.
+    followed: Option<Instant>,
+    /// The store tells the time to live of each key.
+    tells_lives: bool,
 }
 
 /// One service, seen from the registry.
@@ -127,15 +150,41 @@ impl Common {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 struct Member {
     record: Arc<Record>,
     age: Age,
+    /// The longest that its key was seen to have to live.
+    life: Option<Duration>,
+    /// Since when its key has been there without a break.
+    since: Instant,
+    /// Since when its key is gone, where it stays nevertheless.
+    suspect: Option<Instant>,
 }
 
 impl Member {
-    fn new(entry: &Entry, record: Record) -> Self {
-        Self { age: (record.registered, entry.created_index()), record: Arc::new(record) }
+    fn new(entry: &Entry, record: Record, now: Instant) -> Self {
+        let age = (record.registered, entry.created_index());
+        Self { age, record: Arc::new(record), life: entry.ttl, since: now, suspect: None }
+    }
+
+    /// Whether its key said the same.
+    fn says_the_same(&self, other: &Self) -> bool {
+        self.record == other.record && self.age == other.age
+    }
+
+    /// Whether both are of one start of one container.
+    fn is_same_start(&self, other: &Self) -> bool {
+        let start = |member: &Self| (member.record.id.clone(), member.record.registered);
+        self.record.id.is_some() && start(self) == start(other)
+    }
+
+    /// Takes over what is known of the key from before.
+    fn follow(&mut self, before: &Self) {
+        self.life = self.life.max(before.life);
+        if before.suspect.is_none() {
+            self.since = before.since;
+        }
     }
 }
 
@@ -168,6 +217,10 @@ impl Catalog {
             shut_out: BTreeMap::new(),
             draining: BTreeSet::new(),
             drain_changes: 0,
+            suspects: BTreeSet::new(),
+            position: None,
+            followed: None,
+            tells_lives: false,
         }
     }
 
@@ -207,18 +260,23 @@ impl Catalog {
         Draining { instances, changes: self.drain_changes }
     }
 
-    /// Takes a whole listing: what is not in it is gone.
-    pub fn list(&mut self, listing: Listing, now: Instant) -> Outcome {
+    /// Takes a whole listing: what is not in it has expired, or was removed with its directory.
+    pub fn list(&mut self, mut listing: Listing, now: Instant) -> Outcome {
         let mut outcome = Outcome::default();
+        let removed = self.follow(&mut listing, now);
         let listed: BTreeSet<&str> = listing.entries.iter().map(|entry| entry.path.as_str()).collect();
         let mut touched = BTreeSet::new();
         let gone: Vec<InstanceKey> = self.keys().filter(|key| !listed.contains(key.path().as_str())).cloned().collect();
         for key in gone {
-            self.remove_key(&key, &mut touched);
+            if removed.holds(&key) {
+                self.remove_key(&key, &mut touched);
+            } else {
+                self.expire_key(&key, now, &mut touched, &mut outcome);
+            }
         }
         self.refused.retain(|path, _| listed.contains(path.as_str()));
         for entry in listing.entries {
-            self.put(&entry, &mut touched, &mut outcome);
+            self.put(&entry, now, &mut touched, &mut outcome);
         }
         self.rebuild(touched, now, &mut outcome);
         outcome
@@ -227,14 +285,26 @@ impl Catalog {
     /// Takes one event.
     pub fn apply(&mut self, event: Event, now: Instant) -> Outcome {
         let mut outcome = Outcome::default();
-        if let Some(step) = self.step(&event) {
-            return Outcome { changed: true, steps: vec![step], ..outcome };
+        if let Some(step) = self.step(&event, now) {
+            return Outcome { changed: true, in_short: true, steps: vec![step], ..outcome };
+        }
+        if self.mark(&event, now, &mut outcome) {
+            return outcome;
         }
         let mut touched = BTreeSet::new();
         match event {
-            Event::Put(entry) => self.put(&entry, &mut touched, &mut outcome),
-            Event::Removed { path, .. } => self.remove_path(&path, &mut touched),
-            Event::RemovedTree { path, .. } => self.remove_tree(&path, &mut touched),
+            Event::Put(entry) => self.put(&entry, now, &mut touched, &mut outcome),
+            Event::Removed { path, cause } => {
+                self.refused.remove(&path);
+                let key = InstanceKey::parse(&self.options.prefix, &path);
+                key.iter().for_each(|key| self.lose_key(key, cause, now, &mut touched, &mut outcome));
+            }
+            Event::RemovedTree { path, cause } => {
+                let root = format!("{}/", path.trim_end_matches('/'));
+                self.refused.retain(|path, _| !path.starts_with(&root));
+                let gone: Vec<_> = self.keys().filter(|key| key.path().starts_with(&root)).cloned().collect();
+                gone.iter().for_each(|key| self.lose_key(key, cause, now, &mut touched, &mut outcome));
+            }
         }
         self.rebuild(touched, now, &mut outcome);
         outcome
@@ -242,12 +312,12 @@ impl Catalog {
 
     /// Takes an event that lets one instance come or go and changes nothing else; gives nothing, and does nothing,
     /// where it is not such an event. Its cost does not grow with the service.
-    fn step(&mut self, event: &Event) -> Option<Step> {
+    fn step(&mut self, event: &Event, now: Instant) -> Option<Step> {
         match event {
             Event::Put(entry) => {
                 let key = InstanceKey::parse(&self.options.prefix, &entry.path).ok()?;
                 let record = Record::parse(&entry.value).ok()?;
-                let member = Member::new(entry, record);
+                let member = Member::new(entry, record, now);
                 let known = self.known.get_mut(key.service())?;
                 let is_new = !self.claims.contains_key(&key.address()) && !self.refused.contains_key(&entry.path);
                 let is_plain = known.common.as_ref()?.is_of(&key, &member) && member.record.status == Status::Running;
@@ -257,13 +327,13 @@ impl Catalog {
                     return None;
                 }
                 let at = position(built, key.address()).err()?;
-                let instance = Arc::new(instance(key.address(), &member.record, false));
+                let instance = Arc::new(instance(key.address(), &member, false));
                 alter(built, published, |instances| instances.insert(at, Arc::clone(&instance)));
                 self.claims.insert(key.address(), vec![key.clone()]);
                 known.members.insert(key, member);
                 Some(Step { settings: published.settings(), instance, came: true })
             }
-            Event::Removed { path, .. } => {
+            Event::Removed { path, cause: Cause::Deleted } => {
                 let key = InstanceKey::parse(&self.options.prefix, path).ok()?;
                 let known = self.known.get_mut(key.service())?;
                 let is_sole_claim = *self.claims.get(&key.address())? == [key.clone()];
@@ -277,9 +347,10 @@ impl Catalog {
                 let instance = alter(built, published, |instances| instances.remove(at));
                 self.claims.remove(&key.address());
                 known.members.remove(&key);
+                self.suspects.remove(&key);
                 Some(Step { settings: published.settings(), instance, came: false })
             }
-            Event::RemovedTree { .. } => None,
+            Event::Removed { .. } | Event::RemovedTree { .. } => None,
         }
     }
 
@@ -307,7 +378,7 @@ impl Catalog {
         self.known.values().flat_map(|known| known.members.keys())
     }
 
-    fn put(&mut self, entry: &Entry, touched: &mut BTreeSet<ServiceName>, outcome: &mut Outcome) {
+    fn put(&mut self, entry: &Entry, now: Instant, touched: &mut BTreeSet<ServiceName>, outcome: &mut Outcome) {
         let key = match InstanceKey::parse(&self.options.prefix, &entry.path) {
             Ok(key) => key,
             Err(error) => return self.refuse(&entry.path, &error.to_string(), outcome),
@@ -321,13 +392,23 @@ impl Catalog {
         };
         self.refused.remove(&entry.path);
         self.note_drain(&key, record.status == Status::Draining);
-        let member = Member::new(entry, record);
+        let mut member = Member::new(entry, record, now);
         let known = self.known.entry(key.service().clone()).or_default();
-        if known.members.get(&key) == Some(&member) {
-            return;
+        let before = known.members.get_mut(&key);
+        let was_live = before.as_ref().is_some_and(|before| before.suspect.is_none());
+        if let Some(before) = before {
+            member.follow(before);
+            if was_live && before.says_the_same(&member) {
+                before.life = member.life;
+                return;
+            }
         }
         if known.members.insert(key.clone(), member).is_none() {
             self.claims.entry(key.address()).or_default().push(key.clone());
+        }
+        if !was_live {
+            outcome.returned += usize::from(self.suspects.remove(&key));
+            self.take_over(&key, touched);
         }
         self.touch(key.address(), touched);
         touched.insert(key.service().clone());
@@ -345,27 +426,12 @@ impl Catalog {
         }
     }
 
-    fn remove_path(&mut self, path: &str, touched: &mut BTreeSet<ServiceName>) {
-        self.refused.remove(path);
-        if let Ok(key) = InstanceKey::parse(&self.options.prefix, path) {
-            self.remove_key(&key, touched);
-        }
-    }
-
-    fn remove_tree(&mut self, path: &str, touched: &mut BTreeSet<ServiceName>) {
-        let root = format!("{}/", path.trim_end_matches('/'));
-        let gone: Vec<_> = self.keys().filter(|key| key.path().starts_with(&root)).cloned().collect();
-        for key in gone {
-            self.remove_key(&key, touched);
-        }
-        self.refused.retain(|path, _| !path.starts_with(&root));
-    }
-
     fn remove_key(&mut self, key: &InstanceKey, touched: &mut BTreeSet<ServiceName>) {
         let Some(known) = self.known.get_mut(key.service()) else { return };
         if known.members.remove(key).is_none() {
             return;
         }
+        self.suspects.remove(key);
         touched.insert(key.service().clone());
         self.note_drain(key, false);
         self.touch(key.address(), touched);
@@ -383,14 +449,14 @@ impl Catalog {
         touched.extend(keys.map(|key| key.service().clone()));
     }
 
-    /// Whether no other key names the same address for a newer container. A container may be in several services.
+    /// Whether no other key names the same address for a newer container; one that is there counts as newer than one that
+    /// expired. A container may be in several services.
     fn is_newest(&self, key: &InstanceKey, member: &Member) -> bool {
         let others = self.claims.get(&key.address()).into_iter().flatten().filter(|other| *other != key);
         others.filter_map(|other| Some((self.known.get(other.service())?.members.get(other)?, other))).all(
             |(other_member, other)| {
-                let start = |member: &Member| (member.record.id.clone(), member.record.registered);
-                let same_start = member.record.id.is_some() && start(member) == start(other_member);
-                same_start || (key_age(other_member.age), other) < (key_age(member.age), key)
+                let rank = |member: &Member| (member.suspect.is_none(), key_age(member.age));
+                member.is_same_start(other_member) || (rank(other_member), other) < (rank(member), key)
             },
         )
     }
@@ -459,17 +525,18 @@ impl Catalog {
         outcome.changed = self.services != before;
     }
 
-    /// Gives each route to one service: to one that has instances before one that has none, then to the one that
-    /// has the route already, then to the one with the oldest container. Where a service gets only some of its hosts
+    /// Gives each route to one service: to one that has instances before one that has only suspects, to that before one that
+    /// has none, then to the one that has the route already, then to the one with the oldest container. Where a service gets only some of its hosts
     /// it goes on with those; where it gets none of its routes it is left out.
     fn share_routes(&mut self, outcome: &mut Outcome) {
-        let mut claims: BTreeMap<Route, Vec<(bool, bool, Age, &ServiceName)>> = BTreeMap::new();
+        let mut claims: BTreeMap<Route, Vec<(Standing, bool, Age, &ServiceName)>> = BTreeMap::new();
         for (name, known) in &self.known {
             let Some(service) = &known.built else { continue };
             let oldest = known.members.values().map(|member| member.age).min().unwrap_or_default();
+            let standing = Standing::of(service);
             for route in routes(service) {
                 let is_held = self.routes.get(&route) == Some(name);
-                claims.entry(route).or_default().push((service.instances.is_empty(), !is_held, oldest, name));
+                claims.entry(route).or_default().push((standing, !is_held, oldest, name));
             }
         }
         let mut held: BTreeMap<Route, ServiceName> = BTreeMap::new();
@@ -501,6 +568,25 @@ impl Catalog {
             }
         }
         (self.routes, self.shut_out, self.services) = (held, shut_out, services);
+    }
+}
+
+/// What a service's claim is worth; the least comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Live,
+    /// All its instances are suspect.
+    Suspect,
+    Empty,
+}
+
+impl Standing {
+    fn of(service: &Service) -> Self {
+        match service.instances.iter().find(|instance| !instance.suspect) {
+            Some(_) => Self::Live,
+            None if service.instances.is_empty() => Self::Empty,
+            None => Self::Suspect,
+        }
     }
 }
 
@@ -582,7 +668,21 @@ fn build(
     for (_, member) in &by_age {
         attributes.extend(member.record.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     }
-    let mut settings = Settings { attributes: &attributes, refusals: Vec::new() };
+    let tags: BTreeSet<_> = members.iter().flat_map(|(_, member)| member.record.tags.clone()).collect();
+    let flat = members.iter().any(|(key, _)| key.is_flat());
+    let (settings, refusals) = build_settings(name, &attributes, tags.into_iter().collect(), flat, options);
+    (Service { instances: instances(members, last), ..settings }, refusals)
+}
+
+/// Builds a service without its instances; gives what of its settings was refused too.
+fn build_settings(
+    name: &ServiceName,
+    attributes: &BTreeMap<&str, &str>,
+    tags: Vec<String>,
+    flat: bool,
+    options: &Options,
+) -> (Service, Vec<String>) {
+    let mut settings = Settings { attributes, refusals: Vec::new() };
     let mut service = Service {
         name: name.clone(),
         mode: settings.read("mode", str::parse).unwrap_or_default(),
@@ -595,18 +695,12 @@ fn build(
         sticky: settings.read("sticky", parse_switch).unwrap_or_default(),
         maxconn: settings.read("maxconn", parse_maxconn),
         slowstart: settings.read("slowstart", str::parse),
-        flat: members.iter().any(|(key, _)| key.is_flat()),
-        tags: members
-            .iter()
-            .flat_map(|(_, member)| member.record.tags.clone())
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect(),
-        attributes: BTreeMap::new(),
-        instances: instances(members, last),
+        flat,
+        tags,
+        attributes: attributes.iter().map(|(&name, &value)| (name.to_owned(), value.to_owned())).collect(),
+        instances: Vec::new(),
     };
     let mut refusals = settings.refusals;
-    service.attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     if let Some(port) = service.listen.filter(|port| !options.listen_ports.iter().any(|range| range.contains(port))) {
         refusals.push(format!("attribute listen: port {port} is outside --listen-ports"));
         service.listen = None;
@@ -628,7 +722,7 @@ fn instances(members: &[(&InstanceKey, &Member)], last: Option<&Service>) -> Vec
     let all_drain = members.iter().all(|(_, member)| member.record.status == Status::Draining);
     let mut instances: Vec<(InstanceAddress, Arc<Instance>)> = members
         .iter()
-        .map(|(key, member)| (key.address(), Arc::new(instance(key.address(), &member.record, all_drain))))
+        .map(|(key, member)| (key.address(), Arc::new(instance(key.address(), member, all_drain))))
         .collect();
     instances.sort_by_key(|(address, _)| *address);
     let last = last.map(|service| service.instances.as_slice()).unwrap_or_default();
@@ -643,7 +737,8 @@ fn instances(members: &[(&InstanceKey, &Member)], last: Option<&Service>) -> Vec
     instances.into_iter().map(|(_, instance)| instance).collect()
 }
 
-fn instance(address: InstanceAddress, record: &Arc<Record>, all_drain: bool) -> Instance {
+fn instance(address: InstanceAddress, member: &Member, all_drain: bool) -> Instance {
+    let record = &member.record;
     let draining = record.status == Status::Draining;
     let weight = record.weight.unwrap_or(DEFAULT_WEIGHT);
     Instance {
@@ -653,7 +748,7 @@ fn instance(address: InstanceAddress, record: &Arc<Record>, all_drain: bool) -> 
         // Where every instance drains, somebody still has to answer.
         weight: if draining && !all_drain { 0 } else { weight },
         draining,
-        suspect: false,
+        suspect: member.suspect.is_some(),
         record: Arc::clone(record),
     }
 }
@@ -680,14 +775,16 @@ impl Settings<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::suspect::Health;
     use proptest::prelude::*;
-    use registry::{Cause, Position};
 
     pub(crate) fn options() -> Options {
         Options {
             prefix: "service".parse().unwrap(),
             listen_ports: vec![5000..=5999],
             forget_after: Duration::from_secs(60),
+            suspect_for: Duration::from_secs(600),
+            least_life: crate::suspect::LEAST_LIFE,
         }
     }
 
@@ -700,11 +797,11 @@ pub(crate) mod tests {
         catalog.services().clone()
     }
 
-    fn put(below: &str, value: &str) -> Event {
+    pub(crate) fn put(below: &str, value: &str) -> Event {
         Event::Put(Entry::new(format!("/service/{below}"), value))
     }
 
-    fn removed(below: &str) -> Event {
+    pub(crate) fn removed(below: &str) -> Event {
         Event::Removed { path: format!("/service/{below}"), cause: Cause::Deleted }
     }
 
@@ -748,18 +845,22 @@ pub(crate) mod tests {
         assert_eq!(seen(&catalog), (vec![], 10));
     }
 
-    fn listing(entries: &[(&str, &str)]) -> Listing {
-        let entries = entries.iter().map(|(below, value)| Entry::new(format!("/service/{below}"), *value)).collect();
-        Listing { entries, position: Position::new(None, 1) }
+    pub(crate) fn expired(below: &str) -> Event {
+        Event::Removed { path: format!("/service/{below}"), cause: Cause::Expired }
     }
 
-    fn catalog(entries: &[(&str, &str)]) -> Catalog {
+    pub(crate) fn listing(entries: &[(&str, &str)]) -> Listing {
+        let entries = entries.iter().map(|(below, value)| Entry::new(format!("/service/{below}"), *value)).collect();
+        Listing { entries, directories: None, position: Position::new(None, 1) }
+    }
+
+    pub(crate) fn catalog(entries: &[(&str, &str)]) -> Catalog {
         let mut catalog = Catalog::new(options());
         catalog.list(listing(entries), Instant::now());
         catalog
     }
 
-    fn addresses(catalog: &Catalog, service: &str) -> Vec<String> {
+    pub(crate) fn addresses(catalog: &Catalog, service: &str) -> Vec<String> {
         let service = &catalog.services()[&service.parse::<ServiceName>().unwrap()];
         service.instances.iter().map(|instance| format!("{}:{}", instance.address, instance.port)).collect()
     }
@@ -959,7 +1060,7 @@ pub(crate) mod tests {
         let mut catalog = Catalog::new(options());
         let started = started(5);
         let entries = vec![Entry::created(old, &started, 7), Entry::created(new, "running", 9)];
-        catalog.list(Listing { entries, position: Position::new(None, 9) }, Instant::now());
+        catalog.list(Listing { entries, directories: None, position: Position::new(None, 9) }, Instant::now());
         assert_eq!(addresses(&catalog, "service"), ["10.0.0.1:80"]);
         assert!(!catalog.services().contains_key(&"agent".parse().unwrap()));
     }
@@ -980,7 +1081,12 @@ pub(crate) mod tests {
     enum Step {
         Put(usize, usize),
         Remove(usize),
+        Expire(usize),
+        /// The directory of one service, or of all.
+        RemoveTree(&'static str),
         List,
+        /// Suspects that HAProxy has up stay.
+        Judge,
     }
 
     const KEYS: [&str; 8] = [
@@ -1008,7 +1114,10 @@ pub(crate) mod tests {
         let step = prop_oneof![
             6 => (0..KEYS.len(), 0..VALUES.len()).prop_map(|(key, value)| Step::Put(key, value)),
             3 => (0..KEYS.len()).prop_map(Step::Remove),
+            3 => (0..KEYS.len()).prop_map(Step::Expire),
+            1 => prop_oneof![Just("/service/a"), Just("/service")].prop_map(Step::RemoveTree),
             1 => Just(Step::List),
+            1 => Just(Step::Judge),
         ];
         proptest::collection::vec(step, 0..40)
     }
@@ -1018,8 +1127,10 @@ pub(crate) mod tests {
         let mut picture = BTreeMap::new();
         for (name, known) in &catalog.known {
             let Some(service) = known.built.as_ref().filter(|service| !service.instances.is_empty()) else { continue };
-            let line =
-                |instance: &Arc<Instance>| format!("{} {} {}", instance.server, instance.weight, instance.draining);
+            let line = |instance: &Arc<Instance>| {
+                let Instance { server, weight, draining, suspect, .. } = instance.as_ref();
+                format!("{server} {weight} {draining} {suspect}")
+            };
             picture.insert(name.to_string(), service.instances.iter().map(line).collect());
         }
         picture
@@ -1027,8 +1138,12 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn events_lead_to_what_a_listing_of_the_same_keys_gives(steps in steps()) {
+        fn events_lead_to_what_a_listing_of_the_same_keys_gives_when_the_suspects_have_gone(steps in steps()) {
             let mut held: BTreeMap<usize, usize> = BTreeMap::new();
+            // Those that nobody deleted, and whose address nobody else has taken.
+            let mut suspects: BTreeSet<usize> = BTreeSet::new();
+            let address = |key: usize| KEYS[key].rsplit('/').next();
+            let is_instance = |key: usize, value: usize| !matches!(key, 5 | 6) && !matches!(value, 1 | 2);
             let mut catalog = Catalog::new(options());
             let now = Instant::now();
             let list = |held: &BTreeMap<usize, usize>| {
@@ -1038,12 +1153,32 @@ pub(crate) mod tests {
             for step in steps {
                 match step {
                     Step::Put(key, value) => {
-                        held.insert(key, value);
+                        suspects.remove(&key);
+                        if held.insert(key, value).is_none_or(|before| !is_instance(key, before)) {
+                            suspects.retain(|&other| address(other) != address(key));
+                        }
                         catalog.apply(put(KEYS[key], VALUES[value]), now);
                     }
                     Step::Remove(key) => {
                         held.remove(&key);
+                        suspects.remove(&key);
                         catalog.apply(removed(KEYS[key]), now);
+                    }
+                    Step::Expire(key) => {
+                        if held.remove(&key).is_some_and(|value| is_instance(key, value)) {
+                            suspects.insert(key);
+                        }
+                        catalog.apply(expired(KEYS[key]), now);
+                    }
+                    Step::RemoveTree(root) => {
+                        let is_below = |key: &usize| format!("/service/{}", KEYS[*key]).starts_with(&format!("{root}/"));
+                        held.retain(|key, _| !is_below(key));
+                        suspects.retain(|key| !is_below(key));
+                        catalog.apply(Event::RemovedTree { path: root.to_owned(), cause: Cause::Deleted }, now);
+                    }
+                    Step::Judge => {
+                        let judged = catalog.judge(now, |_, _| Health::Up);
+                        prop_assert!(judged.removed.is_empty() && !judged.outcome.changed);
                     }
                     Step::List => {
                         let outcome = catalog.list(list(&held), now);
@@ -1051,6 +1186,13 @@ pub(crate) mod tests {
                     }
                 }
             }
+            for &key in &suspects {
+                let key = InstanceKey::parse(&options().prefix, &format!("/service/{}", KEYS[key])).unwrap();
+                prop_assert!(catalog.suspects.contains(&key), "{} is lost", key);
+            }
+            catalog.list(list(&held), now);
+            catalog.judge(now, |_, _| Health::Down);
+            prop_assert!(catalog.suspects.is_empty());
             let mut fresh = Catalog::new(options());
             fresh.list(list(&held), now);
             prop_assert_eq!(picture(&catalog), picture(&fresh));

@@ -111,7 +111,8 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_HAPROXY", default_value = "haproxy")]
     pub haproxy: PathBuf,
 
-    /// Where sockets, HAProxy's pid, the servers' state and this discoverer's id are kept
+    /// Where sockets, HAProxy's pid, the servers' state, this discoverer's id and the registry as it was last known
+    /// (registry.json) are kept
     #[arg(
         long,
         global = true,
@@ -148,6 +149,11 @@ pub struct Flags {
     /// How long a service with no instance stays known, with its last settings, so that HAProxy answers 503 and not 404
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_FORGET_AFTER", default_value = "24h", value_parser = parse_duration)]
     pub forget_after: Duration,
+
+    /// How long an instance stays whose key expired while HAProxy's own check still reaches it: its registrar may be dead, or
+    /// etcd may have been. It goes before that when the check has it down or nobody checks it
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_SUSPECT_FOR", default_value = "10m", value_parser = parse_duration)]
+    pub suspect_for: Duration,
 
     /// How long one request to etcd may take before the next endpoint is asked
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_ETCD_TIMEOUT", default_value = "3s", value_parser = parse_positive)]

@@ -1,12 +1,13 @@
 //! The loop that owns the catalog: updates of the registry and of the templates in, the newest state out.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use registry::watch::Backoff;
-use registry::{Update, watch as follow_registry};
+use registry::{InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -15,14 +16,18 @@ use tracing::{debug, error, info, warn};
 
 use crate::acknowledge::{Speaker, Told};
 use crate::apply::{Applied, Applier, ApplyConfig, ApplyError};
-use crate::catalog::{Catalog, Outcome, Step};
+use crate::catalog::{Catalog, Kept, Outcome, Step};
+use crate::checks::Checks;
 use crate::compose::{Composer, Reading, Wanted};
 use crate::config::{Flags, UsageError};
 use crate::haproxy::{Layout, Program, Reloader, Runtime, Supervisor, SupervisorHandle, Workers};
 use crate::identity::Identity;
 use crate::output::Output;
 use crate::plan::Version;
+use crate::readback::Healths;
 use crate::render::{TemplateError, Templates};
+use crate::snapshot::{self, Snapshots};
+use crate::suspect::{Health, Why};
 use crate::{catalog_options, reloader, store, surroundings, templates, until, version};
 
 /// The pause after the first failure that another try may mend.
@@ -73,18 +78,23 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let (id, prefix) = (identity.id.clone(), flags.key.clone());
     let speaker = Speaker { store: store.clone(), prefix, id, workers };
     tasks.spawn(speaker.run(hears));
-    tasks.spawn(follow_registry(store, flags.key.clone(), updates));
     let (loaded, loads) = mpsc::channel(1);
     tasks.spawn(templates::follow(flags.template.clone(), loaded));
     info!(key = %flags.key, output = %flags.output.display(), id = %identity.id, "discoverer started");
 
-    let daemon = Daemon {
-        registry: Registry {
-            catalog: Catalog::new(catalog_options(&flags)),
-            listed: false,
-            unreachable: false,
-            index: 0,
-        },
+    let mut since = None;
+    let snapshots = Snapshots::new(flags.state_directory(), flags.key.clone());
+    let mut registry = Registry::new(Catalog::new(catalog_options(&flags)));
+    if let Some((kept, written)) = snapshots.read() {
+        info!(instances = kept.entries.len(), %written, "snapshot of the registry read");
+        since = Some(kept.position.clone());
+        registry.restore(kept);
+    }
+    tasks.spawn(follow_registry(store, flags.key.clone(), since, updates));
+    let mut daemon = Daemon {
+        registry,
+        snapshots,
+        checks: Checks::new(flags.runtime_socket().map(Runtime::new)),
         told,
         templates: None,
         applier: Applier::new(config, composer),
@@ -105,7 +115,9 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         }
         signal = stop.next() => info!(signal, "told to stop"),
     }
-    stopped(supervisor, &flags, stop).await
+    let kept = daemon.registry.kept();
+    let (ended, ()) = tokio::join!(stopped(supervisor, &flags, stop), daemon.snapshots.finish(kept));
+    ended
 }
 
 /// Lets HAProxy finish, where it is ours.
@@ -189,6 +201,8 @@ struct Daemon {
     registry: Registry,
     /// Who hears how far this has come.
     told: watch::Sender<Told>,
+    snapshots: Snapshots,
+    checks: Checks,
     templates: Option<Reading>,
     applier: Applier,
     pause: Backoff,
@@ -202,12 +216,16 @@ struct Daemon {
 impl Daemon {
     /// Runs for ever. While HAProxy is being told something, updates wait, and go together afterwards.
     async fn run(
-        mut self,
+        &mut self,
         mut updated: mpsc::Receiver<Update>,
         mut loads: mpsc::Receiver<Result<Templates, TemplateError>>,
     ) {
         loop {
             let forget_at = self.registry.catalog.next_forget().map(Instant::from_std);
+            self.checks.wanted(self.registry.catalog.has_suspects());
+            if self.registry.is_to_be_kept() {
+                self.snapshots.changed();
+            }
             tokio::select! {
                 update = updated.recv() => {
                     let Some(update) = update else { return };
@@ -215,6 +233,7 @@ impl Daemon {
                     while let Ok(update) = updated.try_recv() {
                         change.add(self.registry.update(update));
                     }
+                    self.registry.say_suspects();
                     self.changed(change).await;
                     self.tell();
                 }
@@ -236,6 +255,16 @@ impl Daemon {
                     }
                 }
                 () = until(self.apply_at) => self.apply().await,
+                state = self.checks.wait() => {
+                    let healths = state.as_deref().map(Healths::of).unwrap_or_default();
+                    let applier = &self.applier;
+                    let change = self.registry.judge(|service, address| applier.health(&healths, service, address));
+                    self.changed(change).await;
+                }
+                due = self.snapshots.wait() => match due {
+                    snapshot::Due::Write => self.snapshots.begin(self.registry.kept()),
+                    snapshot::Due::Written(written) => self.snapshots.ended(written),
+                },
             }
         }
     }
@@ -258,7 +287,9 @@ impl Daemon {
             Change::Nothing => {}
             // After a failure, or a reload that was too short ago, it is known when to try again. Servers need not wait.
             Change::Steps(steps) if self.is_waiting() => {
-                if self.applier.step(&steps).await {
+                if steps.is_empty() {
+                    // The whole text is waited for, and it has them.
+                } else if self.applier.step(&steps).await {
                     self.applier.keep_steps();
                 } else {
                     self.meanwhile().await;
@@ -266,7 +297,7 @@ impl Daemon {
             }
             Change::More if self.is_waiting() => self.meanwhile().await,
             Change::Steps(steps) => {
-                if !self.applier.step(&steps).await {
+                if !steps.is_empty() && !self.applier.step(&steps).await {
                     return self.apply().await;
                 }
                 let now = Instant::now();
@@ -325,7 +356,7 @@ impl Daemon {
 /// What has changed in the registry.
 enum Change {
     Nothing,
-    /// Instances came or went, and nothing else.
+    /// Instances came or went, or are suspect or no more, and nothing else.
     Steps(Vec<Step>),
     More,
 }
@@ -348,12 +379,41 @@ struct Registry {
     catalog: Catalog,
     /// Nothing is applied before the first whole list.
     listed: bool,
+    /// What was known before our own restart is in the catalog.
+    restored: bool,
     unreachable: bool,
     /// The last index of etcd that was told.
     index: u64,
+    /// The catalog has changed since that was asked last.
+    changed: bool,
+    /// What is still to be said: the keys that expired, the first of them, and how many are back.
+    suspected: (usize, Option<InstanceKey>),
+    returned: usize,
 }
 
 impl Registry {
+    fn new(catalog: Catalog) -> Self {
+        Self {
+            catalog,
+            listed: false,
+            restored: false,
+            unreachable: false,
+            changed: false,
+            index: 0,
+            suspected: (0, None),
+            returned: 0,
+        }
+    }
+
+    /// Takes in what was known before our own restart. It is used where the registry does not answer, and compared with the
+    /// first listing where it does.
+    fn restore(&mut self, kept: Kept) {
+        self.restored = true;
+        for refusal in self.catalog.restore(kept, std::time::Instant::now()).refused {
+            warn!(key = refusal.key, reason = refusal.reason, "key refused");
+        }
+    }
+
     fn update(&mut self, update: Update) -> Change {
         let now = std::time::Instant::now();
         match update {
@@ -364,19 +424,61 @@ impl Registry {
                 self.unreachable = false;
                 self.index = listing.position.index();
                 let is_first = !std::mem::replace(&mut self.listed, true);
+                self.changed = true;
                 let change = self.change(|catalog| catalog.list(listing, now));
                 if is_first { Change::More } else { change }
             }
             Update::Event { event, index } => {
                 self.index = index;
+                self.catalog.reached(index);
                 self.change(|catalog| catalog.apply(event, now))
             }
             Update::Unreachable { error } => {
                 warn!(error, "registry unreachable; HAProxy keeps what it has");
                 self.unreachable = true;
-                Change::Nothing
+                self.catalog.lost_registry();
+                if self.listed || !self.restored {
+                    return Change::Nothing;
+                }
+                info!("HAProxy gets what was last known");
+                self.listed = true;
+                Change::More
             }
         }
+    }
+
+    /// Judges the suspects.
+    fn judge(&mut self, health: impl Fn(&ServiceName, InstanceAddress) -> Health) -> Change {
+        let judged = self.catalog.judge(std::time::Instant::now(), health);
+        let mut by_reason: BTreeMap<Why, (usize, &InstanceKey)> = BTreeMap::new();
+        for (key, why) in &judged.removed {
+            by_reason.entry(*why).or_insert((0, key)).0 += 1;
+        }
+        for (why, (instances, first)) in by_reason {
+            info!(instances, %first, why = why.as_str(), "suspects removed");
+        }
+        self.change(|_| judged.outcome)
+    }
+
+    /// Says which instances are suspect now, and how many are no more: for many keys at once in one line.
+    fn say_suspects(&mut self) {
+        if let (instances, Some(first)) = std::mem::take(&mut self.suspected) {
+            info!(instances, %first, "keys expired; their instances stay while HAProxy's check reaches them");
+        }
+        let instances = std::mem::take(&mut self.returned);
+        if instances > 0 {
+            info!(instances, "suspects are registered again");
+        }
+    }
+
+    /// What is to be kept over a restart.
+    fn kept(&self) -> Option<Kept> {
+        self.catalog.kept(std::time::Instant::now())
+    }
+
+    /// Whether the catalog has changed since the last time.
+    fn is_to_be_kept(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Catalog) -> Outcome) -> Change {
@@ -384,10 +486,15 @@ impl Registry {
         for refusal in outcome.refused {
             warn!(key = refusal.key, reason = refusal.reason, "key refused");
         }
-        match (outcome.changed, outcome.steps.is_empty()) {
+        self.changed |= outcome.changed;
+        let (count, first) = &mut self.suspected;
+        *count += outcome.suspected.len();
+        *first = first.take().or_else(|| outcome.suspected.into_iter().next());
+        self.returned += outcome.returned;
+        match (outcome.changed, outcome.in_short) {
             (false, _) => Change::Nothing,
-            (true, false) => Change::Steps(outcome.steps),
-            (true, true) => Change::More,
+            (true, true) => Change::Steps(outcome.steps),
+            (true, false) => Change::More,
         }
     }
 }

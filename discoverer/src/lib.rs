@@ -1,7 +1,7 @@
 //! The discoverer: what is registered in etcd becomes what HAProxy runs.
 //!
-//! `catalog`, `render`, `plan`, `readback`, `drain` and `blame` decide and do no I/O; `haproxy`, `output` and `templates` do and decide
-//! nothing. `apply` owns the way to HAProxy; the loop in `daemon` owns the catalog, and `acknowledge` says in
+//! `catalog`, `suspect`, `render`, `plan`, `readback`, `drain` and `blame` decide and do no I/O; `haproxy`, `output` and `templates`
+//! do and decide nothing. `apply` owns the way to HAProxy; the loop in `daemon` owns the catalog, and `acknowledge` says in
 //! etcd how far it has come.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -10,6 +10,7 @@ mod acknowledge;
 pub mod apply;
 pub mod blame;
 pub mod catalog;
+mod checks;
 pub mod compose;
 pub mod config;
 mod daemon;
@@ -25,6 +26,8 @@ pub mod plan;
 mod readback;
 pub mod render;
 mod sample;
+pub mod snapshot;
+pub mod suspect;
 pub mod templates;
 
 use std::process::ExitCode;
@@ -68,6 +71,9 @@ fn catalog_options(flags: &Flags) -> catalog::Options {
         prefix: flags.key.clone(),
         listen_ports: flags.listen_ports.clone(),
         forget_after: flags.forget_after,
+        suspect_for: flags.suspect_for,
+        // A registry that hangs is not noticed before that.
+        least_life: suspect::LEAST_LIFE.max(flags.watch_timeout),
     }
 }
 

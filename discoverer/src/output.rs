@@ -1,7 +1,7 @@
 //! The edge to the configuration file: written whole, next to its place, and put there in one step.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use tokio::sync::Mutex;
 
 /// Who may read a new file: HAProxy often reads it as another user.
 const MODE: u32 = 0o644;
+/// The same for what nobody else has to read.
+const PRIVATE_MODE: u32 = 0o600;
 
 /// Why a file could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,8 @@ pub struct OutputError {
 pub struct Output {
     path: PathBuf,
     candidate: PathBuf,
+    /// Of a new file.
+    mode: u32,
     /// Held while the disk is being written: who gave up waiting for that has not ended it.
     writing: Arc<Mutex<()>>,
 }
@@ -35,7 +39,12 @@ impl Output {
         let path = path.into();
         let mut candidate = path.clone().into_os_string();
         candidate.push(".candidate");
-        Self { path, candidate: candidate.into(), writing: Arc::default() }
+        Self { path, candidate: candidate.into(), mode: MODE, writing: Arc::default() }
+    }
+
+    /// The same for a file that nobody else has to read.
+    pub fn private(path: impl Into<PathBuf>) -> Self {
+        Self { mode: PRIVATE_MODE, ..Self::new(path) }
     }
 
     /// The file.
@@ -50,8 +59,17 @@ impl Output {
 
     /// Writes a text beside the file and gives where.
     pub async fn prepare(&self, text: impl Into<Arc<str>>) -> Result<&Path, OutputError> {
-        let (output, text) = (self.clone(), text.into());
-        let written = self.off_the_loop(move || output.write_candidate(&text)).await;
+        let text = text.into();
+        self.prepare_by(move |file| file.write_all(text.as_bytes())).await
+    }
+
+    /// As [`Output::prepare`], with a text that is made while it is written.
+    pub async fn prepare_by(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<&Path, OutputError> {
+        let output = self.clone();
+        let written = self.off_the_loop(move || output.write_candidate(write)).await;
         written.map_err(|error| {
             self.discard();
             OutputError { path: self.candidate.display().to_string(), error }
@@ -73,12 +91,13 @@ impl Output {
         let _ = std::fs::remove_file(&self.candidate);
     }
 
-    fn write_candidate(&self, text: &str) -> std::io::Result<()> {
-        let mode = std::fs::metadata(&self.path).map_or(MODE, |metadata| metadata.permissions().mode() & 0o777);
+    fn write_candidate(&self, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<()> {
+        let mode = std::fs::metadata(&self.path).map_or(self.mode, |metadata| metadata.permissions().mode() & 0o777);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(mode).custom_flags(O_NOFOLLOW);
-        let mut file = options.open(&self.candidate)?;
-        file.write_all(text.as_bytes())
+        let mut file = BufWriter::new(options.open(&self.candidate)?);
+        write(&mut file)?;
+        file.flush()
     }
 
     fn put_in_place(&self) -> std::io::Result<()> {
@@ -138,7 +157,7 @@ mod tests {
         let late = output.clone();
         let given_up = output.off_the_loop(move || {
             goes_on.recv().map_err(std::io::Error::other)?;
-            late.write_candidate("late\n")?;
+            late.write_candidate(|file| file.write_all(b"late\n"))?;
             late.put_in_place()
         });
         let waited = tokio::time::timeout(std::time::Duration::from_millis(20), given_up).await;

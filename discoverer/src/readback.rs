@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 
 use ahash::AHashMap;
+use registry::{InstanceAddress, ServiceName};
 
-use crate::haproxy::{Command, Kept, ServerState, parse_servers, with_wanted_states};
+use crate::haproxy::{Command, Kept, ServerHealth, ServerState, parse_healths, parse_servers, with_wanted_states};
+use crate::model::server_name;
 use crate::plan::{Parsed, ServerId, ServerSettings};
+use crate::suspect::Health;
 
 /// The servers of the backends whose servers a text tells, by backend and name.
 struct Wanted<'t>(AHashMap<Cow<'t, str>, AHashMap<Cow<'t, str>, ServerSettings<'t>>>);
@@ -21,6 +24,47 @@ impl<'t> Wanted<'t> {
 
     fn get(&self, backend: &str, server: &str) -> Option<&ServerSettings<'t>> {
         self.0.get(backend)?.get(server)
+    }
+}
+
+/// What HAProxy's checks say of its servers.
+#[derive(Debug, Default)]
+pub(crate) struct Healths<'s> {
+    by_name: AHashMap<(&'s str, &'s str), Health>,
+    /// Of several servers at one address the best.
+    by_address: AHashMap<(&'s str, &'s str), Health>,
+}
+
+impl<'s> Healths<'s> {
+    /// Reads them.
+    pub(crate) fn of(state: &'s str) -> Self {
+        let mut healths = Self::default();
+        for ServerHealth { backend, server, address, port, health } in parse_healths(state) {
+            healths.by_name.insert((backend, server), health);
+            let best = healths.by_address.entry((address, port)).or_insert(health);
+            *best = health.min(*best);
+        }
+        healths
+    }
+
+    /// Of an instance: of the server that the shipped templates make of it, else of what else leads to its address. `tracks`
+    /// says whether that server may follow another one's check, which HAProxy does not tell.
+    pub(crate) fn health(
+        &self,
+        service: &ServiceName,
+        address: InstanceAddress,
+        tracks: impl Fn(&ServerId) -> bool,
+    ) -> Health {
+        let server = server_name(address);
+        let by_address = || {
+            let (ip, port) = (address.ip().to_string(), address.port().to_string());
+            self.by_address.get(&(ip.as_str(), port.as_str())).copied()
+        };
+        let told = self.by_name.get(&(service.as_str(), server.as_str())).copied();
+        match told.or_else(by_address).unwrap_or(Health::Unknown) {
+            Health::Unchecked if tracks(&ServerId { backend: service.to_string(), server }) => Health::Unknown,
+            health => health,
+        }
     }
 }
 
@@ -140,6 +184,39 @@ mod tests {
 
     fn found(told: &[(&str, u16)], wanted: &[(&str, u16)]) -> String {
         difference(&state(told), &text(wanted), |id| id.server.starts_with("leaving")).unwrap_or_default()
+    }
+
+    #[test]
+    fn an_instance_has_the_health_of_its_server_else_of_whatever_leads_to_its_address() {
+        let line = |backend, name, address, operation, check| {
+            format!("3 {backend} 1 {name} {address} {operation} 0 1 1 1 6 3 4 {check} 0 0 0 - 80 - 0 0 - - 0\n")
+        };
+        let state: String = [
+            line("web", "10.0.0.1_80", "10.0.0.1", 0, 6),
+            line("api", "10.0.0.1_80", "10.0.0.1", 2, 6),
+            line("other", "x", "10.0.0.2", 2, 0),
+            line("other", "y", "10.0.0.2", 0, 6),
+            line("other", "z", "2001:db8::1", 2, 6),
+            line("web", "10.0.0.4_80", "10.0.0.4", 2, 0),
+            line("web", "10.0.0.5_80", "10.0.0.5", 2, 0),
+        ]
+        .concat();
+        let healths = Healths::of(&state);
+        let health = |service: &str, address: &str| {
+            let tracks = |id: &ServerId| id.to_string() == "web/10.0.0.5_80";
+            healths.health(&service.parse().unwrap(), address.parse().unwrap(), tracks)
+        };
+        assert_eq!(health("web", "10.0.0.1:80"), Health::Down);
+        assert_eq!(health("api", "10.0.0.1:80"), Health::Up);
+        assert_eq!(health("elsewhere", "10.0.0.1:80"), Health::Up);
+        assert_eq!(health("web", "10.0.0.2:80"), Health::Down);
+        assert_eq!(health("web", "[2001:db8::1]:80"), Health::Up);
+        assert_eq!(health("web", "10.0.0.3:80"), Health::Unknown);
+        assert_eq!(health("web", "10.0.0.4:80"), Health::Unchecked);
+        assert_eq!(health("web", "10.0.0.5:80"), Health::Unknown);
+        let text = Parsed::new("backend web\n  server a 10.0.0.1:80 track other/x\n  server b 10.0.0.2:80 check\n");
+        let id = |server: &str| ServerId { backend: "web".to_owned(), server: server.to_owned() };
+        assert!(text.tracks(&id("a")) && !text.tracks(&id("b")) && !text.tracks(&id("c")));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(crate) fn services(options: &Options) -> Services {
     let prefix = options.prefix.path();
     let entries = SAMPLE.into_iter().map(|(key, value)| Entry::new(format!("{prefix}/{key}"), value));
     let mut catalog = Catalog::new(options);
-    let listing = Listing { entries: entries.collect(), position: Position::new(None, 0) };
+    let listing = Listing { entries: entries.collect(), directories: None, position: Position::new(None, 0) };
     catalog.list(listing, Instant::now());
     catalog.apply(
         registry::Event::Removed { path: format!("{prefix}/grpc/192.0.2.5:8004"), cause: registry::Cause::Deleted },

@@ -20,4 +20,4 @@ pub use store::{
     Api, ApiChoice, Cause, Changes, Deleted, EndpointError, EndpointList, Entry, Event, Kept, Lease, Listing,
     Ownership, Poll, Position, Reason, Store, StoreError, StoreOptions, parse_endpoints,
 };
-pub use watch::{Update, watch};
+pub use watch::{Update, watch, watch_since};

@@ -10,6 +10,7 @@ mod memory;
 mod v2;
 mod v3;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -201,6 +202,9 @@ impl Position {
 pub struct Listing {
     /// The keys, sorted by path.
     pub entries: Vec<Entry>,
+    /// The directories that were there, by absolute path: the one that was listed and those right below it; where that one is
+    /// missing, its parent if that is there. None where the store has no directories.
+    pub directories: Option<BTreeSet<String>>,
     /// The moment.
     pub position: Position,
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use registry::{
     Api, ApiChoice, Cause, Deleted, DiscovererId, Event, InstanceKey, Lease, Poll, Prefix, Reason, Store, StoreError,
-    Update, watch,
+    Update, watch, watch_since,
 };
 use support::etcd::Etcd;
 use support::follower::{Follower, Known};
@@ -130,6 +130,7 @@ on! {
         a_key_that_is_kept_does_not_expire
         two_puts_5_ms_apart_are_both_seen_again_and_again
         a_history_that_is_gone_means_list_again_and_nothing_is_lost
+        what_was_missed_is_told_with_its_cause_before_the_first_listing
         what_is_hidden_is_not_seen
         a_watch_begun_while_etcd_is_away_waits_and_one_that_lost_it_goes_on
         what_happened_while_etcd_was_out_of_reach_is_told_as_it_happened_before_the_listing
@@ -145,6 +146,7 @@ on! {
         a_key_that_is_kept_does_not_expire
         two_puts_5_ms_apart_are_both_seen_again_and_again
         a_history_that_is_gone_means_list_again_and_nothing_is_lost
+        what_was_missed_is_told_with_its_cause_before_the_first_listing
         what_is_hidden_is_not_seen
         a_watch_begun_while_etcd_is_away_waits_and_one_that_lost_it_goes_on
         what_happened_while_etcd_was_out_of_reach_is_told_as_it_happened_before_the_listing
@@ -160,6 +162,7 @@ on! {
         a_key_that_is_kept_does_not_expire
         two_puts_5_ms_apart_are_both_seen_again_and_again
         a_history_that_is_gone_means_list_again_and_nothing_is_lost
+        what_was_missed_is_told_with_its_cause_before_the_first_listing
         what_is_hidden_is_not_seen;
 }
 
@@ -390,6 +393,39 @@ async fn a_history_that_is_gone_means_list_again_and_nothing_is_lost(world: Worl
     let mut expected = Known::default();
     expected.list(store.list(&prefix()).await.unwrap());
     assert_eq!(known, expected);
+}
+
+async fn what_was_missed_is_told_with_its_cause_before_the_first_listing(world: World) {
+    let store = &world.store;
+    let gone = put(store, &key("10.0.0.1:80"), "x").await.unwrap();
+    put_for(store, &key("10.0.0.2:80"), Duration::from_secs(1)).await;
+    let since = store.list(&prefix()).await.unwrap().position;
+    store.delete(&key("10.0.0.1:80"), &gone).await.unwrap();
+    while store.get(&key("10.0.0.2:80")).await.unwrap().is_some() {
+        tokio::task::yield_now().await;
+    }
+    put(store, &key("10.0.0.3:80"), "x").await.unwrap();
+    let told = async |since| {
+        let (sender, mut updates) = mpsc::channel(1);
+        tokio::spawn(watch_since(store.clone(), prefix(), since, sender));
+        let mut told = Vec::new();
+        loop {
+            match next(&mut updates).await {
+                Update::Event { event: Event::Removed { path, cause }, .. } => told.push(format!("{path} {cause:?}")),
+                Update::Event { event: Event::Put(entry), .. } => told.push(entry.path),
+                Update::Listing(listing) => {
+                    told.push(format!("{} listed", listing.entries.len()));
+                    return told;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let all = ["/service/10.0.0.1:80 Deleted", "/service/10.0.0.2:80 Expired", "/service/10.0.0.3:80", "1 listed"];
+    assert_eq!(told(Some(since.clone())).await, all);
+    assert_eq!(told(None).await, ["1 listed"]);
+    world.forget_history().await;
+    assert_eq!(told(Some(since)).await, ["1 listed"], "it has been forgotten");
 }
 
 async fn what_is_hidden_is_not_seen(world: World) {

@@ -31,6 +31,7 @@ pub struct Builder {
     template: Option<PathBuf>,
     edits: Vec<(String, String)>,
     output: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     haproxy: Version,
     program: Option<PathBuf>,
     reach: Vec<String>,
@@ -95,6 +96,13 @@ impl Builder {
         self
     }
 
+    /// `--state-dir`, where the default is one in the discoverer's own directory.
+    #[must_use]
+    pub fn state_dir(mut self, state_dir: &Path) -> Builder {
+        self.state_dir = Some(state_dir.to_path_buf());
+        self
+    }
+
     /// More flags.
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Builder {
@@ -115,6 +123,8 @@ impl Builder {
         let output = self.output.clone().unwrap_or_else(|| dir.path().join("haproxy.cfg"));
         let template =
             self.template.clone().unwrap_or_else(|| copy_templates(&dir.path().join("templates"), &self.edits));
+        let state = self.state_dir.clone().unwrap_or_else(|| dir.path().join("state"));
+        fs::create_dir_all(&state).unwrap();
         let stats = free_address();
         let mut args = [
             "--etcd",
@@ -126,7 +136,7 @@ impl Builder {
             "--output",
             &output.display().to_string(),
             "--state-dir",
-            &dir.path().join("state").display().to_string(),
+            &state.display().to_string(),
             "--haproxy",
             &self.haproxy.program().display().to_string(),
             "--set",
@@ -143,11 +153,10 @@ impl Builder {
         .to_vec();
         args.extend(self.reach);
         args.extend(self.args);
-        fs::create_dir_all(dir.path().join("state")).unwrap();
-        let state = dir.path().join("state");
         let sockets = self.sockets.unwrap_or_else(|| (state.join("master.sock"), state.join("runtime.sock")));
         let program = self.program.unwrap_or_else(|| find_workspace_binary("discoverer"));
-        let mut discoverer = Discoverer { process: None, program, args, http: self.http, stats, output, sockets, dir };
+        let (http, sockets) = (self.http, sockets);
+        let mut discoverer = Discoverer { process: None, program, args, http, stats, output, state, sockets, dir };
         discoverer.start_again();
         discoverer
     }
@@ -161,6 +170,7 @@ pub struct Discoverer {
     http: SocketAddr,
     stats: SocketAddr,
     output: PathBuf,
+    state: PathBuf,
     sockets: (PathBuf, PathBuf),
     dir: TempDir,
 }
@@ -174,6 +184,7 @@ impl Discoverer {
             template: None,
             edits: Vec::new(),
             output: None,
+            state_dir: None,
             haproxy: Version::Installed,
             program: None,
             reach: vec!["--supervise".to_owned()],
@@ -258,7 +269,7 @@ impl Discoverer {
 
     /// The directory of `--state-dir`.
     pub fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
+        self.state.clone()
     }
 
     /// The master socket of its HAProxy.

@@ -148,6 +148,22 @@ impl Etcd {
         self.put_encoded(&encode_path(key), value).await;
     }
 
+    /// [`Etcd::put`] with a time to live, in seconds: what a registrar writes that nobody refreshes.
+    pub async fn put_for(&self, key: &str, value: &str, seconds: u64) {
+        let body = format!("value={}&ttl={seconds}", encode(value));
+        let reply = self.send("PUT", &encode_path(key), &body).await;
+        assert!(matches!(reply.status, 200 | 201), "PUT {key}: {reply:?}");
+    }
+
+    /// Waits until a key is gone.
+    pub async fn wait_gone(&self, key: &str) {
+        wait_until(secs(20), &format!("{key} is gone"), async || match self.get(key).await {
+            None => Ok(()),
+            Some(node) => Err(node.to_string()),
+        })
+        .await;
+    }
+
     /// [`Etcd::put`] with a path that is percent-encoded already, so a segment may hold `/`, a line end, anything.
     pub async fn put_encoded(&self, path: &str, value: &str) {
         let reply = self.try_put_encoded(path, value).await;

@@ -12,6 +12,6 @@ pub use check::{CheckError, Program};
 pub use loads::{ServerLoad, WorkerLoad, Workers};
 pub use reload::{ReloadError, Reloader, running_version};
 pub use runtime::{Command, Runtime, RuntimeError, Worker, is_deleted};
-pub use servers::{AdminState, Kept, ServerState, parse_servers, with_wanted_states};
+pub use servers::{AdminState, Kept, ServerHealth, ServerState, parse_healths, parse_servers, with_wanted_states};
 pub use socket::{SocketError, ask};
 pub use supervise::{Layout, Order, Supervisor, SupervisorHandle};

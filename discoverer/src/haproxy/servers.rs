@@ -1,5 +1,7 @@
 //! What `show servers state` says, read into types, and what of it a new worker is to take over. Pure.
 
+use crate::suspect::Health;
+
 /// One line of `show servers state`, as far as we use it (management guide, section 9.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerState<'t> {
@@ -31,12 +33,31 @@ impl AdminState {
     }
 }
 
+/// A server's address and health, of one line of `show servers state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerHealth<'t> {
+    /// The backend.
+    pub backend: &'t str,
+    /// The server.
+    pub server: &'t str,
+    /// Its IP address.
+    pub address: &'t str,
+    /// Its port.
+    pub port: &'t str,
+    /// What its checks say.
+    pub health: Health,
+}
+
 /// Where the fields stand in a line.
 const BACKEND: usize = 1;
 const SERVER: usize = 3;
+const ADDRESS: usize = 4;
+const OPERATION: usize = 5;
 const ADMIN: usize = 6;
 const WEIGHT: usize = 7;
 const INITIAL_WEIGHT: usize = 8;
+const CHECK: usize = 13;
+const AGENT: usize = 14;
 const PORT: usize = 18;
 /// A state line has at least so many fields.
 const LEAST_FIELDS: usize = 20;
@@ -50,6 +71,28 @@ pub fn parse_servers(reply: &str) -> impl Iterator<Item = ServerState<'_>> {
         let admin = AdminState(fields.nth(ADMIN - SERVER - 1)?.parse().ok()?);
         let weight = fields.nth(WEIGHT - ADMIN - 1)?.parse().ok()?;
         Some(ServerState { backend, server, admin, weight })
+    }
+    reply.lines().filter(|line| !line.starts_with('#')).filter_map(read)
+}
+
+/// Reads of each server whether HAProxy's checks reach it. A line that is not understood is left out.
+pub fn parse_healths(reply: &str) -> impl Iterator<Item = ServerHealth<'_>> {
+    fn read(line: &str) -> Option<ServerHealth<'_>> {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let field = |at: usize| fields.get(at).copied();
+        let number = |at: usize| field(at)?.parse::<u8>().ok();
+        // 0x02 configured, 0x04 enabled (HAProxy, srv_check_state and srv_agent_state in "show servers state").
+        let is_on = |state: u8| state & 0x06 == 0x06;
+        let (check, agent) = (number(CHECK)?, number(AGENT)?);
+        let health = match number(OPERATION)? {
+            _ if AdminState(number(ADMIN)?).is_in_maintenance() => Health::Unknown,
+            // Also where it only follows the check of another server, which is down.
+            0 => Health::Down,
+            _ if is_on(check) || is_on(agent) => Health::Up,
+            _ => Health::Unchecked,
+        };
+        let (backend, server, address, port) = (field(BACKEND)?, field(SERVER)?, field(ADDRESS)?, field(PORT)?);
+        Some(ServerHealth { backend, server, address, port, health })
     }
     reply.lines().filter(|line| !line.starts_with('#')).filter_map(read)
 }
@@ -112,6 +155,35 @@ mod tests {
         let seen: Vec<_> = parse_servers(STATE).map(|s| (s.backend, s.server, s.admin.is_ready(), s.weight)).collect();
         assert_eq!(seen, [("b", "s1", true, 1), ("b", "s2", false, 100), ("b", "s3", false, 0)]);
         assert_eq!(parse_servers("rubbish\n1 2 3\n").count(), 0);
+    }
+
+    #[test]
+    fn healths_are_read() {
+        // HAProxy 2.6.12: checked and up, checked and down, not checked, in maintenance, following one that is down, asked by
+        // an agent alone, added at run time before its check was enabled.
+        let state = "1\n\
+            # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight\n\
+            2 one 1 up 127.0.0.1 2 0 1 1 2 6 3 4 6 0 0 0 - 17777 - 0 0 - - 0\n\
+            2 one 2 down 127.0.0.1 0 0 1 1 2 8 2 0 6 0 0 0 - 81 - 0 0 - - 0\n\
+            2 one 3 unchecked 127.0.0.1 2 0 1 1 2 1 0 2 0 0 0 0 - 82 - 0 0 - - 0\n\
+            2 one 4 maint 127.0.0.1 0 5 1 1 2 1 0 0 14 0 0 0 - 83 - 0 0 - - 0\n\
+            2 one 5 tracks 127.0.0.1 0 0 1 1 2 1 0 2 0 0 0 0 - 84 - 0 0 - - 0\n\
+            2 one 6 agent 127.0.0.1 2 0 1 1 2 1 0 2 0 22 0 0 - 17777 - 0 0 - - 17777\n\
+            2 one 7 added 127.0.0.1 0 1 1 1 0 1 0 0 2 0 0 0 - 17777 - 0 0 - - 0\n\n";
+        let seen: Vec<_> = parse_healths(state).map(|seen| (seen.server, seen.health)).collect();
+        let expected = [
+            ("up", Health::Up),
+            ("down", Health::Down),
+            ("unchecked", Health::Unchecked),
+            ("maint", Health::Unknown),
+            ("tracks", Health::Down),
+            ("agent", Health::Up),
+            ("added", Health::Unknown),
+        ];
+        assert_eq!(seen, expected);
+        let first = parse_healths(state).next().unwrap();
+        assert_eq!((first.backend, first.address, first.port), ("one", "127.0.0.1", "17777"));
+        assert_eq!(parse_healths("rubbish\n1 2 3\n").count(), 0);
     }
 
     #[test]

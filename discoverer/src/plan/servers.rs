@@ -99,6 +99,11 @@ impl Parsed {
         self.edited(&edits)
     }
 
+    /// Whether a server may follow another one's check, by its own line.
+    pub fn tracks(&self, id: &ServerId) -> bool {
+        self.server_line(id).is_some_and(|line| !matches!(argument(line, "track", 3), Ok(None)))
+    }
+
     /// The line of a server; none where it has none, or two.
     pub fn server_line(&self, id: &ServerId) -> Option<&str> {
         let Some(Place::At(index)) = self.backend(&id.backend) else { return None };

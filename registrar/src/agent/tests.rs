@@ -866,7 +866,7 @@ async fn what_an_earlier_run_left_is_given_up_without_docker_and_looked_for_when
     let mut agent = agent();
     let (key, record) = left("c1", 1, FIRST_START, Status::Running);
     let entries = vec![Entry::new(key.path(), record.to_value())];
-    agent.left(Ok(vec![Listing { entries, position: Position::new(None, 1) }]));
+    agent.left(Ok(vec![Listing { entries, directories: None, position: Position::new(None, 1) }]));
     agent.left.at = None;
     agent.begin();
     assert!(agent.is_left_asked);

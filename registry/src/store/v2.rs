@@ -35,16 +35,22 @@ enum Waiting {
 pub(super) async fn list(etcd: &Endpoints, prefix: &Prefix) -> Result<Listing, StoreError> {
     let path = prefix.path();
     let Answer { endpoint, value: whole, .. } = etcd.ask(&wire::list(&path), read_whole).await?;
-    let entries = match whole.said {
-        Said::Change(change) if change.node.dir => wire::entries(change.node),
+    let (entries, directories) = match whole.said {
+        Said::Change(change) if change.node.dir => {
+            let directories = wire::directories(&change.node);
+            (wire::entries(change.node), directories)
+        }
         Said::Change(_) => return Err(StoreError::NotADirectory { path }),
-        Said::Refused(refusal) if refusal.code == wire::KEY_NOT_FOUND => Vec::new(),
+        Said::Refused(refusal) if refusal.code == wire::KEY_NOT_FOUND => {
+            (Vec::new(), wire::parent_beside(&path, &refusal).into_iter().collect())
+        }
         Said::Refused(refusal) if refusal.code == wire::NOT_A_DIRECTORY => {
             return Err(StoreError::NotADirectory { path });
         }
         Said::Refused(refusal) => return Err(refusal.into_error(endpoint, path)),
     };
-    Ok(Listing { entries, position: Position { cluster_id: whole.cluster_id, index: whole.index } })
+    let position = Position { cluster_id: whole.cluster_id, index: whole.index };
+    Ok(Listing { entries, directories: Some(directories), position })
 }
 
 pub(super) async fn get(etcd: &Endpoints, key: &InstanceKey) -> Result<Option<Entry>, StoreError> {

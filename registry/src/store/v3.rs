@@ -32,7 +32,7 @@ pub(super) async fn list(etcd: &Endpoints, prefix: &Prefix) -> Result<Listing, S
     let position = position(answer.header);
     // etcd sorts by key; what is hidden from listings of v2 is hidden here.
     let entries = answer.kvs.into_iter().filter(|kv| !is_hidden(prefix, &kv.key)).map(wire::KeyValue::into_entry);
-    Ok(Listing { entries: entries.collect(), position })
+    Ok(Listing { entries: entries.collect(), directories: None, position })
 }
 
 pub(super) async fn get(etcd: &Endpoints, key: &InstanceKey) -> Result<Option<Entry>, StoreError> {

@@ -95,8 +95,14 @@ async fn etcd_killed_and_started_again_is_followed() {
         etcd.put(&one.flat_key(), "running").await;
         discoverer.wait_serves(&["one"]).await;
         for round in 0..3 {
+            let connected = discoverer.logged("registry connected").len();
             etcd.kill().await;
             etcd.start_again().await;
+            wait_until(secs(20), "it follows etcd again", async || {
+                let now = discoverer.logged("registry connected").len();
+                if now > connected { Ok(()) } else { Err(now.to_string()) }
+            })
+            .await;
             if round % 2 == 0 {
                 etcd.put(&two.flat_key(), "running").await;
                 discoverer.wait_serves(&["one", "two"]).await;
@@ -162,10 +168,14 @@ async fn wiped_is_followed(etcd: &mut Etcd, another_cluster: bool) {
     } else {
         etcd.wipe().await;
     }
+    // Nobody removed the first one, and it answers: it is served until somebody writes it again.
     etcd.put(&two.flat_key(), "running").await;
-    discoverer.wait_serves(&["two"]).await;
-    etcd.put(&one.flat_key(), "running").await;
     discoverer.wait_serves(&["one", "two"]).await;
+    discoverer.wait_logged("keys expired", &[("first", &one.flat_key())]).await;
+    etcd.put(&one.flat_key(), "running").await;
+    discoverer.wait_logged("suspects are registered again", &[("instances", "1")]).await;
+    discoverer.wait_serves(&["one", "two"]).await;
+    assert_eq!(discoverer.logged("suspects removed").len(), 0);
     etcd.delete(&two.flat_key()).await;
     discoverer.wait_serves(&["one"]).await;
 }
@@ -181,16 +191,19 @@ async fn what_was_missed_during_a_freeze_with_1100_other_writes_is_there_after_i
         etcd.put(&two.flat_key(), "running").await;
         discoverer.wait_serves(&["one", "two"]).await;
         discoverer.process().signal(Signal::SIGSTOP);
-        etcd.delete(&one.flat_key()).await;
         etcd.put(&three.flat_key(), "running").await;
+        etcd.delete(&one.flat_key()).await;
         // etcd's v2 API remembers 1000 events (api v2, "Waiting for a change").
         for number in 0..1100 {
             etcd.put(&format!("/elsewhere/{}", number % 10), &number.to_string()).await;
         }
         discoverer.process().signal(Signal::SIGCONT);
-        discoverer.wait_serves(&["three", "two"]).await;
-        etcd.put(&one.flat_key(), "running").await;
+        // That somebody deleted a key is no longer to be known: what answers is served on, what does not is gone.
         discoverer.wait_serves(&["one", "three", "two"]).await;
+        let address = one.address();
+        drop(one);
+        discoverer.wait_serves(&["three", "two"]).await;
+        discoverer.wait_gone(address).await;
     })
     .await;
 }
@@ -278,6 +291,7 @@ async fn an_etcd_that_falls_ill_is_named_and_followed_again_when_it_is_well() {
             etcd.start_again().await;
             let (comes, goes) = if round % 2 == 0 { (&two, &one) } else { (&one, &two) };
             etcd.put(&comes.flat_key(), "running").await;
+            discoverer.wait_serves(&["one", "two"]).await;
             etcd.delete(&goes.flat_key()).await;
             discoverer.wait_serves(&[comes.name()]).await;
         }

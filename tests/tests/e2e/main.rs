@@ -18,6 +18,7 @@ mod faults;
 mod harness;
 mod hostile;
 mod listen;
+mod outage;
 mod output;
 mod own_templates;
 mod reload;

@@ -2,6 +2,7 @@
 //!
 //! Source: etcd 3.4, Documentation/v2/api.md and errorcode.md; the replies in `tests/fixtures` were recorded from it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -85,6 +86,8 @@ pub(super) struct Refusal {
     pub(super) code: u32,
     /// Its words, with the cause, fit for a message.
     pub(super) message: String,
+    /// The cause by itself: mostly a path.
+    cause: String,
 }
 
 /// A reply that is etcd's.
@@ -128,7 +131,7 @@ pub(super) fn decode(status: StatusCode, body: &[u8]) -> Result<Said, String> {
             Err(format!("answered {status}: {message}; give user and password as http://USER:PASSWORD@HOST:2379"))
         }
         Some(RAFT_INTERNAL | LEADER_ELECTION) => Err(format!("answered {status}: {message}")),
-        Some(code) if !status.is_server_error() => Ok(Said::Refused(Refusal { code, message })),
+        Some(code) if !status.is_server_error() => Ok(Said::Refused(Refusal { code, message, cause })),
         _ => Err(format!("answered {status}: {message}")),
     }
 }
@@ -139,6 +142,18 @@ pub(super) fn entries(root: Node) -> Vec<Entry> {
     root.collect(&mut entries);
     entries.sort_by(|a, b| a.path.cmp(&b.path));
     entries
+}
+
+/// A directory, and the directories right below it, by path.
+pub(super) fn directories(root: &Node) -> BTreeSet<String> {
+    let below = root.nodes.iter().filter(|node| node.dir).map(|node| node.key.clone());
+    below.chain([root.key.clone()]).collect()
+}
+
+/// The parent of a directory that was not found, where that is there: etcd names the first part of the path that is missing.
+pub(super) fn parent_beside(path: &str, refusal: &Refusal) -> Option<String> {
+    let (parent, _) = path.rsplit_once('/').filter(|_| refusal.cause == path)?;
+    Some(if parent.is_empty() { "/" } else { parent }.to_owned())
 }
 
 /// What can stand below a directory.
@@ -294,6 +309,25 @@ mod tests {
                 ("/service/web/10.0.0.1:80", "x", None),
             ]
         );
+    }
+
+    #[test]
+    fn a_listing_tells_which_directories_there_are_and_of_a_missing_one_whether_its_parent_is() {
+        let root = r#"{"action":"get","node":{"key":"/service","dir":true,"modifiedIndex":1,"createdIndex":1,"nodes":[
+            {"key":"/service/web","dir":true,"modifiedIndex":2,"createdIndex":2},
+            {"key":"/service/10.0.0.1:80","value":"running","modifiedIndex":3,"createdIndex":3}]}}"#;
+        let shown: Vec<_> = directories(&fixture(root).node).into_iter().collect();
+        assert_eq!(shown, ["/service", "/service/web"]);
+        let refusal = |cause: &str| Refusal { code: KEY_NOT_FOUND, message: String::new(), cause: cause.to_owned() };
+        assert_eq!(parent_beside("/apps/web", &refusal("/apps/web")).as_deref(), Some("/apps"));
+        assert_eq!(parent_beside("/apps/web", &refusal("/apps")), None);
+        assert_eq!(parent_beside("/service", &refusal("/service")).as_deref(), Some("/"));
+        // etcd 3.4.23.
+        let Ok(Said::Refused(recorded)) = decode(StatusCode::NOT_FOUND, recorded("error-key-not-found").as_bytes())
+        else {
+            panic!("it is no refusal");
+        };
+        assert_eq!(parent_beside("/nothing", &recorded).as_deref(), Some("/"));
     }
 
     #[test]
