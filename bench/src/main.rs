@@ -8,6 +8,7 @@ mod burst;
 mod churn;
 mod cost;
 mod floor;
+mod leader;
 mod machine;
 mod propagation;
 mod registrar;
@@ -71,6 +72,8 @@ enum Name {
     Burst,
     /// Memory, and CPU time for each change.
     Cost,
+    /// The leader of a cluster killed under changes and load.
+    Leader,
     /// The agent: from Docker's events to etcd, memory, CPU time.
     Registrar,
     /// etcd's v3 API beside v2.
@@ -78,7 +81,7 @@ enum Name {
 }
 
 /// All of it, in the order in which it is measured.
-const ALL: [Name; 8] = [
+const ALL: [Name; 9] = [
     Name::Registrar,
     Name::Cost,
     Name::Propagation,
@@ -87,6 +90,7 @@ const ALL: [Name; 8] = [
     Name::Reloads,
     Name::Rolling,
     Name::Burst,
+    Name::Leader,
 ];
 
 /// How much is measured.
@@ -99,6 +103,7 @@ struct Amount {
     burst_runs: usize,
     cost_changes: u32,
     container_lives: usize,
+    leaders: usize,
     sizes: Vec<usize>,
 }
 
@@ -114,6 +119,7 @@ impl Amount {
                 burst_runs: 1,
                 cost_changes: 30,
                 container_lives: 10,
+                leaders: 2,
                 sizes,
             },
             (_, true) => Self {
@@ -124,6 +130,7 @@ impl Amount {
                 burst_runs: 5,
                 cost_changes: 100,
                 container_lives: 100,
+                leaders: 10,
                 sizes,
             },
             _ => Self {
@@ -134,6 +141,7 @@ impl Amount {
                 burst_runs: 3,
                 cost_changes: 100,
                 container_lives: 40,
+                leaders: 4,
                 sizes,
             },
         }
@@ -152,8 +160,9 @@ fn main() -> anyhow::Result<ExitCode> {
             .any(|name| *name != Name::Registrar && flags.measures(*name))
             .then(|| program("discoverer", flags.discoverer.as_deref()))
             .transpose()?,
-        registrar: flags
-            .measures(Name::Registrar)
+        registrar: [Name::Registrar, Name::Leader]
+            .iter()
+            .any(|name| flags.measures(*name))
             .then(|| program("registrar", flags.registrar.as_deref()))
             .transpose()?,
     };
@@ -191,6 +200,7 @@ async fn run(flags: &Flags, programs: world::Programs) -> anyhow::Result<()> {
             Name::Rolling => rolling::measure(&tools, &amount).await,
             Name::Burst => burst::measure(&tools, &amount).await,
             Name::Cost => cost::measure(&tools, &amount).await,
+            Name::Leader => leader::measure(&tools, &amount).await,
             Name::Registrar => registrar::measure(&tools, &amount).await,
             Name::Apis => apis::measure(&tools, &amount).await,
         };

@@ -14,6 +14,11 @@ impl Times {
         self.0.push(time);
     }
 
+    /// The last one, in milliseconds; 0 where there is none.
+    pub(crate) fn last(&self) -> f64 {
+        self.0.last().map_or(0.0, |time| time.as_secs_f64() * 1000.0)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -97,7 +97,7 @@ impl Tools {
         self.programs.registrar.as_deref().context("the registrar was not built")
     }
 
-    fn discoverer(&self) -> anyhow::Result<&Path> {
+    pub(crate) fn discoverer(&self) -> anyhow::Result<&Path> {
         self.programs.discoverer.as_deref().context("the discoverer was not built")
     }
 

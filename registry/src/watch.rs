@@ -108,7 +108,7 @@ enum State {
     /// As [`State::Empty`], after a pause.
     Failed(Duration),
     /// Listed, or an event was seen: ask for what came after it.
-    Watching(Changes),
+    Watching(Box<Changes>),
 }
 
 struct Watcher {
@@ -143,7 +143,8 @@ impl Watcher {
                     self.listed = Instant::now();
                     let mut told = self.missed(&listing).await;
                     self.index = listing.position.index();
-                    self.state = State::Watching(self.store.changes(&self.prefix, listing.position.clone()));
+                    let changes = self.store.changes(&self.prefix, listing.position.clone());
+                    self.state = State::Watching(Box::new(changes));
                     told.push(Update::Listing(listing));
                     told
                 }
