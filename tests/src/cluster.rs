@@ -155,11 +155,6 @@ impl Cluster {
         .await
     }
 
-    /// Whether a member says that it leads, and has not lost its leadership. `Err` where it has no leader, or does not answer.
-    pub async fn leads(&self, member: usize) -> Result<bool, String> {
-        self.members[member].leads().await
-    }
-
     /// Ends a member at once (SIGKILL).
     pub async fn kill(&mut self, member: usize) {
         self.members[member].process.take().expect("the member runs").kill_now().await;
@@ -350,6 +345,7 @@ impl Cluster {
 }
 
 impl Member {
+    /// Whether it says that it leads. `Err` where it has no leader, or does not answer.
     async fn leads(&self) -> Result<bool, String> {
         let asked = tokio::time::timeout(secs(1), http::get(self.client, "/metrics")).await;
         let metrics = asked.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?.body;

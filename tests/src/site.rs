@@ -83,7 +83,7 @@ impl Site {
             .to_vec();
         flags.extend(plan.agent.iter().map(|&flag| flag.to_owned()));
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let (registrar, discoverer) = plan.programs.clone().unzip();
+        let (registrar, discoverer) = plan.programs.unzip();
         let registrar = registrar.unwrap_or_else(|| find_workspace_binary("registrar"));
         let agent = Agent::start_with(&registrar, &cluster.urls_from(plan.agent_at), &flags);
         let mut steady = Vec::new();

@@ -229,14 +229,15 @@ impl Endpoints {
     /// Asks the endpoints in turn, beginning with the one that answered last, until `read` understands an answer; what
     /// it cannot use it says in words. Each is asked once, and once more where the connection ended before a reply began.
     ///
-    /// The next one is asked when one has failed, and beside one that is silent for [`PATIENCE`]. The request may be
-    /// carried out twice then, so that it must be one that does no harm the second time.
+    /// The next one is asked when one has failed, and beside one that is silent for [`PATIENCE`]; those that are still silent
+    /// after all were asked, once more: each may have sent the request to a leader that had just died. It may be carried out
+    /// more than once then, so that it must be one that does no harm the second time.
     pub(super) async fn ask<T>(
         &self,
         request: &Request,
         read: impl Fn(Reply) -> Result<T, String>,
     ) -> Result<Answer<T>, StoreError> {
-        self.ask_with_patience(request, read, PATIENCE).await
+        self.ask_with_patience(request, read, Some(PATIENCE)).await
     }
 
     /// [`Endpoints::ask`] for a request that must not be carried out a second time when the first one was answered: the
@@ -246,30 +247,34 @@ impl Endpoints {
         request: &Request,
         read: impl Fn(Reply) -> Result<T, String>,
     ) -> Result<Answer<T>, StoreError> {
-        self.ask_with_patience(request, read, self.request_timeout).await
+        self.ask_with_patience(request, read, None).await
     }
 
     async fn ask_with_patience<T>(
         &self,
         request: &Request,
         read: impl Fn(Reply) -> Result<T, String>,
-        patience: Duration,
+        patience: Option<Duration>,
     ) -> Result<Answer<T>, StoreError> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let mut turns = (0..self.urls.len()).map(|turn| (first + turn) % self.urls.len());
+        let count = self.urls.len();
+        let rounds = if patience.is_some() && count > 1 { 2 } else { 1 };
+        let mut turns = (0..rounds * count).map(|turn| (first + turn) % count);
         let mut asked = FuturesUnordered::new();
-        let mut next_at = Instant::now();
         let mut failures: Vec<(usize, Failure)> = Vec::new();
         loop {
-            if asked.is_empty() || next_at <= Instant::now() {
-                match turns.next() {
-                    Some(at) => asked.push(self.ask_member(at, request, &read)),
-                    None if asked.is_empty() => break,
-                    None => {}
-                }
-                next_at = Instant::now() + patience;
+            match turns.find(|at| failures.iter().all(|(failed, _)| failed != at)) {
+                Some(at) => asked.push(self.ask_member(at, request, &read)),
+                None if asked.is_empty() => break,
+                None => {}
             }
-            let Ok(Some((at, result))) = timeout_at(next_at, asked.next()).await else { continue };
+            let next = async {
+                match patience {
+                    Some(patience) => timeout(patience, asked.next()).await.ok().flatten(),
+                    None => asked.next().await,
+                }
+            };
+            let Some((at, result)) = next.await else { continue };
             match result {
                 Ok((value, asked_twice)) => {
                     let uncertain = asked_twice
@@ -312,6 +317,7 @@ impl Endpoints {
     fn in_words(&self, failures: &[(usize, Failure)]) -> String {
         let mut failures: Vec<_> = failures.iter().collect();
         failures.sort_by_key(|(at, _)| *at);
+        failures.dedup_by_key(|(at, _)| *at);
         let shown =
             failures.into_iter().map(|(at, failure)| format!("{}: {}", shown_endpoint(&self.urls[*at]), failure.what));
         shown.collect::<Vec<_>>().join("; ")
