@@ -46,7 +46,11 @@ impl Memory {
     pub(super) fn list(&self, prefix: &Prefix) -> Listing {
         self.change(|state, now| {
             let below = |(path, held): (&String, &Held)| is_seen(prefix, path).then(|| held.entry(path, now));
-            Listing { entries: state.keys.iter().filter_map(below).collect(), directories: None, position: state.position() }
+            Listing {
+                entries: state.keys.iter().filter_map(below).collect(),
+                directories: None,
+                position: state.position(),
+            }
         })
     }
 
