@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use registry::{ApiChoice, EndpointList, Prefix};
+use registry::{ApiChoice, EndpointList, Password, Prefix, Security};
 
 /// Keeps HAProxy in step with the instances registered in etcd.
 ///
@@ -24,6 +24,9 @@ pub struct Cli {
     #[command(flatten)]
     pub flags: Flags,
 }
+
+/// The environment variable that may hold etcd's password. No program that is started gets it.
+pub const PASSWORD_VARIABLE: &str = "DISCOVERER_ETCD_PASSWORD";
 
 /// What to do instead of following.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
@@ -52,7 +55,8 @@ pub enum LogFormat {
 /// All flags. Each is also an environment variable: DISCOVERER_ and the flag's name.
 #[derive(Debug, Clone, Args)]
 pub struct Flags {
-    /// etcd's client URLs, joined by commas: http://h1:2379,http://h2:2379
+    /// etcd's client URLs, joined by commas: http://h1:2379,http://h2:2379; or srv://example.org for those that DNS has
+    /// for that name (SRV records _etcd-client-ssl._tcp and _etcd-client._tcp)
     #[arg(long, global = true, value_name = "URL[,URL]", env = "DISCOVERER_ETCD", value_parser = EndpointList::from_str)]
     pub etcd: Option<EndpointList>,
 
@@ -159,6 +163,28 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_ETCD_TIMEOUT", default_value = "3s", value_parser = parse_positive)]
     pub etcd_timeout: Duration,
 
+    /// The CA certificates (PEM) that etcd's certificate must be of, instead of the system's. Like the other files, it is
+    /// read again when it changes
+    #[arg(long, global = true, value_name = "FILE", env = "DISCOVERER_ETCD_CA")]
+    pub etcd_ca: Option<PathBuf>,
+
+    /// The client certificate (PEM) that is shown to etcd; with --etcd-key
+    #[arg(long, global = true, value_name = "FILE", env = "DISCOVERER_ETCD_CERT")]
+    pub etcd_cert: Option<PathBuf>,
+
+    /// The key (PEM, not encrypted) of --etcd-cert
+    #[arg(long, global = true, value_name = "FILE", env = "DISCOVERER_ETCD_KEY")]
+    pub etcd_key: Option<PathBuf>,
+
+    /// The user that etcd is to know us as; its password is in --etcd-password-file, or in the environment variable
+    /// DISCOVERER_ETCD_PASSWORD
+    #[arg(long, global = true, value_name = "NAME", env = "DISCOVERER_ETCD_USER")]
+    pub etcd_user: Option<String>,
+
+    /// The file that holds the password of --etcd-user, alone on one line
+    #[arg(long, global = true, value_name = "FILE", env = "DISCOVERER_ETCD_PASSWORD_FILE")]
+    pub etcd_password_file: Option<PathBuf>,
+
     /// How long one long poll waits before the next one. In between the quorum is confirmed: it bounds how long an endpoint
     /// goes unnoticed that is frozen, or cut off from the other members
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_WATCH_TIMEOUT", default_value = "5s", value_parser = parse_positive)]
@@ -224,6 +250,17 @@ impl Flags {
             ));
         }
         Ok(())
+    }
+
+    /// What etcd is reached with.
+    pub fn security(&self) -> Security {
+        Security {
+            ca: self.etcd_ca.clone(),
+            cert: self.etcd_cert.clone(),
+            key: self.etcd_key.clone(),
+            user: self.etcd_user.clone(),
+            password: Password::from_file_or_variable(self.etcd_password_file.clone(), PASSWORD_VARIABLE),
+        }
     }
 
     /// The options as a map; the last of a name counts.

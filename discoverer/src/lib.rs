@@ -57,9 +57,12 @@ fn store(flags: &Flags) -> anyhow::Result<Store> {
     const MISSING: UsageError =
         UsageError("--etcd is missing; give etcd's client URLs, such as --etcd http://127.0.0.1:2379");
     let endpoints = flags.etcd.clone().ok_or(MISSING)?.0;
+    let security = flags.security();
+    security.check()?;
     let options = StoreOptions {
         endpoints,
         api: flags.etcd_api,
+        security,
         request_timeout: flags.etcd_timeout,
         watch_timeout: flags.watch_timeout,
     };

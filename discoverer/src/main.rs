@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use discoverer::config::{Cli, UsageError};
 use discoverer::{init, logging};
+use registry::SecurityError;
 
 fn main() -> ExitCode {
     let cli = Cli::read();
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         Err(error) => {
             tracing::error!("{error:#}");
             // As clap ends after a flag that it refuses.
-            if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if error.is::<UsageError>() || error.is::<SecurityError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

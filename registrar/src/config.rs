@@ -10,11 +10,12 @@ mod sidekick;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Subcommand, ValueEnum};
-use registry::{AddressError, Api, ApiChoice, EndpointList, InstanceAddress, StoreOptions};
+use registry::{AddressError, Api, ApiChoice, EndpointList, InstanceAddress, Password, Security, StoreOptions};
 
 pub(crate) use agent::is_agent_id;
 pub use agent::{AgentConfig, CheckFlags, ScopeFlags};
@@ -76,6 +77,20 @@ impl Program {
         }
     }
 
+    /// How it reaches etcd; `None` for what has nothing to do with it.
+    pub fn etcd(&self) -> Option<&EtcdFlags> {
+        match self {
+            Self::Sidekick(config) => Some(&config.etcd),
+            Self::Command(command) => match &**command {
+                Command::Agent(config) => Some(&config.etcd),
+                Command::List(config) => Some(&config.etcd),
+                Command::Explain(config) => Some(&config.etcd),
+                Command::Static(config) => Some(&config.etcd),
+                Command::Completions(_) | Command::Man(_) => None,
+            },
+        }
+    }
+
     /// How it is to log; `None` for what has nothing to log.
     pub fn log(&self) -> Option<&LogFlags> {
         match self {
@@ -112,7 +127,8 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 #[derive(Debug, Clone, Args)]
 pub struct EtcdFlags {
     /// etcd's endpoints, comma-separated: http://10.0.0.1:2379,http://10.0.0.2:2379. One that answers is enough; the
-    /// others stand in for it.
+    /// others stand in for it. srv://example.org stands for the endpoints that DNS has for that name (SRV records
+    /// _etcd-client-ssl._tcp and _etcd-client._tcp).
     #[arg(long = "etcd", env = "REGISTRAR_ETCD", value_name = "URLS", value_parser = EndpointList::from_str)]
     pub endpoints: EndpointList,
 
@@ -125,6 +141,10 @@ pub struct EtcdFlags {
     /// that registrars and discoverers must agree. v2,v3 writes both, and reads the first: for moving from one to the other.
     #[arg(long, env = "REGISTRAR_ETCD_API", value_name = "API", default_value = "auto", value_parser = Apis::from_str)]
     pub etcd_api: Apis,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub security: SecurityFlags,
 }
 
 impl EtcdFlags {
@@ -133,6 +153,7 @@ impl EtcdFlags {
         let mut options = StoreOptions::new(self.endpoints.0.clone());
         options.request_timeout = self.etcd_timeout;
         options.api = self.etcd_api.first;
+        options.security = self.security.security();
         options
     }
 
@@ -170,6 +191,45 @@ impl FromStr for Apis {
             Some(_) => return Err(FORM),
         };
         if parts.next().is_some() { Err(FORM) } else { Ok(Self { first, second }) }
+    }
+}
+
+/// TLS and users.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SecurityFlags {
+    /// The CA certificates (PEM) that etcd's certificate must be of, instead of the system's. Like the other files, it
+    /// is read again when it changes.
+    #[arg(long, env = "REGISTRAR_ETCD_CA", value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+
+    /// The client certificate (PEM) that is shown to etcd; with --etcd-key.
+    #[arg(long, env = "REGISTRAR_ETCD_CERT", value_name = "FILE")]
+    pub etcd_cert: Option<PathBuf>,
+
+    /// The key (PEM, not encrypted) of --etcd-cert.
+    #[arg(long, env = "REGISTRAR_ETCD_KEY", value_name = "FILE")]
+    pub etcd_key: Option<PathBuf>,
+
+    /// The user that etcd is to know us as; its password is in --etcd-password-file, or in the environment variable
+    /// REGISTRAR_ETCD_PASSWORD.
+    #[arg(long, env = "REGISTRAR_ETCD_USER", value_name = "NAME")]
+    pub etcd_user: Option<String>,
+
+    /// The file that holds the password of --etcd-user, alone on one line.
+    #[arg(long, env = "REGISTRAR_ETCD_PASSWORD_FILE", value_name = "FILE")]
+    pub etcd_password_file: Option<PathBuf>,
+}
+
+impl SecurityFlags {
+    /// What the store is to use.
+    pub fn security(&self) -> Security {
+        Security {
+            ca: self.etcd_ca.clone(),
+            cert: self.etcd_cert.clone(),
+            key: self.etcd_key.clone(),
+            user: self.etcd_user.clone(),
+            password: Password::from_file_or_variable(self.etcd_password_file.clone(), "REGISTRAR_ETCD_PASSWORD"),
+        }
     }
 }
 
@@ -293,7 +353,6 @@ fn count() -> clap::builder::RangedI64ValueParser<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
     fn sidekick(args: &str) -> Result<Config, String> {
         let args: Vec<_> = args.split_whitespace().map(|arg| arg.replace("''", "")).collect();

@@ -23,7 +23,7 @@ impl Keepers {
     /// # Errors
     /// As [`Store::new`].
     pub fn new(etcd: &EtcdFlags, claim: Claim, ttl: Duration) -> Result<Self, StoreError> {
-        let members = u32::try_from(etcd.endpoints.0.len()).unwrap_or(u32::MAX);
+        let members = etcd.endpoints.likely_members();
         let hurried = etcd.etcd_timeout.min(WITHDRAW_LIMIT / members);
         let keeper = |options| Ok(Keeper::new(Store::new(options)?, hurried, claim.clone(), ttl));
         Ok(Self { first: keeper(etcd.store_options())?, second: etcd.second_store_options().map(keeper).transpose()? })

@@ -17,6 +17,11 @@ fn main() -> ExitCode {
     if let Some(flags) = program.log() {
         start_log(flags);
     }
+    if let Some(Err(error)) = program.etcd().map(|etcd| etcd.security.security().check()) {
+        eprintln!("registrar: {error}");
+        // As clap ends after a flag that it refuses.
+        return ExitCode::from(2);
+    }
     match serve(program) {
         Ok(code) => code,
         Err(error) => {

@@ -18,6 +18,7 @@ pub use key::{AddressError, InstanceAddress, InstanceKey, KeyError, NameError, P
 pub use record::{Record, RecordError, Status};
 pub use store::{
     Api, ApiChoice, Cause, Changes, Deleted, EndpointError, EndpointList, Entry, Event, Kept, Lease, Listing,
-    Ownership, Poll, Position, Reason, Store, StoreError, StoreOptions, parse_endpoints,
+    Ownership, Password, Poll, Position, Reason, Secret, Security, SecurityError, Store, StoreError, StoreOptions,
+    parse_endpoints,
 };
 pub use watch::{Update, watch, watch_since};

@@ -5,8 +5,13 @@
 //! `key` and `record` read them.
 
 mod api;
+mod connector;
 mod endpoints;
+mod login;
+mod members;
 mod memory;
+mod security;
+mod trouble;
 mod v2;
 mod v3;
 
@@ -20,6 +25,7 @@ use url::Url;
 
 pub use api::{Api, ApiChoice};
 pub use endpoints::{EndpointError, EndpointList, parse_endpoints, use_ring};
+pub use security::{Password, Secret, Security, SecurityError};
 
 use crate::acknowledgement::{self, DiscovererId};
 use crate::key::{InstanceKey, Prefix};
@@ -29,14 +35,16 @@ use memory::Memory;
 /// How often a compare-write is tried again on a key that is ours but moved in between.
 const COMPARE_TRIES: usize = 3;
 
-/// How the store reaches etcd.
-#[derive(Debug, Clone)]
+/// How the store reaches etcd. What `Debug` prints has no passwords.
+#[derive(Clone)]
 pub struct StoreOptions {
     /// The members to ask, as [`parse_endpoints`] gives them. They are tried in this order until one answers,
     /// which is then asked first.
     pub endpoints: Vec<Url>,
     /// Which of etcd's APIs is spoken.
     pub api: ApiChoice,
+    /// What they are reached with.
+    pub security: Security,
     /// The limit on one attempt at one endpoint, from connecting to the last byte of the reply.
     pub request_timeout: Duration,
     /// How long one long poll waits before the quorum is confirmed and it is asked anew: so long goes a member unnoticed
@@ -45,12 +53,24 @@ pub struct StoreOptions {
     pub watch_timeout: Duration,
 }
 
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreOptions")
+            .field("endpoints", &EndpointList(self.endpoints.clone()))
+            .field("api", &self.api)
+            .field("security", &self.security)
+            .field("request_timeout", &self.request_timeout)
+            .field("watch_timeout", &self.watch_timeout)
+            .finish()
+    }
+}
+
 impl StoreOptions {
     /// These endpoints with the default limits: 3 s for an attempt, 5 s for a long poll. The API that they serve is
     /// found out.
     pub fn new(endpoints: Vec<Url>) -> Self {
         let (request_timeout, watch_timeout) = (Duration::from_secs(3), Duration::from_secs(5));
-        Self { endpoints, api: ApiChoice::Auto, request_timeout, watch_timeout }
+        Self { endpoints, api: ApiChoice::Auto, security: Security::default(), request_timeout, watch_timeout }
     }
 }
 
@@ -317,10 +337,11 @@ impl Store {
     /// Prepares the client. Asks nobody anything: an etcd that is away is met at the first request.
     ///
     /// # Errors
-    /// [`StoreError::Client`] without an endpoint, or with an `https` endpoint on a machine without CA certificates.
+    /// [`StoreError::Client`] without an endpoint, with an `https` endpoint and no CA certificates, or where a file of
+    /// [`Security`] is of no use.
     pub fn new(options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { endpoints, api: choice, request_timeout, watch_timeout } = options;
-        let endpoints = Arc::new(Endpoints::new(endpoints, request_timeout)?);
+        let (choice, watch_timeout) = (options.api, options.watch_timeout);
+        let endpoints = Arc::new(Endpoints::new(options)?);
         Ok(Self { place: Place::Etcd { endpoints, choice, decided: Arc::default() }, watch_timeout })
     }
 

@@ -770,7 +770,7 @@ async fn the_api_is_found_out_and_v2_is_spoken_where_it_is_served() {
     assert!(error.contains(&dead) && error.contains("cannot connect"), "{error}");
     let page = Server::start(vec![Step::Send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".into())]).await;
     let error = api(&[&page.url()]).await.unwrap_err().to_string();
-    assert!(error.contains("is that etcd?"), "{error}");
+    assert!(error.contains("--etcd wants etcd's client URL"), "{error}");
     assert_eq!(api(&[&page.url(), &without.url()]).await, Ok(Some(Api::V3)));
     // Asked for what an etcd does not serve, it says so.
     let error = store_of(ApiChoice::Only(Api::V2), &[&without.url()]).list(&prefix()).await.unwrap_err().to_string();

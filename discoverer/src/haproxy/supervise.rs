@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::config::PASSWORD_VARIABLE;
 use crate::until;
 
 use super::check::{Program, alerts};
@@ -269,6 +270,7 @@ impl Supervisor {
         command.arg("-p").arg(&self.layout.pid_file).arg("-f").arg(&self.layout.file);
         // A group of its own: Ctrl-C at a terminal is meant for us, and we let HAProxy finish.
         command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
+        command.env_remove(PASSWORD_VARIABLE);
         die_with_parent(&mut command);
         let mut child = command.spawn()?;
         if let Some(stderr) = child.stderr.take() {

@@ -124,7 +124,10 @@ fn read(replies: &[Reply]) -> Result<Api, String> {
         Content::Stream(_) => false,
     };
     if !is_etcd {
-        return Err(format!("answered {} to /version without etcd's JSON; is that etcd?", version.status));
+        return Err(format!(
+            "answered {} to /version without etcd's JSON; --etcd wants etcd's client URL, as a rule with port 2379",
+            version.status
+        ));
     }
     Ok(if v2::is_served(v2) { Api::V2 } else { Api::V3 })
 }

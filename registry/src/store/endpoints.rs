@@ -2,20 +2,25 @@
 //!
 //! Edge: the only place of this crate that opens connections. What a reply means is the business of `v2` and `v3`.
 
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use reqwest::header::CONTENT_TYPE;
-use reqwest::{Client, Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 use url::Url;
 
-use super::StoreError;
+use super::api::Api;
+use super::connector::{Connector, Current, Trust};
+use super::login::{self, Authorization, Login};
+use super::members::{self, Members};
+use super::trouble::{self, root_cause};
+use super::{StoreError, StoreOptions};
 
-/// The limit on connecting. A member that is there accepts within a round trip.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an endpoint may be silent before the next one is asked beside it. One that is well answers in milliseconds. What is
 /// sent to a member whose leader has just died is lost with it, and it says so only after 7 s.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -23,8 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) const REPLY_LIMIT: usize = 64 << 20;
 /// How many characters of a foreign text go into a message.
 const SHOWN_LIMIT: usize = 200;
-/// How long an idle connection is kept. Longer than the pause between two refreshes at the default TTL.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a text is no list of etcd endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +50,8 @@ pub enum EndpointError {
 /// Reads a comma-separated list of etcd endpoints such as `http://10.0.0.1:2379,http://10.0.0.2:2379`.
 ///
 /// # Errors
-/// What is not `http://` or `https://` with a host and nothing after it is refused with the form that is right.
+/// What is not `http://` or `https://` with a host and nothing after it, or `srv://` with a name that DNS has etcd's
+/// endpoints for, is refused with the form that is right.
 pub fn parse_endpoints(text: &str) -> Result<Vec<Url>, EndpointError> {
     let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if parts.is_empty() {
@@ -56,9 +60,22 @@ pub fn parse_endpoints(text: &str) -> Result<Vec<Url>, EndpointError> {
     parts.into_iter().map(parse_endpoint).collect()
 }
 
-/// etcd's endpoints as a flag takes them: at least one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// etcd's endpoints as a flag takes them: at least one. What `Debug` prints has no passwords.
+#[derive(Clone, PartialEq, Eq)]
 pub struct EndpointList(pub Vec<Url>);
+
+impl fmt::Debug for EndpointList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(shown_endpoint)).finish()
+    }
+}
+
+impl EndpointList {
+    /// How many members there are to be asked; a name that DNS is asked for counts as three, as most clusters have.
+    pub fn likely_members(&self) -> u32 {
+        self.0.iter().map(|url| if members::is_name(url) { 3 } else { 1 }).sum()
+    }
+}
 
 impl std::str::FromStr for EndpointList {
     type Err = EndpointError;
@@ -76,8 +93,12 @@ fn parse_endpoint(text: &str) -> Result<Url, EndpointError> {
         let works = Url::parse(&meant).is_ok_and(|url| url.host().is_some());
         return refuse("it has no scheme", if works { shown(&meant) } else { EXAMPLE.to_owned() });
     };
+    if scheme.eq_ignore_ascii_case(members::SRV) {
+        let name = members::host_name(rest).and_then(|name| Url::parse(&format!("{}://{name}", members::SRV)).ok());
+        return name.map_or_else(|| refuse("it is no name that DNS may have", "srv://example.org".to_owned()), Ok);
+    }
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-        return refuse("its scheme is neither http nor https", EXAMPLE.to_owned());
+        return refuse("its scheme is neither http nor https nor srv", EXAMPLE.to_owned());
     }
     if rest.is_empty() || rest.starts_with('/') {
         return refuse("it has no host", EXAMPLE.to_owned());
@@ -124,6 +145,17 @@ impl Request {
     }
 }
 
+impl Request {
+    /// The API that it is of; `None` for what etcd tells everyone.
+    fn api(&self) -> Option<Api> {
+        match self.path.first().map(String::as_str) {
+            Some("v2") => Some(Api::V2),
+            Some("v3") => Some(Api::V3),
+            _ => None,
+        }
+    }
+}
+
 /// What a request carries.
 #[derive(Debug)]
 pub(super) enum Body {
@@ -158,8 +190,8 @@ pub(super) struct Answer<T> {
 }
 
 /// What is wrong with one endpoint.
-struct Failure {
-    what: String,
+pub(super) struct Failure {
+    pub(super) what: String,
     progress: Progress,
 }
 
@@ -180,39 +212,39 @@ impl Failure {
     }
 }
 
-/// The members of one cluster.
+/// The members of one cluster, and what they are reached with.
 #[derive(Debug)]
 pub(super) struct Endpoints {
-    client: Client,
-    urls: Vec<Url>,
+    members: Arc<Members>,
+    connector: Arc<Connector>,
+    login: Arc<Login>,
     request_timeout: Duration,
     /// Index of the one that answered last: it is asked first.
     preferred: AtomicUsize,
 }
 
 impl Endpoints {
-    pub(super) fn new(urls: Vec<Url>, request_timeout: Duration) -> Result<Self, StoreError> {
-        if urls.is_empty() {
+    pub(super) fn new(options: StoreOptions) -> Result<Self, StoreError> {
+        let StoreOptions { endpoints, security, request_timeout, .. } = options;
+        if endpoints.is_empty() {
             return Err(StoreError::Client(EndpointError::None.to_string()));
         }
-        use_ring();
-        let builder = Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT.min(request_timeout))
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .http1_only();
-        let builder = if urls.iter().any(|url| url.scheme() == "https") {
-            builder
-        } else {
-            // Without https no certificate is read, so that an image without CA certificates will do.
-            builder.tls_certs_only([])
+        if let Some(endpoint) = endpoints.iter().find(|url| url.password().is_some()) {
+            let endpoint = shown_endpoint(endpoint);
+            warn!(
+                endpoint,
+                "the password in the endpoint is seen in the list of processes if it was given by a flag; \
+                 --etcd-user and --etcd-password-file keep it secret"
+            );
+        }
+        let trust = match () {
+            () if endpoints.iter().any(|url| url.scheme() == "https") => Trust::System,
+            () if endpoints.iter().any(members::is_name) => Trust::SystemIfAny,
+            () => Trust::Nobody,
         };
-        let client = builder.build().map_err(|error| {
-            let hint = "for https endpoints the system's CA certificates are needed (package ca-certificates)";
-            StoreError::Client(format!("{}; {hint}", root_cause(&error)))
-        })?;
-        Ok(Self { client, urls, request_timeout, preferred: AtomicUsize::new(0) })
+        let members = Arc::new(Members::new(endpoints, security.has_tls()));
+        let connector = Arc::new(Connector::new(security, trust, request_timeout)?);
+        Ok(Self { members, connector, login: Arc::default(), request_timeout, preferred: AtomicUsize::new(0) })
     }
 
     /// The limit on one attempt at one endpoint.
@@ -222,8 +254,13 @@ impl Endpoints {
 
     /// The same members with another limit; the one that answered last is remembered.
     pub(super) fn with_request_timeout(&self, request_timeout: Duration) -> Self {
-        let preferred = AtomicUsize::new(self.preferred.load(Ordering::Relaxed));
-        Self { client: self.client.clone(), urls: self.urls.clone(), request_timeout, preferred }
+        Self {
+            members: Arc::clone(&self.members),
+            connector: Arc::clone(&self.connector),
+            login: Arc::clone(&self.login),
+            request_timeout,
+            preferred: AtomicUsize::new(self.preferred.load(Ordering::Relaxed)),
+        }
     }
 
     /// Asks the endpoints in turn, beginning with the one that answered last, until `read` understands an answer; what
@@ -257,14 +294,16 @@ impl Endpoints {
         patience: Option<Duration>,
     ) -> Result<Answer<T>, StoreError> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let count = self.urls.len();
+        let members = self.members.now().await;
+        let urls = &*members.urls;
+        let count = urls.len();
         let rounds = if patience.is_some() && count > 1 { 2 } else { 1 };
         let mut turns = (0..rounds * count).map(|turn| (first + turn) % count);
         let mut asked = FuturesUnordered::new();
         let mut failures: Vec<(usize, Failure)> = Vec::new();
         loop {
             match turns.find(|at| failures.iter().all(|(failed, _)| failed != at)) {
-                Some(at) => asked.push(self.ask_member(at, request, &read)),
+                Some(at) => asked.push(self.ask_member(at, &urls[at], request, &read)),
                 None if asked.is_empty() => break,
                 None => {}
             }
@@ -280,10 +319,10 @@ impl Endpoints {
                     let uncertain = asked_twice
                         || !asked.is_empty()
                         || failures.iter().any(|(_, failure)| failure.progress != Progress::NotSent);
-                    let endpoint = shown_endpoint(&self.urls[at]);
+                    let endpoint = shown_endpoint(&urls[at]);
                     if self.preferred.swap(at, Ordering::Relaxed) != at {
-                        let silent = || format!("{}: no answer yet", shown_endpoint(&self.urls[first]));
-                        let failed = if failures.is_empty() { silent() } else { self.in_words(&failures) };
+                        let silent = || format!("{}: no answer yet", shown_endpoint(&urls[first % count]));
+                        let failed = if failures.is_empty() { silent() } else { in_words(urls, &failures).join("; ") };
                         warn!(endpoint, failed, "went on to another etcd endpoint");
                     }
                     return Ok(Answer { endpoint, value, uncertain });
@@ -291,17 +330,20 @@ impl Endpoints {
                 Err(failure) => failures.push((at, failure)),
             }
         }
-        Err(StoreError::NoAnswer(self.in_words(&failures)))
+        self.members.none_answered();
+        let mut words = in_words(urls, &failures);
+        words.extend(members.trouble.iter().map(ToString::to_string));
+        Err(StoreError::NoAnswer(words.join("; ")))
     }
 
     /// Asks one, and once more where the connection ended before a reply began. Says of an answer whether it was asked twice.
     async fn ask_member<T>(
         &self,
         at: usize,
+        url: &Url,
         request: &Request,
         read: &impl Fn(Reply) -> Result<T, String>,
     ) -> (usize, Result<(T, bool), Failure>) {
-        let url = &self.urls[at];
         let attempt = self.attempt(url, request, read).await;
         let result = if matches!(&attempt, Err(failure) if failure.progress == Progress::BrokeOff) {
             // The connection was kept from before etcd was restarted: that says nothing of the one that is there now.
@@ -311,16 +353,6 @@ impl Endpoints {
             attempt.map(|value| (value, false))
         };
         (at, result)
-    }
-
-    /// What is wrong with each, in the order of the endpoints.
-    fn in_words(&self, failures: &[(usize, Failure)]) -> String {
-        let mut failures: Vec<_> = failures.iter().collect();
-        failures.sort_by_key(|(at, _)| *at);
-        failures.dedup_by_key(|(at, _)| *at);
-        let shown =
-            failures.into_iter().map(|(at, failure)| format!("{}: {}", shown_endpoint(&self.urls[*at]), failure.what));
-        shown.collect::<Vec<_>>().join("; ")
     }
 
     /// Asks every endpoint at once. Gives what came of each, with its name, as it comes: the first at once, and those
@@ -341,7 +373,8 @@ impl Endpoints {
             }
             (shown_endpoint(url), read(replies))
         };
-        let mut asked: FuturesUnordered<_> = self.urls.iter().map(ask_one).collect();
+        let members = self.members.now().await;
+        let mut asked: FuturesUnordered<_> = members.urls.iter().map(ask_one).collect();
         let mut answers = Vec::new();
         let mut end = None;
         loop {
@@ -351,12 +384,17 @@ impl Endpoints {
                     None => asked.next().await,
                 }
             };
-            let Some((endpoint, answer)) = next.await else { return answers };
+            let Some((endpoint, answer)) = next.await else { break };
             if answer.is_ok() {
                 end.get_or_insert_with(|| Instant::now() + grace);
             }
             answers.push((endpoint, answer));
         }
+        if end.is_none() {
+            self.members.none_answered();
+        }
+        answers.extend(members.trouble.iter().map(|trouble| (trouble.name.clone(), Err(trouble.what.clone()))));
+        answers
     }
 
     async fn attempt<T>(
@@ -367,19 +405,56 @@ impl Endpoints {
     ) -> Result<T, Failure> {
         let reply = timeout(self.request_timeout, self.send(endpoint, request)).await;
         let too_late = |_| Failure::after_sending(format!("no answer within {:?}", self.request_timeout));
-        read(reply.map_err(too_late)??).map_err(Failure::after_sending)
+        let reply = reply.map_err(too_late)??;
+        let status = reply.status;
+        read(reply).map_err(|what| {
+            let user = login::user(&self.connector.current(), endpoint);
+            Failure::after_sending(what + &trouble::way_out(status, user.as_deref()))
+        })
     }
 
+    /// Sends it, with the user's word where there is a user, and once more where that is no longer valid.
     async fn send(&self, endpoint: &Url, request: &Request) -> Result<Reply, Failure> {
-        let builder = self.client.request(request.method.clone(), request.url(endpoint));
+        let current = self.connector.current();
+        let shown = self.authorization(&current, endpoint, request).await?;
+        let reply = self.send_with(&current, endpoint, request, shown.as_ref()).await?;
+        if !login::is_rejected(request.api(), &reply) || !self.login.rejected(shown.as_ref()) {
+            return Ok(reply);
+        }
+        let shown = self.authorization(&current, endpoint, request).await?;
+        self.send_with(&current, endpoint, request, shown.as_ref()).await
+    }
+
+    async fn authorization(
+        &self,
+        current: &Current,
+        endpoint: &Url,
+        request: &Request,
+    ) -> Result<Option<Authorization>, Failure> {
+        let Some(api) = request.api() else { return Ok(None) };
+        self.login.authorization(current, endpoint, api).await.map_err(Failure::after_sending)
+    }
+
+    async fn send_with(
+        &self,
+        current: &Current,
+        endpoint: &Url,
+        request: &Request,
+        shown_login: Option<&Authorization>,
+    ) -> Result<Reply, Failure> {
+        let builder = current.client.request(request.method.clone(), request.url(&login::without_login(endpoint)));
+        let builder = match shown_login {
+            Some(authorization) => authorization.add(builder),
+            None => builder,
+        };
         let builder = match &request.body {
             Body::Nothing => builder,
             Body::Form(form) => builder.form(form),
             Body::Json(json) => builder.header(CONTENT_TYPE, "application/json").body(json.clone()),
         };
         let response = builder.send().await.map_err(|error| {
-            let cause = root_cause(&error);
-            if error.is_connect() {
+            let (cause, is_tls) = trouble::of_connection(&error, endpoint, self.connector.security());
+            if error.is_connect() || is_tls {
                 Failure { what: format!("cannot connect: {cause}"), progress: Progress::NotSent }
             } else {
                 Failure { what: format!("broke off: {cause}"), progress: Progress::BrokeOff }
@@ -397,6 +472,14 @@ impl Endpoints {
         };
         Ok(Reply { status, cluster_id, index, content })
     }
+}
+
+/// What is wrong with each, in the order of the endpoints.
+fn in_words(urls: &[Url], failures: &[(usize, Failure)]) -> Vec<String> {
+    let mut failures: Vec<_> = failures.iter().collect();
+    failures.sort_by_key(|(at, _)| *at);
+    failures.dedup_by_key(|(at, _)| *at);
+    failures.into_iter().map(|(at, failure)| format!("{}: {}", shown_endpoint(&urls[*at]), failure.what)).collect()
 }
 
 /// The body of a reply that goes on.
@@ -473,7 +556,7 @@ enum More {
 }
 
 /// Reads a whole reply, bounded; the limit on its time is the caller's.
-async fn read_all(mut response: Response) -> Result<Vec<u8>, Failure> {
+pub(super) async fn read_all(mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
@@ -495,20 +578,8 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// An endpoint for a message: without user and password.
-fn shown_endpoint(url: &Url) -> String {
-    url.origin().ascii_serialization()
-}
-
-/// The innermost cause: the outer ones only say that a request failed.
-fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    match cause.downcast_ref::<reqwest::Error>() {
-        Some(error) if error.is_timeout() => "timed out".to_owned(),
-        _ => shown(&cause.to_string()),
-    }
+pub(super) fn shown_endpoint(url: &Url) -> String {
+    if members::is_name(url) { url.to_string() } else { url.origin().ascii_serialization() }
 }
 
 #[cfg(test)]
@@ -517,9 +588,10 @@ mod tests {
 
     #[test]
     fn endpoints_are_a_comma_list_of_urls() {
-        let urls = parse_endpoints("http://h1:2379, https://user:secret@h2:2379/,http://[::1]:4001").unwrap();
+        let urls = parse_endpoints("http://h1:2379, https://user:secret@h2:2379/,http://[::1]:4001,SRV://example.org.")
+            .unwrap();
         let shown: Vec<_> = urls.iter().map(shown_endpoint).collect();
-        assert_eq!(shown, ["http://h1:2379", "https://h2:2379", "http://[::1]:4001"]);
+        assert_eq!(shown, ["http://h1:2379", "https://h2:2379", "http://[::1]:4001", "srv://example.org"]);
     }
 
     #[test]
@@ -530,7 +602,11 @@ mod tests {
             ("h1:2379", "no scheme; write http://h1:2379"),
             ("10.0.0.1", "no scheme; write http://10.0.0.1"),
             ("a b", "no scheme; write http://10.0.0.1:2379"),
-            ("ftp://h1:2379", "neither http nor https"),
+            ("ftp://h1:2379", "neither http nor https nor srv"),
+            ("srv://", "no name that DNS may have; write srv://example.org"),
+            ("srv://example.org:2379", "no name that DNS may have"),
+            ("srv://user:secret@example.org", "no name that DNS may have"),
+            ("srv://example.org/", "no name that DNS may have"),
             ("unix:///run/etcd", "neither http nor https"),
             ("http://", "no host"),
             ("http:///v2", "no host"),
@@ -563,6 +639,6 @@ mod tests {
 
     #[test]
     fn a_client_without_endpoints_is_not_built() {
-        assert!(matches!(Endpoints::new(Vec::new(), Duration::from_secs(1)), Err(StoreError::Client(_))));
+        assert!(matches!(Endpoints::new(StoreOptions::new(Vec::new())), Err(StoreError::Client(_))));
     }
 }

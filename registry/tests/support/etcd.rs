@@ -23,27 +23,35 @@ pub(crate) struct Etcd {
     /// Part of what the cluster's id is made from.
     token: u32,
     with_v2: bool,
+    /// Where it speaks TLS, and the flags for that.
+    tls: Option<(u16, Vec<String>)>,
 }
 
 impl Etcd {
     /// Starts one and waits until it answers.
     pub(crate) fn start() -> Self {
-        Self::start_with(true)
+        Self::start_as(true, None)
     }
 
     /// Starts one that serves v3 alone, as it does where nobody says otherwise.
     pub(crate) fn start_without_v2() -> Self {
-        Self::start_with(false)
+        Self::start_as(false, None)
     }
 
-    fn start_with(with_v2: bool) -> Self {
+    /// Starts one that speaks TLS too, at [`Etcd::tls_url`], with these flags.
+    pub(crate) fn start_with_tls(flags: &[&str]) -> Self {
+        Self::start_as(true, Some(flags.iter().map(|flag| (*flag).to_owned()).collect()))
+    }
+
+    fn start_as(with_v2: bool, tls: Option<Vec<String>>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("registry-test-{}-{count}", std::process::id()));
-        let mut etcd = Self { process: None, directory, client_port: 0, peer_port: 0, token: 0, with_v2 };
+        let mut etcd = Self { process: None, directory, client_port: 0, peer_port: 0, token: 0, with_v2, tls: None };
         let mut tries = 3;
         loop {
             (etcd.client_port, etcd.peer_port) = (free_port(), free_port());
+            etcd.tls = tls.clone().map(|flags| (free_port(), flags));
             tries -= 1;
             match etcd.try_run() {
                 Ok(()) => return etcd,
@@ -57,6 +65,11 @@ impl Etcd {
     /// The endpoint, such as `http://127.0.0.1:2379`.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// The endpoint where it speaks TLS.
+    pub(crate) fn tls_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.tls.as_ref().expect("etcd speaks TLS").0)
     }
 
     /// Ends the process and keeps its data.
@@ -97,16 +110,18 @@ impl Etcd {
     fn try_run(&mut self) -> Result<(), String> {
         let client = self.url();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let clients = if self.tls.is_some() { format!("{client},{}", self.tls_url()) } else { client.clone() };
         let mut command = Command::new("etcd");
         command
             .arg(format!("--enable-v2={}", self.with_v2))
             .args(["--name", "one", "--log-level", "error"])
             .arg("--data-dir")
             .arg(&self.directory)
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-client-urls", &clients, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("one={peer}")])
             .args(["--initial-cluster-token", &format!("token-{}", self.token)])
+            .args(self.tls.iter().flat_map(|(_, flags)| flags))
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(self.log()).expect("creating etcd's log"));
         let process = match command.spawn() {

@@ -2,10 +2,16 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+#[path = "../../../tests/src/certs.rs"]
+#[allow(unreachable_pub, reason = "a module of a library")]
+pub(crate) mod certs;
 pub(crate) mod etcd;
 pub(crate) mod follower;
 pub(crate) mod gate;
 pub(crate) mod script;
+#[path = "../../../tests/src/users.rs"]
+#[allow(unreachable_pub, reason = "a module of a library")]
+pub(crate) mod users;
 
 use std::time::Duration;
 

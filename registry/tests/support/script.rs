@@ -12,6 +12,8 @@ use tokio::task::JoinSet;
 pub(crate) enum Step {
     /// Sends these bytes and closes.
     Send(String),
+    /// Sends these bytes, whatever comes, and closes.
+    Greet(String),
     /// Sends these bytes and then nothing more, with the connection open.
     SendAndHang(String),
     /// Sends these bytes one by one, with a pause of 100 ms between them.
@@ -61,6 +63,12 @@ impl Server {
 
 /// Serves one connection: one request, since every step ends or holds it.
 async fn serve(mut stream: TcpStream, count: Arc<AtomicUsize>, steps: Vec<Step>) {
+    if let [Step::Greet(bytes)] = &steps[..] {
+        // The peer reads it before the connection is closed.
+        let _peer_gone = stream.write_all(bytes.as_bytes()).await;
+        let _until_it_closes = stream.read_to_end(&mut Vec::new()).await;
+        return;
+    }
     let Some(request) = read_request(&mut stream).await else { return };
     let at = count.fetch_add(1, Ordering::SeqCst);
     // The peer may be gone before everything is sent; that is its right.
@@ -80,7 +88,7 @@ async fn serve(mut stream: TcpStream, count: Arc<AtomicUsize>, steps: Vec<Step>)
             }
             Ok(())
         }
-        Step::Close => Ok(()),
+        Step::Close | Step::Greet(_) => Ok(()),
         Step::ForwardAndLoseReply(address) => {
             let mut server = TcpStream::connect(address).await.unwrap();
             server.write_all(&request).await.unwrap();

@@ -11,6 +11,7 @@ use serde::de::IgnoredAny;
 
 use crate::key::Prefix;
 use crate::store::endpoints::{Body, Request, shown};
+use crate::store::trouble::{a_web_page, is_web_page};
 use crate::store::{Cause, Entry, Event, Ownership, Reason};
 
 /// etcd v2 error: the key does not exist.
@@ -114,22 +115,24 @@ struct ErrorBody {
 /// 5xx, "raft internal error", "during leader election".
 pub(super) fn decode(status: StatusCode, body: &[u8]) -> Result<Said, String> {
     if status.is_success() {
-        let not_etcd = |error| format!("answered {status} with what is not etcd's JSON: {}", shown_error(&error));
+        let not_etcd = |error| match is_web_page(body) {
+            true => a_web_page(status),
+            false => format!("answered {status} with what is not etcd's JSON: {}", shown_error(&error)),
+        };
         return serde_json::from_slice(body).map(Said::Change).map_err(not_etcd);
     }
     let Ok(ErrorBody { code, message, cause }) = serde_json::from_slice(body) else {
         return Err(match status {
+            _ if is_web_page(body) => a_web_page(status),
             StatusCode::NOT_FOUND => format!(
-                "answered {status} without etcd's JSON: it does not serve etcd's v2 API (etcd 3.4 and 3.5 do with --enable-v2)"
+                "answered {status} without etcd's JSON: it does not serve etcd's v2 API (etcd 3.4 and 3.5 do with --enable-v2); --etcd-api v3 speaks the other"
             ),
             _ => format!("answered {status} without etcd's JSON: {:?}", shown(&String::from_utf8_lossy(body))),
         });
     };
     let message = if cause.is_empty() { shown(&message) } else { format!("{} ({})", shown(&message), shown(&cause)) };
     match code {
-        _ if status == StatusCode::UNAUTHORIZED => {
-            Err(format!("answered {status}: {message}; give user and password as http://USER:PASSWORD@HOST:2379"))
-        }
+        _ if status == StatusCode::UNAUTHORIZED => Err(format!("answered {status}: {message}")),
         Some(RAFT_INTERNAL | LEADER_ELECTION) => Err(format!("answered {status}: {message}")),
         Some(code) if !status.is_server_error() => Ok(Said::Refused(Refusal { code, message, cause })),
         _ => Err(format!("answered {status}: {message}")),
@@ -396,7 +399,7 @@ mod tests {
             (500, raft, "Raft Internal Error (etcdserver: request timed out)"),
             (400, r#"{"errorCode":301,"message":"During Leader Election","cause":"","index":0}"#, "Election"),
             (503, r#"{"message":"etcdserver: no leader"}"#, "no leader"),
-            (401, r#"{"message":"Insufficient credentials"}"#, "http://USER:PASSWORD@HOST:2379"),
+            (401, r#"{"message":"Insufficient credentials"}"#, "Insufficient credentials"),
             (404, "404 page not found\n", "--enable-v2"),
             (200, "<html>welcome</html>", "not etcd's JSON"),
             (200, r#"{"action":"get","node":{"key":"/service","modifiedIndex":"4"#, "EOF"),

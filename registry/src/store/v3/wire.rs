@@ -14,12 +14,15 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::store::endpoints::{Body, Request, shown};
+use crate::store::trouble::{a_web_page, is_web_page};
 use crate::store::{Entry, Ownership};
 
 /// gRPC status: the deadline passed. Another member may be faster.
 const DEADLINE_EXCEEDED: u32 = 4;
 /// gRPC status: not found; of a lease.
 const NOT_FOUND: u32 = 5;
+/// gRPC status: the user has no role for that.
+const PERMISSION_DENIED: u32 = 7;
 /// gRPC status: a quota is used up, or the member has too much to do.
 const RESOURCE_EXHAUSTED: u32 = 8;
 /// gRPC status: the member cannot do it now, such as without a leader.
@@ -241,6 +244,13 @@ impl ErrorBody {
                 let hint = "etcd's database is full: compact and defragment it, then `etcdctl alarm disarm`";
                 Ok(Refusal { code: self.code, message: format!("{message}; {hint}") })
             }
+            PERMISSION_DENIED => {
+                Err(format!("{message}; no role of the user gives it --key's directory (docs/etcd.md)"))
+            }
+            // etcd's word for a request without a token (ErrUserEmpty).
+            _ if message.contains("user name is empty") => {
+                Err(format!("{message}; it wants a user: --etcd-user and --etcd-password-file (docs/etcd.md)"))
+            }
             UNAUTHENTICATED | UNAVAILABLE | DEADLINE_EXCEEDED | RESOURCE_EXHAUSTED => Err(message),
             // Unknown, aborted, internal, data loss: trouble of that member's own.
             2 | 10 | 13 | 15 => Err(message),
@@ -254,6 +264,9 @@ impl ErrorBody {
 /// # Errors
 /// A text that says what is wrong, for what is not etcd's, and for the errors that another member may not have.
 pub(super) fn decode<T: Headed>(status: StatusCode, body: &[u8]) -> Result<Said<T>, String> {
+    if is_web_page(body) {
+        return Err(a_web_page(status));
+    }
     if status.is_success() {
         let value = from_json(body).and_then(with_header);
         return value.map(Said::Done).map_err(|error| format!("answered {status} with {error}"));

@@ -82,14 +82,16 @@ fn refusals_and_what_another_member_may_not_have_are_told_apart() {
         Err(error) => Err(error),
     };
     // The gateway of etcd 3.6 leaves out `error` and adds `details`.
-    let denied = r#"{"code":7,"message":"etcdserver: permission denied","details":[]}"#;
-    assert_eq!(refused(denied), Ok("etcdserver: permission denied".to_owned()));
+    let duplicate = r#"{"code":3,"message":"etcdserver: duplicate key given in txn request","details":[]}"#;
+    assert_eq!(refused(duplicate), Ok("etcdserver: duplicate key given in txn request".to_owned()));
     let full = r#"{"error":"x","code":8,"message":"etcdserver: mvcc: database space exceeded"}"#;
     assert!(refused(full).is_ok_and(|message| message.contains("alarm disarm")));
     for (body, expected) in [
         (r#"{"error":"x","code":14,"message":"etcdserver: no leader"}"#, "no leader"),
         (r#"{"error":"x","code":8,"message":"etcdserver: too many requests"}"#, "too many requests"),
         (r#"{"error":"x","code":16,"message":"etcdserver: invalid auth token"}"#, "invalid auth token"),
+        (r#"{"code":7,"message":"etcdserver: permission denied"}"#, "no role of the user gives it"),
+        (r#"{"code":3,"message":"etcdserver: user name is empty"}"#, "it wants a user: --etcd-user"),
         (r#"{"error":"x","code":2,"message":"a\nb"}"#, "a b"),
         ("busy", "without etcd's JSON"),
         (r#"{"code":"x"}"#, "without etcd's JSON"),
