@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use crate::certs::Pair;
 use crate::http::{self, Reply, encode};
 use crate::ports::free_address;
 use crate::process::{Process, find_program};
@@ -23,6 +24,8 @@ pub struct Etcd {
     token: u32,
     /// v2 is served.
     with_v2: bool,
+    /// Where it speaks TLS, and with what.
+    tls: Option<(SocketAddr, Pair)>,
     dir: TempDir,
 }
 
@@ -56,7 +59,20 @@ impl Etcd {
             Ok("v2" | "") | Err(_) => true,
             Ok(other) => panic!("E2E_ETCD_API={other}: write v2 or v3"),
         };
-        Etcd { process: None, client: free_address(), peer: free_address(), token: 0, with_v2, dir }
+        Etcd { process: None, client: free_address(), peer: free_address(), token: 0, with_v2, tls: None, dir }
+    }
+
+    /// Starts an empty one that speaks TLS too, at [`Etcd::tls_url`], with this certificate. It serves
+    /// both APIs.
+    pub async fn start_with_tls(server: Pair) -> Etcd {
+        let mut etcd = Etcd { tls: Some((free_address(), server)), with_v2: true, ..Etcd::absent() };
+        etcd.start_again().await;
+        etcd
+    }
+
+    /// Its URL where it speaks TLS.
+    pub fn tls_url(&self) -> String {
+        format!("https://{}", self.tls.as_ref().expect("etcd speaks TLS").0)
     }
 
     /// The address of its clients.
@@ -73,11 +89,18 @@ impl Etcd {
     pub async fn start_again(&mut self) {
         assert!(self.process.is_none(), "etcd runs already");
         let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
-        let args = [
+        let mut listen = client.clone();
+        let mut args = Vec::new();
+        if let Some((address, pair)) = &self.tls {
+            listen += &format!(",https://{address}");
+            args.push(format!("--cert-file={}", pair.cert.display()));
+            args.push(format!("--key-file={}", pair.key.display()));
+        }
+        args.extend([
             "--name=one".to_owned(),
             format!("--enable-v2={}", self.with_v2),
             format!("--data-dir={}", self.data().display()),
-            format!("--listen-client-urls={client}"),
+            format!("--listen-client-urls={listen}"),
             format!("--advertise-client-urls={client}"),
             format!("--listen-peer-urls={peer}"),
             format!("--initial-advertise-peer-urls={peer}"),
@@ -85,7 +108,7 @@ impl Etcd {
             format!("--initial-cluster-token=token-{}", self.token),
             "--logger=zap".to_owned(),
             "--log-level=error".to_owned(),
-        ];
+        ]);
         let etcd = find_program("etcd", "etcd-server");
         let process =
             self.process.insert(Process::start("etcd", &etcd, &args, &self.dir.path().join("log"), self.dir.path()));

@@ -8,8 +8,10 @@ pub mod agent;
 pub mod app;
 pub mod backend;
 pub mod between;
+pub mod certs;
 pub mod cluster;
 pub mod discoverer;
+pub mod dns;
 pub mod docker;
 pub mod etcd;
 pub mod fake_docker;
@@ -23,6 +25,7 @@ pub mod ports;
 pub mod process;
 pub mod registrar;
 pub mod site;
+pub mod users;
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -13,6 +13,7 @@ mod cluster;
 mod commands;
 mod demo;
 mod drain;
+mod etcd_secure;
 mod etcd_trouble;
 mod faults;
 mod harness;
