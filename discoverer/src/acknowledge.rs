@@ -54,6 +54,10 @@ struct Written {
 impl Speaker {
     /// Goes on until nobody is left to tell it anything.
     pub(crate) async fn run(self, mut told: watch::Receiver<Told>) {
+        // Before the first listing there is nothing to say, and whoever was here before has said what it knew.
+        if told.changed().await.is_err() {
+            return;
+        }
         let mut written: Option<Written> = None;
         let mut lease = None;
         let mut pause = Backoff::new(PAUSES.0, PAUSES.1);

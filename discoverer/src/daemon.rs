@@ -274,8 +274,9 @@ impl Daemon {
     fn tell(&self) {
         let draining = self.registry.catalog.draining();
         self.told.send_if_modified(|told| {
+            // The first listing is news, whatever is in it.
+            let is_news = told.draining != draining || told.index == 0;
             told.index = self.registry.index;
-            let is_news = told.draining != draining;
             told.draining = draining;
             is_news
         });

@@ -138,8 +138,7 @@ impl Drain {
 pub struct Acknowledgement {
     /// Which of etcd's APIs, and so which of its two stores, `index` belongs to; none for a store in memory.
     pub api: Option<Api>,
-    /// Every change up to this index of etcd was taken in, and HAProxy was told of it or could not be. 0 before the first
-    /// listing.
+    /// Every change up to this index of etcd was taken in, and HAProxy was told of it or could not be.
     pub index: u64,
     /// When it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
