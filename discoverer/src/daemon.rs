@@ -115,6 +115,10 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         }
         signal = stop.next() => info!(signal, "told to stop"),
     }
+    // It may have been busy with what is not kept yet.
+    if daemon.registry.is_to_be_kept() {
+        daemon.snapshots.changed();
+    }
     let kept = daemon.registry.kept();
     let (ended, ()) = tokio::join!(stopped(supervisor, &flags, stop), daemon.snapshots.finish(kept));
     ended
