@@ -75,7 +75,7 @@ pub enum AgentError {
 /// Only for what cannot get better by waiting: no client can be made from the configuration, or there is no id.
 pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let id = host::id(&config.scope)?;
-    let keeper = Keepers::new(&config.etcd, Claim::Own(id.clone()), config.ttl)?;
+    let keeper = Keepers::new(&config.etcd, &Claim::Own(id.clone()), config.ttl)?;
     let prober = Arc::new(Prober::new()?);
     info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
 

@@ -40,7 +40,7 @@ pub enum StaticError {
 pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Output = ()>) -> Result<(), StaticError> {
     let host_name = config.host.clone().unwrap_or_else(host::host_name);
     let agent = config.agent_id.clone().unwrap_or_else(|| mark(&host_name));
-    let mut keeper = Keepers::new(&config.etcd, Claim::Own(agent.clone()), config.ttl)?;
+    let mut keeper = Keepers::new(&config.etcd, &Claim::Own(agent.clone()), config.ttl)?;
     let prober = Prober::new()?;
     let check = check(&config);
     let key = InstanceKey::nested(config.key.clone(), config.name.clone(), config.address);

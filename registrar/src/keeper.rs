@@ -306,7 +306,7 @@ impl Keeper {
             match reconcile(known.wanted.as_deref(), known.held.as_ref(), now.into_std()) {
                 Some(Step::Forget) => drop(self.keys.remove(&key)),
                 Some(Step::Refresh(owned)) if lease.is_some_and(|lease| lease.is_shared()) => {
-                    renewals.push((key, owned))
+                    renewals.push((key, owned));
                 }
                 Some(step) => steps.push((step, key)),
                 None => match &known.held {

@@ -22,7 +22,7 @@ impl Keepers {
     ///
     /// # Errors
     /// As [`Store::new`].
-    pub fn new(etcd: &EtcdFlags, claim: Claim, ttl: Duration) -> Result<Self, StoreError> {
+    pub fn new(etcd: &EtcdFlags, claim: &Claim, ttl: Duration) -> Result<Self, StoreError> {
         let members = etcd.endpoints.likely_members();
         let hurried = etcd.etcd_timeout.min(WITHDRAW_LIMIT / members);
         let keeper = |options| Ok(Keeper::new(Store::new(options)?, hurried, claim.clone(), ttl));

@@ -64,7 +64,7 @@ type Doing<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 /// # Errors
 /// Only for what cannot get better by waiting: no client can be made from the configuration.
 pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let keeper = Keepers::new(&config.etcd, Claim::Any, config.ttl)?;
+    let keeper = Keepers::new(&config.etcd, &Claim::Any, config.ttl)?;
     let (prober, check) = (Arc::new(Prober::new()?), Arc::new(check(&config)));
     let candidates = candidates(config.container.as_deref(), &traces);
     info!(key = %config.key, port = config.port, version = env!("CARGO_PKG_VERSION"), "the sidekick begins");

@@ -829,7 +829,7 @@ fn agent() -> super::Agent {
     let args = ["registrar", "agent", "--etcd", "http://127.0.0.1:1", "--docker", "/no/such.sock", "--agent-id", "a1"];
     let Program::Command(command) = Program::from_args(args).unwrap() else { unreachable!() };
     let Command::Agent(config) = *command else { unreachable!() };
-    let keeper = Keepers::new(&config.etcd, Claim::Own("a1".to_owned()), config.ttl).unwrap();
+    let keeper = Keepers::new(&config.etcd, &Claim::Own("a1".to_owned()), config.ttl).unwrap();
     super::Agent::new(config, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()))
 }
 

@@ -40,10 +40,11 @@ impl Etcd {
 
     /// Starts one that speaks TLS too, at [`Etcd::tls_url`], with these flags.
     pub(crate) fn start_with_tls(flags: &[&str]) -> Self {
-        Self::start_as(true, Some(flags.iter().map(|flag| (*flag).to_owned()).collect()))
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Self::start_as(true, Some(&flags))
     }
 
-    fn start_as(with_v2: bool, tls: Option<Vec<String>>) -> Self {
+    fn start_as(with_v2: bool, tls: Option<&[String]>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("registry-test-{}-{count}", std::process::id()));
@@ -51,7 +52,7 @@ impl Etcd {
         let mut tries = 3;
         loop {
             (etcd.client_port, etcd.peer_port) = (free_port(), free_port());
-            etcd.tls = tls.clone().map(|flags| (free_port(), flags));
+            etcd.tls = tls.map(|flags| (free_port(), flags.to_vec()));
             tries -= 1;
             match etcd.try_run() {
                 Ok(()) => return etcd,

@@ -1,7 +1,7 @@
 //! etcd with TLS and users, and etcd that is found by DNS: the built programs, from their flags to HAProxy.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use e2e::backend::Backend;
 use e2e::certs::Ca;
@@ -29,13 +29,13 @@ fn of(backend: &Backend) -> Vec<String> {
 
 impl Fixed {
     fn start(backend: &Backend, flags: &[&str]) -> Fixed {
-        let args = of(backend).into_iter().chain(flags.iter().map(|&flag| flag.to_owned())).collect();
-        Fixed::start_as(find_workspace_binary("registrar"), args)
+        let args: Vec<String> = of(backend).into_iter().chain(flags.iter().map(|&flag| flag.to_owned())).collect();
+        Fixed::start_as(&find_workspace_binary("registrar"), &args)
     }
 
-    fn start_as(program: PathBuf, args: Vec<String>) -> Fixed {
+    fn start_as(program: &Path, args: &[String]) -> Fixed {
         let dir = tempfile::Builder::new().prefix("e2e-static-").tempdir().unwrap();
-        let process = Process::start("registrar static", &program, &args, &dir.path().join("log"), dir.path());
+        let process = Process::start("registrar static", program, args, &dir.path().join("log"), dir.path());
         Fixed { process, _dir: dir }
     }
 
@@ -212,7 +212,7 @@ async fn needs_root_endpoints_that_dns_names_are_found_and_looked_up_again_when_
         let args = [of(&one), vec!["--etcd".into(), "srv://example.test".into()]].concat();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let (program, args) = dns.asked_by(&find_workspace_binary("registrar"), &args);
-        let fixed = Fixed::start_as(program, args);
+        let fixed = Fixed::start_as(&program, &args);
         // Nobody is there to be asked yet.
         fixed.wait_logged("srv://example.test: DNS does not answer").await;
         let mut first = Etcd::start().await;
