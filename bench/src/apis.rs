@@ -4,13 +4,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use e2e::cluster::Api;
 use tokio::time::sleep;
 
 use crate::Amount;
 use crate::stats::{Row, Times};
 use crate::traffic::App;
 use crate::wire::{Kept, get_once};
-use crate::world::{Api, SERVICE, Subject, Tools, keys, record, wait};
+use crate::world::{SERVICE, Subject, Tools, keys, record, wait};
 
 const SIZES: [usize; 3] = [1, 1000, 10_000];
 const ATTRIBUTES: &str = "\"balance\":\"first\"";

@@ -9,6 +9,7 @@ mod churn;
 mod cost;
 mod floor;
 mod leader;
+mod leases;
 mod machine;
 mod propagation;
 mod registrar;
@@ -78,14 +79,17 @@ enum Name {
     Registrar,
     /// etcd's v3 API beside v2.
     Apis,
+    /// Keeping the keys of 100 registrars alive, by each API.
+    Leases,
 }
 
 /// All of it, in the order in which it is measured.
-const ALL: [Name; 9] = [
+const ALL: [Name; 10] = [
     Name::Registrar,
     Name::Cost,
     Name::Propagation,
     Name::Apis,
+    Name::Leases,
     Name::Churn,
     Name::Reloads,
     Name::Rolling,
@@ -203,6 +207,7 @@ async fn run(flags: &Flags, programs: world::Programs) -> anyhow::Result<()> {
             Name::Leader => leader::measure(&tools, &amount).await,
             Name::Registrar => registrar::measure(&tools, &amount).await,
             Name::Apis => apis::measure(&tools, &amount).await,
+            Name::Leases => leases::measure(&tools).await,
         };
         match measured {
             Ok(measured) => rows.extend(measured),

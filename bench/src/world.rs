@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use e2e::cluster::Api;
 use e2e::etcd::Etcd;
 use e2e::ports::free_address;
 use e2e::process::{Process, find_program, run};
@@ -56,22 +57,6 @@ pub(crate) async fn wait(what: &str, mut condition: impl FnMut() -> Result<bool,
         };
         ensure!(start.elapsed() < LIMIT, "waited {LIMIT:?}, but not: {what}; {seen}");
         sleep(LOOK_AGAIN).await;
-    }
-}
-
-/// One of etcd's APIs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Api {
-    V2,
-    V3,
-}
-
-impl Api {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::V2 => "v2",
-            Self::V3 => "v3",
-        }
     }
 }
 
@@ -237,7 +222,7 @@ impl Subject {
             "--etcd",
             &tools.etcd.url(),
             "--etcd-api",
-            api.name(),
+            api.flag(),
             "--key",
             prefix,
             "--template",

@@ -6,6 +6,7 @@ pub(crate) mod v3;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -78,6 +79,11 @@ impl Etcd {
     /// The address of its clients.
     pub fn address(&self) -> SocketAddr {
         self.client
+    }
+
+    /// The processor time that it has used since it was started.
+    pub fn cpu_time(&self) -> Duration {
+        self.process.as_ref().expect("etcd runs").cpu_time()
     }
 
     /// Its URL, as `--etcd` wants it.

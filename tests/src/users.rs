@@ -1,6 +1,6 @@
 //! Users and roles of a real etcd, made by the very commands of docs/etcd.md.
 
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// The passwords, as the guide has them.
 pub const ROOT: &str = "ROOT-PASSWORD";
@@ -20,12 +20,24 @@ pub fn make(endpoint: &str, api: &str) {
 
 /// Runs commands of etcdctl.
 pub fn run(endpoint: &str, api: &str, commands: &str) {
-    let output = Command::new("sh")
+    let output = shell(endpoint, api, commands);
+    assert!(output.status.success(), "{commands}\n{}\n(etcdctl is Debian's package etcd-client)", said(&output));
+}
+
+/// What a command of etcdctl says, whether it succeeds or not.
+pub fn output(endpoint: &str, api: &str, command: &str) -> String {
+    said(&shell(endpoint, api, command))
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn shell(endpoint: &str, api: &str, commands: &str) -> Output {
+    Command::new("sh")
         .args(["-ec", commands])
         .env("ETCDCTL_API", api.trim_start_matches('v'))
         .env("ETCDCTL_ENDPOINTS", endpoint)
         .output()
-        .expect("running sh");
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{commands}\n{said}\n(etcdctl is Debian's package etcd-client)");
+        .expect("running sh")
 }

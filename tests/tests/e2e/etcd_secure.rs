@@ -96,6 +96,16 @@ async fn with_tls_and_the_roles_of_the_guide_the_whole_way_works() {
             let mut first = Fixed::start(&one, &registrars);
             let _second = Fixed::start(&two, &registrars);
             discoverer.wait_serves(&["one", "two"]).await;
+            // The discoverer may say how far it has come, and the registrar may read it.
+            let read = match api {
+                "v3" => "etcdctl --user registrar:REGISTRAR-PASSWORD get --prefix --keys-only /_discoverers/service/",
+                _ => "etcdctl --username registrar:REGISTRAR-PASSWORD ls /_discoverers/service",
+            };
+            wait_until(secs(20), "the discoverer has said how far it has come", async || {
+                let said = users::output(&etcd.url(), api, read);
+                if said.contains("/_discoverers/service/") { Ok(()) } else { Err(said) }
+            })
+            .await;
             first.process.signal(nix::sys::signal::Signal::SIGTERM);
             assert_eq!(first.process.wait(secs(10)).await.code(), Some(0));
             discoverer.wait_serves(&["two"]).await;
