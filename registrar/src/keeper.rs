@@ -102,6 +102,7 @@ enum Answer {
     /// To keep many keys.
     Kept {
         keys: Vec<(InstanceKey, Ownership)>,
+        lease: Lease,
         begun: Instant,
         result: Result<Vec<Result<Kept, StoreError>>, StoreError>,
     },
@@ -113,6 +114,8 @@ enum Answer {
 struct Done {
     key: InstanceKey,
     step: Step,
+    /// What it was done with.
+    lease: Option<Lease>,
     /// What was written, or was to be.
     value: Arc<str>,
     result: Result<Effect, StoreError>,
@@ -222,11 +225,14 @@ impl Keeper {
         }
     }
 
-    /// Renews the key no more, and thinks no more of it: it goes with its time to live.
+    /// Renews the key no more, and thinks no more of it: it goes with its time to live. A lease that others share with it is
+    /// renewed no more either: they get another one.
     pub fn let_go(&mut self, key: &InstanceKey) {
-        if let Some(doing) = self.keys.remove(key).and_then(|known| known.doing) {
+        let Some(known) = self.keys.remove(key) else { return };
+        if let Some(doing) = known.doing {
             doing.leave();
         }
+        self.lease = self.lease.filter(|lease| !lease.is_shared());
     }
 
     /// Does what there is to do until there is something to tell. Nothing is lost when it is dropped.
@@ -251,8 +257,9 @@ impl Keeper {
         for (key, known) in &mut self.keys {
             known.wanted = None;
             known.trouble = None;
-            // A key that is just being written must be known to be removed; any other request may be broken off.
-            if let Some(doing) = known.doing.take_if(|doing| doing.step != Step::Put) {
+            // A key that is just being written, or tied to another lease with others, must be known to be removed; any other
+            // request may be broken off.
+            if let Some(doing) = known.doing.take_if(|doing| doing.step != Step::Put && doing.request.is_some()) {
                 doing.leave();
             }
             self.dirty.insert(key.clone());
@@ -334,7 +341,8 @@ impl Keeper {
             };
             free -= 1;
             let value = known.wanted.clone().unwrap_or_default();
-            let request = carry_out(self.store.clone(), self.claim.clone(), key, step, value, lease);
+            let own = known.own_words();
+            let request = carry_out(self.store.clone(), self.claim.clone(), key, step, value, lease, own);
             known.doing = Some(Doing { step, begun: now, request: Some(self.requests.spawn(request)) });
         }
     }
@@ -366,7 +374,7 @@ impl Keeper {
         let store = self.store.clone();
         self.requests.spawn(async move {
             let result = store.keep(&keys, &lease).await;
-            Answer::Kept { keys, begun: now, result }
+            Answer::Kept { keys, lease, begun: now, result }
         });
     }
 
@@ -374,8 +382,8 @@ impl Keeper {
     fn look(&mut self, key: InstanceKey, owned: Ownership, now: Instant) {
         let Some(known) = self.keys.get_mut(&key) else { return };
         if known.doing.take_if(|doing| doing.step == Step::Refresh(owned)).is_some() {
-            let request =
-                carry_out(self.store.clone(), self.claim.clone(), key, Step::Look, Arc::default(), self.lease);
+            let (store, claim) = (self.store.clone(), self.claim.clone());
+            let request = carry_out(store, claim, key, Step::Look, Arc::default(), self.lease, Vec::new());
             known.doing = Some(Doing { step: Step::Look, begun: now, request: Some(self.requests.spawn(request)) });
         }
     }
@@ -385,10 +393,14 @@ impl Keeper {
         Instant::from_std(due_after(refresh_after(self.ttl), now.into_std(), self.epoch))
     }
 
-    /// When a key that is ours from now on is to be renewed.
-    fn renewal_of_key(&self, now: Instant) -> Instant {
-        let is_shared = self.lease.is_some_and(|lease| lease.is_shared());
-        if is_shared && self.keep_at > now { self.keep_at } else { self.renewal(now) }
+    /// When a key that was written or renewed with this lease is to be renewed: with the lease, which is at once where that has
+    /// kept nothing for a while, and at once where it is kept no more.
+    fn renewal_of_key(&self, lease: Option<Lease>, now: Instant) -> Instant {
+        match lease.filter(Lease::is_shared) {
+            Some(shared) if self.lease == Some(shared) => self.keep_at,
+            Some(_) => now,
+            None => self.renewal(now),
+        }
     }
 
     /// How many requests may go on. After a failure one feels its way.
@@ -430,7 +442,7 @@ impl Keeper {
                     Err(error) => self.no_answer(&error.to_string()),
                 }
             }
-            Answer::Kept { keys, begun, result } => self.kept(keys, begun, result),
+            Answer::Kept { keys, lease, begun, result } => self.kept(keys, lease, begun, result),
         }
     }
 
@@ -438,20 +450,25 @@ impl Keeper {
     fn kept(
         &mut self,
         keys: Vec<(InstanceKey, Ownership)>,
+        lease: Lease,
         begun: Instant,
         result: Result<Vec<Result<Kept, StoreError>>, StoreError>,
     ) {
         let now = Instant::now();
+        let is_current = self.lease == Some(lease);
         let error = match result {
             Ok(results) => {
-                self.kept_at = now;
+                if is_current {
+                    self.kept_at = now;
+                }
                 for ((key, owned), result) in keys.into_iter().zip(results) {
                     if matches!(result, Err(StoreError::Taken { .. })) {
                         self.look(key, owned, now);
                         continue;
                     }
                     let result = result.map(|kept| Effect::Owned(kept.ownership, kept.value.map(Arc::from)));
-                    let told = self.done(Done { key, step: Step::Refresh(owned), value: Arc::default(), result });
+                    let (step, lease) = (Step::Refresh(owned), Some(lease));
+                    let told = self.done(Done { key, step, lease, value: Arc::default(), result });
                     self.told.extend(told);
                 }
                 return;
@@ -461,7 +478,7 @@ impl Keeper {
         let is_gone = error == StoreError::LeaseGone;
         if is_gone {
             warn!(keys = keys.len(), "the lease was gone from etcd, and with it the keys; they are written again");
-            self.lease = None;
+            self.lease = self.lease.filter(|_| !is_current);
             self.answered(now);
         }
         let was_answered = self.answered_at.is_some_and(|at| at >= begun);
@@ -484,8 +501,23 @@ impl Keeper {
         }
     }
 
+    /// The lease that a request was made with is gone, and with it its keys: all that are ours are renewed at once, and found
+    /// gone. Of several requests with that lease the first one tells.
+    fn lease_is_gone(&mut self, lease: Option<Lease>, now: Instant) {
+        if self.lease != lease {
+            return;
+        }
+        (self.lease, self.write_at) = (None, now + self.pause.pause());
+        for (key, known) in &mut self.keys {
+            if let Some(Holding::Ours { refresh_at, .. }) = &mut known.held {
+                *refresh_at = now.into_std();
+                self.dirty.insert(key.clone());
+            }
+        }
+    }
+
     fn done(&mut self, done: Done) -> Option<Told> {
-        let Done { key, step, value: written, result } = done;
+        let Done { key, step, lease, value: written, result } = done;
         let now = Instant::now();
         // A request that was broken off may have been done already.
         let known = self.keys.get_mut(&key)?;
@@ -493,8 +525,7 @@ impl Keeper {
         self.dirty.insert(key.clone());
         let result = match result {
             Err(StoreError::LeaseGone) => {
-                // Its keys are found gone when they are renewed.
-                (self.lease, self.write_at) = (None, now + self.pause.pause());
+                self.lease_is_gone(lease, now);
                 return None;
             }
             Err(StoreError::Lost { .. }) => {
@@ -534,7 +565,7 @@ impl Keeper {
                 }
                 // Who takes any key keeps its own word in mind, whatever others write into it.
                 let kept = before.filter(|_| refreshed).or(value);
-                let refresh_at = self.renewal_of_key(now).into_std();
+                let refresh_at = self.renewal_of_key(lease, now).into_std();
                 let known = self.keys.get_mut(&key)?;
                 known.held = Some(Holding::Ours { ownership, value: kept, refresh_at });
                 known.tried.clear();
@@ -640,14 +671,28 @@ impl Keeper {
 impl Key {
     /// What became of a write is not known.
     fn is_in_doubt(&mut self, step: Step, written: Arc<str>, claim: &Claim) {
-        match (step, &mut self.held) {
-            (Step::Put, held) if *claim != Claim::Any => *held = Some(Holding::Unknown),
-            (Step::Update(_), Some(Holding::Ours { value, .. })) => *value = None,
+        let before = match (step, &mut self.held) {
+            (Step::Put, held) if *claim != Claim::Any => {
+                *held = Some(Holding::Unknown);
+                None
+            }
+            (Step::Update(_), Some(Holding::Ours { value, .. })) => value.take(),
             _ => return,
+        };
+        for value in [Some(written), before].into_iter().flatten() {
+            if !self.tried.contains(&value) {
+                self.tried.push(value);
+            }
         }
-        if !self.tried.contains(&written) {
-            self.tried.push(written);
+    }
+
+    /// What may stand there by our own hand.
+    fn own_words(&self) -> Vec<Arc<str>> {
+        let mut own = self.tried.clone();
+        if let Some(Holding::Ours { value, .. }) = &self.held {
+            own.extend(value.clone());
         }
+        own
     }
 }
 
@@ -669,6 +714,7 @@ impl From<StoreError> for Failure {
             | StoreError::Taken { .. }
             | StoreError::Lost { .. }
             | StoreError::LeaseGone
+            | StoreError::Changed { .. }
             | StoreError::Contended { .. } => Self::OfKey(what),
         }
     }
@@ -680,7 +726,7 @@ fn in_the_way(key: &InstanceKey) -> Failure {
     Failure::OfKey(format!("{path} is taken, and not by a key: a directory of that name must be deleted"))
 }
 
-/// Does a step. Without a lease nothing can be written.
+/// Does a step. Without a lease nothing can be written. `own` is what the key may say by our own hand.
 async fn carry_out(
     store: Store,
     claim: Claim,
@@ -688,6 +734,7 @@ async fn carry_out(
     step: Step,
     value: Arc<str>,
     lease: Option<Lease>,
+    own: Vec<Arc<str>>,
 ) -> Answer {
     let result = match (&step, lease) {
         (Step::Put, Some(lease)) => match claim {
@@ -696,7 +743,9 @@ async fn carry_out(
         }
         .map(|ownership| Effect::Owned(ownership, Some(Arc::clone(&value)))),
         (Step::Update(owned), Some(lease)) => {
-            let updated = store.update(&key, &value, &lease, owned).await;
+            // Who takes any key has the last word.
+            let own = (claim != Claim::Any).then_some(&*own);
+            let updated = store.update(&key, &value, &lease, owned, own).await;
             updated.map(|ownership| Effect::Owned(ownership, Some(Arc::clone(&value))))
         }
         (Step::Refresh(owned), Some(lease)) => {
@@ -711,12 +760,12 @@ async fn carry_out(
         (Step::Look, _) => store.get(&key).await.map(Effect::Seen),
         (Step::Forget, _) => Ok(Effect::Gone),
     };
-    // Whose it is now shows in its value.
+    // Whose it is now, and whose word it is, shows in its value.
     let result = match result {
-        Err(StoreError::Taken { .. }) => store.get(&key).await.map(Effect::Seen),
+        Err(StoreError::Taken { .. } | StoreError::Changed { .. }) => store.get(&key).await.map(Effect::Seen),
         result => result,
     };
-    Answer::Done(Done { key, step, value, result })
+    Answer::Done(Done { key, step, lease, value, result })
 }
 
 /// What a task came to. `None` where it was broken off; a panic goes on here and ends the process.

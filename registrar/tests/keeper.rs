@@ -79,6 +79,8 @@ by_both! {
     all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time
     a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word
     a_key_that_is_let_go_is_left_to_its_time_to_live
+    a_key_that_is_let_go_does_not_live_on_with_those_that_are_kept
+    an_operators_word_is_told_before_another_value_is_written_over_it
 }
 
 /// A key of a service whose keys are tried before those of the others.
@@ -448,4 +450,88 @@ async fn a_key_that_is_let_go_is_left_to_its_time_to_live(api: Api) {
     eventually_holds(&store, 1, None).await;
     assert_eq!(value(&store, 2).await.as_deref(), Some(&*running()));
     drop(keeper);
+}
+
+async fn a_key_that_is_let_go_does_not_live_on_with_those_that_are_kept(api: Api) {
+    let etcd = Etcd::start();
+    let store = store_of(api, &etcd.url());
+    let keeper = AtWork::start(keeper(api, &etcd, SHORT_TTL * 2));
+    for at in [1, 2] {
+        keeper.want(at, Some(running())).await;
+        eventually_holds(&store, at, Some(&running())).await;
+    }
+    let created = async |at| store.get(&key(at)).await.unwrap().map(|entry| entry.created_index());
+    let before = created(2).await;
+    let mut keeper = keeper.stop().await;
+    keeper.let_go(&key(1));
+    let keeper = AtWork::start(keeper);
+    eventually_holds(&store, 1, None).await;
+    tokio::time::sleep(SHORT_TTL).await;
+    assert_eq!(created(2).await, before, "the other was never gone");
+    drop(keeper);
+}
+
+async fn an_operators_word_is_told_before_another_value_is_written_over_it(api: Api) {
+    let etcd = Etcd::start();
+    let (store, mut keeper) = (store_of(api, &etcd.url()), AtWork::start(keeper(api, &etcd, TTL)));
+    keeper.want(1, Some(running())).await;
+    eventually_holds(&store, 1, Some(&running())).await;
+    let entry = store.get(&key(1)).await.unwrap().unwrap();
+    store.amend(&key(1), &draining(), &entry).await.unwrap();
+    // What we want has changed too, before the key was renewed.
+    let heavier = Record { weight: Some(7), ..Record::parse(&running()).unwrap() }.to_value();
+    keeper.want(1, Some(heavier.as_str().into())).await;
+    assert_eq!(found(&mut keeper.told).await, Status::Draining);
+    eventually_holds(&store, 1, Some(&heavier)).await;
+}
+
+/// Asks etcd's v3 API past the store.
+async fn raw_v3(etcd: &Etcd, method: &str, body: String) -> serde_json::Value {
+    registry::store::use_ring();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let reply = client.post(format!("{}/v3/{method}", etcd.url())).body(body).send().await.unwrap();
+    serde_json::from_str(&reply.text().await.unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_lease_found_gone_when_a_key_is_written_brings_all_its_keys_back_at_once() {
+    let etcd = Etcd::start();
+    let store = store_of(Api::V3, &etcd.url());
+    // Renewed long after this test.
+    let keeper = AtWork::start(keeper(Api::V3, &etcd, TTL * 10));
+    for at in 1..=40 {
+        keeper.want(at, Some(running())).await;
+    }
+    eventually("all of them", async || paths(&store).await.len() == 40).await;
+    let leases = raw_v3(&etcd, "lease/leases", "{}".to_owned()).await;
+    raw_v3(&etcd, "lease/revoke", serde_json::json!({"ID": leases["leases"][0]["ID"]}).to_string()).await;
+    assert_eq!(paths(&store).await, Vec::<String>::new());
+    for at in 41..=80 {
+        keeper.want(at, Some(running())).await;
+    }
+    eventually("all of them again", async || paths(&store).await.len() == 80).await;
+    let leases = raw_v3(&etcd, "lease/leases", "{}".to_owned()).await;
+    assert_eq!(leases["leases"].as_array().unwrap().len(), 1, "one lease was got for all: {leases}");
+}
+
+#[tokio::test]
+async fn a_lease_that_has_kept_nothing_for_a_while_is_renewed_with_the_next_key() {
+    let etcd = Etcd::start();
+    let store = store_of(Api::V3, &etcd.url());
+    let keeper = AtWork::start(keeper(Api::V3, &etcd, BUSY_TTL));
+    keeper.want(1, Some(running())).await;
+    eventually_holds(&store, 1, Some(&running())).await;
+    keeper.want(1, None).await;
+    eventually_holds(&store, 1, None).await;
+    // Longer than a third of its time, in which it is renewed where it keeps anything, and shorter than it is used for.
+    tokio::time::sleep(BUSY_TTL / 2).await;
+    keeper.want(2, Some(running())).await;
+    eventually_holds(&store, 2, Some(&running())).await;
+    let written = store.get(&key(2)).await.unwrap().unwrap().ownership();
+    tokio::time::sleep(BUSY_TTL).await;
+    assert_eq!(
+        store.get(&key(2)).await.unwrap().unwrap().ownership(),
+        written,
+        "it was tied to another lease in haste"
+    );
 }

@@ -114,6 +114,12 @@ pub enum StoreError {
     /// The lease is no longer there, and with it the keys that it kept.
     #[error("the lease in etcd is gone, and with it all keys that it kept; they are written again")]
     LeaseGone,
+    /// The key is ours, and somebody has changed what it says.
+    #[error("key {path} says what we have not written: somebody has changed it")]
+    Changed {
+        /// The key.
+        path: String,
+    },
     /// The key is ours, but others changed it each time it was to be written.
     #[error("key {path} was changed {COMPARE_TRIES} times while it was written; it is tried again later")]
     Contended {
@@ -484,21 +490,25 @@ impl Store {
         Ok(kept)
     }
 
-    /// Gives the key another value and its full time to live.
+    /// Gives the key another value and its full time to live. Where it has changed since it was compared last, what it says must be
+    /// `value` or among `own`, what we may have written ourselves; any word is replaced where that is `None`.
     ///
     /// # Errors
-    /// As [`Store::keep`] for one key.
+    /// As [`Store::keep`] for one key, and [`StoreError::Changed`] where it says something else: an operator's word is to be
+    /// read before it is replaced.
     pub async fn update(
         &self,
         key: &InstanceKey,
         value: &str,
         lease: &Lease,
         owned: &Ownership,
+        own: Option<&[Arc<str>]>,
     ) -> Result<Ownership, StoreError> {
+        let is_own = |found: &str| found == value || own.is_none_or(|own| own.iter().any(|own| **own == *found));
         match self.way().await? {
-            Way::V2(etcd) => v2::update(etcd, key, value, lease.ttl, owned).await,
-            Way::V3(etcd) => v3::update(etcd, key, value, lease.id, owned).await,
-            Way::Memory(memory) => memory.update(key, value, lease.ttl, owned),
+            Way::V2(etcd) => v2::update(etcd, key, value, lease.ttl, owned, is_own).await,
+            Way::V3(etcd) => v3::update(etcd, key, value, lease.id, owned, is_own).await,
+            Way::Memory(memory) => memory.update(key, value, lease.ttl, owned, is_own),
         }
     }
 

@@ -285,7 +285,7 @@ async fn the_roles_of_the_guide_are_enough_and_no_more_than_that() {
         let owned = registrar.create(&key(), "running", &lease).await.unwrap();
         assert!(matches!(changes.next().await.unwrap(), Poll::Events(events, _) if events.len() == 1), "{api}");
         let kept = registrar.keep(&[(key(), owned)], &lease).await.unwrap().remove(0).unwrap();
-        let owned = registrar.update(&key(), "running again", &lease, &kept.ownership).await.unwrap();
+        let owned = registrar.update(&key(), "running again", &lease, &kept.ownership, None).await.unwrap();
         changes.next().await.unwrap();
         assert_eq!(discoverer.get(&key()).await.unwrap().unwrap().value, "running again");
         assert_eq!(registrar.delete(&key(), &owned).await.unwrap(), Deleted::Done);

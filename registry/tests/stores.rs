@@ -122,6 +122,7 @@ macro_rules! on {
 on! {
     V2 in v2:
         a_value_that_somebody_amends_is_one_event_at_the_index_that_is_given
+        a_word_that_is_not_our_own_is_replaced_only_where_any_may_be
         what_discoverers_publish_is_seen_by_those_who_ask_for_it_and_wakes_nobody_else
         what_is_put_is_listed_and_read_and_an_absent_directory_is_empty
         create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one
@@ -138,6 +139,7 @@ on! {
         a_write_whose_reply_was_lost_is_known_as_ones_own;
     V3 in v3:
         a_value_that_somebody_amends_is_one_event_at_the_index_that_is_given
+        a_word_that_is_not_our_own_is_replaced_only_where_any_may_be
         what_discoverers_publish_is_seen_by_those_who_ask_for_it_and_wakes_nobody_else
         what_is_put_is_listed_and_read_and_an_absent_directory_is_empty
         create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one
@@ -154,6 +156,7 @@ on! {
         a_write_whose_reply_was_lost_is_known_as_ones_own;
     Memory in memory:
         a_value_that_somebody_amends_is_one_event_at_the_index_that_is_given
+        a_word_that_is_not_our_own_is_replaced_only_where_any_may_be
         what_discoverers_publish_is_seen_by_those_who_ask_for_it_and_wakes_nobody_else
         what_is_put_is_listed_and_read_and_an_absent_directory_is_empty
         create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one
@@ -209,13 +212,13 @@ async fn create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one(wor
     assert!(matches!(other.amend(&key, "x", &read).await, Err(StoreError::Contended { .. })));
     let kept = store.keep(&keys(kept.ownership), &lease).await.unwrap().remove(0).unwrap();
     assert_eq!(kept.value.as_deref(), Some("draining"));
-    let first = store.update(&key, "changed", &lease, &kept.ownership).await.unwrap();
+    let first = store.update(&key, "changed", &lease, &kept.ownership, None).await.unwrap();
     assert_eq!(other.get(&key).await.unwrap().unwrap().value, "changed");
 
     let second = other.put(&key, "second", &others).await.unwrap();
     let kept = store.keep(&keys(first), &lease).await.unwrap().remove(0);
     assert!(matches!(kept, Err(StoreError::Taken { .. })), "{kept:?}");
-    assert!(matches!(store.update(&key, "x", &lease, &first).await, Err(StoreError::Taken { .. })));
+    assert!(matches!(store.update(&key, "x", &lease, &first, None).await, Err(StoreError::Taken { .. })));
     assert_eq!(store.delete(&key, &first).await.unwrap(), Deleted::NotOurs);
     assert_eq!(store.get(&key).await.unwrap().unwrap().value, "second");
 
@@ -223,7 +226,7 @@ async fn create_takes_only_an_absent_key_and_keep_and_update_only_an_own_one(wor
     assert_eq!(other.delete(&key, &second).await.unwrap(), Deleted::AlreadyGone);
     let kept = other.keep(&keys(second), &others).await.unwrap().remove(0);
     assert!(matches!(kept, Err(StoreError::Lost { .. })), "{kept:?}");
-    assert!(matches!(other.update(&key, "x", &others, &second).await, Err(StoreError::Lost { .. })));
+    assert!(matches!(other.update(&key, "x", &others, &second, None).await, Err(StoreError::Lost { .. })));
     assert!(matches!(other.amend(&key, "x", &read).await, Err(StoreError::Lost { .. })));
 }
 
@@ -247,6 +250,25 @@ async fn a_value_that_somebody_amends_is_one_event_at_the_index_that_is_given(wo
         assert!(position.index() <= before && (seen.len() < 2 || position.index() == before), "{position:?}");
     }
     assert!(seen.iter().all(|event| matches!(event, Event::Put(entry) if entry.value == "two")), "{seen:?}");
+}
+
+async fn a_word_that_is_not_our_own_is_replaced_only_where_any_may_be(world: World) {
+    let (store, lease) = (&world.store, world.lease().await);
+    let key = key("web/10.0.0.1:80");
+    let owned = store.put(&key, "running", &lease).await.unwrap();
+    let entry = store.get(&key).await.unwrap().unwrap();
+    world.other().amend(&key, "draining", &entry).await.unwrap();
+    let own = ["running".into()];
+    let changed = store.update(&key, "heavier", &lease, &owned, Some(&own)).await;
+    assert!(matches!(changed, Err(StoreError::Changed { .. })), "{changed:?}");
+    assert_eq!(store.get(&key).await.unwrap().unwrap().value, "draining");
+    let own = ["running".into(), "draining".into()];
+    let owned = store.update(&key, "heavier", &lease, &owned, Some(&own)).await.unwrap();
+    let entry = store.get(&key).await.unwrap().unwrap();
+    assert_eq!(entry.value, "heavier");
+    world.other().amend(&key, "draining", &entry).await.unwrap();
+    store.update(&key, "lighter", &lease, &owned, None).await.unwrap();
+    assert_eq!(store.get(&key).await.unwrap().unwrap().value, "lighter");
 }
 
 async fn what_discoverers_publish_is_seen_by_those_who_ask_for_it_and_wakes_nobody_else(world: World) {
@@ -302,7 +324,7 @@ async fn keeping_a_key_wakes_nobody(world: World) {
         store.keep(&[(key.clone(), kept.ownership)], &lease).await?.remove(0)
     });
     assert!(matches!(poll.unwrap(), Poll::Quiet(_)));
-    let changed = store.update(&key, "draining", &lease, &kept.unwrap().ownership).await.unwrap();
+    let changed = store.update(&key, "draining", &lease, &kept.unwrap().ownership, None).await.unwrap();
     let Poll::Events(events, _) = changes.next().await.unwrap() else { panic!("no event") };
     assert!(matches!(&events[..], [Event::Put(entry)] if entry.value == "draining"), "{events:?}");
     store.delete(&key, &changed).await.unwrap();
@@ -568,7 +590,7 @@ async fn a_write_whose_reply_was_lost_is_known_as_ones_own(world: World) {
     let (_server, store) = losing().await;
     let owned = store.keep(&keys(owned), &lease).await.unwrap().remove(0).unwrap().ownership;
     let (_server, store) = losing().await;
-    let owned = store.update(&key, "other", &lease, &owned).await.unwrap();
+    let owned = store.update(&key, "other", &lease, &owned, None).await.unwrap();
     let (_server, store) = losing().await;
     assert_eq!(store.delete(&key, &owned).await.unwrap(), Deleted::Done);
     assert_eq!(direct.get(&key).await.unwrap(), None);
@@ -580,8 +602,8 @@ async fn a_write_whose_reply_was_lost_is_known_as_ones_own(world: World) {
     // With no other endpoint the write fails; the next one finds it done.
     let lost = Server::start(vec![Step::ForwardAndLoseReply(address.clone())]).await;
     let alone = store_of(choice(world.kind), &[&lost.url()]);
-    assert!(matches!(alone.update(&key, "b", &lease, &owned).await, Err(StoreError::NoAnswer(_))));
-    let owned = direct.update(&key, "b", &lease, &owned).await.unwrap();
+    assert!(matches!(alone.update(&key, "b", &lease, &owned, None).await, Err(StoreError::NoAnswer(_))));
+    let owned = direct.update(&key, "b", &lease, &owned, None).await.unwrap();
     assert_eq!(direct.delete(&key, &owned).await.unwrap(), Deleted::Done);
 }
 
@@ -669,7 +691,7 @@ async fn v3_keeps_all_keys_of_a_lease_with_two_requests_and_says_what_became_of_
     assert!(kept.iter().all(|kept| kept.as_ref().unwrap().value.is_none()));
     // One is gone, one was changed in place, one was taken, one was found with the lease of an earlier run.
     store.delete(&keys[0].0, &keys[0].1).await.unwrap();
-    store.update(&keys[1].0, "draining", &lease, &keys[1].1).await.unwrap();
+    store.update(&keys[1].0, "draining", &lease, &keys[1].1, None).await.unwrap();
     put(&world.other(), &keys[2].0, "other").await.unwrap();
     let former = store.grant(Duration::from_secs(1)).await.unwrap();
     keys[3].1 = store.put(&keys[3].0, "former", &former).await.unwrap();
@@ -772,6 +794,13 @@ async fn the_api_is_found_out_and_v2_is_spoken_where_it_is_served() {
     let error = api(&[&page.url()]).await.unwrap_err().to_string();
     assert!(error.contains("--etcd wants etcd's client URL"), "{error}");
     assert_eq!(api(&[&page.url(), &without.url()]).await, Ok(Some(Api::V3)));
+    // Something before etcd that cannot reach it now says nothing of what etcd serves.
+    let version = r#"{"etcdserver":"3.4.23","etcdcluster":"3.4.0"}"#;
+    let version = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{version}", version.len());
+    let bad = "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbad".to_owned();
+    let proxy = Server::start(vec![Step::Send(version), Step::Send(bad)]).await;
+    let error = api(&[&proxy.url()]).await.unwrap_err().to_string();
+    assert!(error.contains("502"), "{error}");
     // Asked for what an etcd does not serve, it says so.
     let error = store_of(ApiChoice::Only(Api::V2), &[&without.url()]).list(&prefix()).await.unwrap_err().to_string();
     assert!(error.contains("--enable-v2") && error.contains(&without.url()), "{error}");

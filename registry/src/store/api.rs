@@ -129,5 +129,5 @@ fn read(replies: &[Reply]) -> Result<Api, String> {
             version.status
         ));
     }
-    Ok(if v2::is_served(v2) { Api::V2 } else { Api::V3 })
+    Ok(if v2::is_served(v2)? { Api::V2 } else { Api::V3 })
 }

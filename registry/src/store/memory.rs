@@ -96,10 +96,15 @@ impl Memory {
         value: &str,
         ttl: Duration,
         owned: &Ownership,
+        is_own: impl Fn(&str) -> bool,
     ) -> Result<Ownership, StoreError> {
         let path = key.path();
         self.change(|state, now| {
-            let created = state.owned(&path, owned)?.ownership.created_index;
+            let held = state.owned(&path, owned)?;
+            if held.ownership != *owned && !is_own(&held.value) {
+                return Err(StoreError::Changed { path });
+            }
+            let created = held.ownership.created_index;
             Ok(state.put(path, value, now + ttl, Some(created)))
         })
     }

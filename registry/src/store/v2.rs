@@ -8,6 +8,7 @@ mod wire;
 
 use std::time::Duration;
 
+use reqwest::StatusCode;
 use tracing::debug;
 
 use super::endpoints::{Answer, Content, Endpoints, Reply, Request, Stream};
@@ -102,7 +103,7 @@ pub(super) async fn refresh(
     ttl: Duration,
     owned: &Ownership,
 ) -> Result<Kept, StoreError> {
-    let entry = compare_write(etcd, key, owned, |path, index| wire::refresh(path, ttl, index)).await?;
+    let entry = compare_write(etcd, key, owned, |_| true, |path, index| wire::refresh(path, ttl, index)).await?;
     Ok(Kept { ownership: entry.ownership, value: Some(entry.value) })
 }
 
@@ -112,9 +113,10 @@ pub(super) async fn update(
     value: &str,
     ttl: Duration,
     owned: &Ownership,
+    is_own: impl Fn(&str) -> bool,
 ) -> Result<Ownership, StoreError> {
-    let entry = compare_write(etcd, key, owned, |path, index| wire::update(path, value, Some(ttl), index)).await?;
-    Ok(entry.ownership)
+    let request = |path: &str, index| wire::update(path, value, Some(ttl), index);
+    Ok(compare_write(etcd, key, owned, is_own, request).await?.ownership)
 }
 
 /// A key that does not expire stays such a key.
@@ -186,7 +188,7 @@ pub(super) async fn poll(
         // The index of the headers is that of the moment the poll began to wait, and nothing came since.
         return Ok(Poll::Quiet(Position { cluster_id, index: index.max(position.index) }));
     };
-    let change = match wire::decode(reqwest::StatusCode::OK, &body).map_err(|error| stream.broken(&error))? {
+    let change = match wire::decode(StatusCode::OK, &body).map_err(|error| stream.broken(&error))? {
         Said::Change(change) => change,
         Said::Refused(refusal) => return Err(stream.broken(&refusal.message)),
     };
@@ -211,25 +213,36 @@ pub(super) async fn confirm(etcd: &Endpoints, path: String) -> Result<(), StoreE
     }
 }
 
-/// Asks whether the v2 API is served: a read that needs neither a quorum nor a right.
+/// Asks whether the v2 API is served: a read that needs neither a quorum nor a right. [`is_served`] reads the reply.
 pub(super) fn question() -> Request {
     let mut request = wire::get("/_quorum");
     request.query.clear();
     request
 }
 
-/// Whether a reply to [`question`] is the v2 API's: yes, or no from an etcd that has none.
-pub(super) fn is_served(reply: &Reply) -> bool {
-    let Content::Whole(body) = &reply.content else { return false };
-    reply.index.is_some() || reply.cluster_id.is_some() || serde_json::from_slice::<serde_json::Value>(body).is_ok()
+/// Whether a reply to [`question`] is the v2 API's: yes, or etcd's plain 404 where it serves none.
+///
+/// # Errors
+/// A text, for what says nothing of that: something before etcd does not reach it now.
+pub(super) fn is_served(reply: &Reply) -> Result<bool, String> {
+    let is_json = match &reply.content {
+        Content::Whole(body) => serde_json::from_slice::<serde_json::Value>(body).is_ok(),
+        Content::Stream(_) => false,
+    };
+    match reply.status {
+        _ if is_json || reply.index.is_some() || reply.cluster_id.is_some() => Ok(true),
+        StatusCode::NOT_FOUND => Ok(false),
+        status => Err(format!("answered {status} to /v2/keys without etcd's JSON")),
+    }
 }
 
-/// Writes with a comparison, and goes on with the key's new index where it moved but is still ours: the reply to
-/// an earlier write may have been lost.
+/// Writes with a comparison, and goes on with the key's new index where it moved but is still ours, and says what may be
+/// replaced: the reply to an earlier write may have been lost.
 async fn compare_write(
     etcd: &Endpoints,
     key: &InstanceKey,
     owned: &Ownership,
+    may_replace: impl Fn(&str) -> bool,
     request: impl Fn(&str, u64) -> Request,
 ) -> Result<Entry, StoreError> {
     let path = key.path();
@@ -240,8 +253,11 @@ async fn compare_write(
             Said::Refused(refusal) if refusal.code == wire::KEY_NOT_FOUND => return Err(StoreError::Lost { path }),
             Said::Refused(refusal) if refusal.code == wire::COMPARE_FAILED => match get(etcd, key).await? {
                 None => return Err(StoreError::Lost { path }),
-                Some(entry) if entry.ownership.created_index == owned.created_index => owned = entry.ownership,
-                Some(_) => return Err(StoreError::Taken { path }),
+                Some(entry) if entry.ownership.created_index != owned.created_index => {
+                    return Err(StoreError::Taken { path });
+                }
+                Some(entry) if !may_replace(&entry.value) => return Err(StoreError::Changed { path }),
+                Some(entry) => owned = entry.ownership,
             },
             _ => return into_entry(answer, path),
         }

@@ -194,6 +194,7 @@ pub(super) async fn update(
     value: &str,
     lease: u64,
     owned: &Ownership,
+    is_own: impl Fn(&str) -> bool,
 ) -> Result<Ownership, StoreError> {
     let path = key.path();
     let mut owned = *owned;
@@ -206,8 +207,9 @@ pub(super) async fn update(
         }
         match answer.read().flatten().next() {
             None => return Err(StoreError::Lost { path }),
-            Some(entry) if is_ours(&entry, lease, &owned) => owned = entry.ownership,
-            Some(_) => return Err(StoreError::Taken { path }),
+            Some(entry) if !is_ours(&entry, lease, &owned) => return Err(StoreError::Taken { path }),
+            Some(entry) if !is_own(&entry.value) => return Err(StoreError::Changed { path }),
+            Some(entry) => owned = entry.ownership,
         }
     }
     Err(StoreError::Contended { path })
