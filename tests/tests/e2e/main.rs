@@ -12,6 +12,7 @@ mod agent_way;
 mod cluster;
 mod commands;
 mod demo;
+mod docs;
 mod drain;
 mod etcd_secure;
 mod etcd_trouble;
