@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry::watch::Backoff;
-use registry::{InstanceKey, Listing, Record, StoreError};
+use registry::{InstanceKey, Record, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -164,6 +164,8 @@ struct Agent {
     is_listed: bool,
     /// Looking for the keys that an earlier run has left.
     left: Chore,
+    /// The stores of etcd that have not answered that yet, by number: one of two APIs may be away for ever.
+    unread: BTreeSet<usize>,
     is_left_asked: bool,
     /// When these are given up, unless Docker has said whose they are.
     give_up_left_at: Instant,
@@ -175,6 +177,7 @@ impl Agent {
     fn new(config: AgentConfig, id: String, keeper: Keepers, prober: Arc<Prober>) -> Self {
         let now = Instant::now();
         Self {
+            unread: (0..keeper.stores().len()).collect(),
             containers: Containers::new(config.kill_grace),
             config,
             id,
@@ -214,7 +217,9 @@ impl Agent {
             self.give_up_left();
         }
         if self.left.is_due(now) {
-            let (stores, prefix) = (self.keeper.stores(), self.config.scope.key.clone());
+            let stores =
+                self.keeper.stores().into_iter().enumerate().filter(|(number, _)| self.unread.contains(number));
+            let (stores, prefix) = (stores.collect(), self.config.scope.key.clone());
             self.work.spawn(async move { Work::Left(keepers::list(stores, prefix).await) });
         }
         if let Some(client) = &self.client
@@ -355,28 +360,37 @@ impl Agent {
         self.containers.inspect_all();
     }
 
-    /// Takes all that is below the prefix, of which some is ours.
-    fn left(&mut self, result: Result<Vec<Listing>, StoreError>) {
+    /// Takes all that is below the prefix in each store that answered, of which some is ours.
+    fn left(&mut self, listed: Vec<keepers::Listed>) {
         self.is_left_asked = true;
-        let listings = match result {
-            Ok(listings) => listings,
-            Err(error) => {
-                let error = error.to_string();
-                if self.left.failed(&error) {
-                    error!(error, "etcd cannot be asked for the keys of an earlier run; trying again");
-                }
-                return;
-            }
-        };
-        self.left.done(None);
         let mut left = BTreeMap::new();
-        for (store, listing) in listings.iter().enumerate() {
+        let mut trouble = None;
+        for (store, result) in listed {
+            let listing = match result {
+                Ok(listing) => listing,
+                Err(error) => {
+                    trouble.get_or_insert(error.to_string());
+                    continue;
+                }
+            };
+            self.unread.remove(&store);
             for entry in &listing.entries {
                 let Ok(key) = InstanceKey::parse(&self.config.scope.key, &entry.path) else { continue };
                 let Ok(record) = Record::parse(&entry.value) else { continue };
                 if record.agent.as_deref() == Some(&self.id) {
                     self.keeper.take_over(store, &key, entry);
                     left.entry(key).or_insert(record);
+                }
+            }
+        }
+        match trouble {
+            None => self.left.done(None),
+            Some(error) => {
+                if self.left.failed(&error) {
+                    error!(error, "etcd cannot be asked for the keys of an earlier run; trying again");
+                }
+                if left.is_empty() {
+                    return;
                 }
             }
         }
@@ -410,6 +424,7 @@ impl Agent {
                 self.is_listed = true;
                 if std::mem::take(&mut self.has_given_up) {
                     self.left.at = Some(Instant::now());
+                    self.unread = (0..self.keeper.stores().len()).collect();
                 }
                 self.containers.listed(&digests, begun.into_std());
                 self.doubt_address(&addresses);

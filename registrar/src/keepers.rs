@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use registry::{Entry, InstanceKey, Listing, Prefix, Store, StoreError};
 
 use crate::config::EtcdFlags;
@@ -85,14 +86,12 @@ impl Keepers {
     }
 }
 
-/// Reads all that is below the prefix, in each store.
-///
-/// # Errors
-/// One of them cannot be asked.
-pub async fn list(stores: Vec<Store>, prefix: Prefix) -> Result<Vec<Listing>, StoreError> {
-    let mut listings = Vec::with_capacity(stores.len());
-    for store in stores {
-        listings.push(store.list(&prefix).await?);
-    }
-    Ok(listings)
+/// What came of reading a store, by its number.
+pub type Listed = (usize, Result<Listing, StoreError>);
+
+/// Reads all that is below the prefix in each of these stores, at once: one that is away keeps no other waiting for longer
+/// than its limits.
+pub async fn list(stores: Vec<(usize, Store)>, prefix: Prefix) -> Vec<Listed> {
+    let prefix = &prefix;
+    join_all(stores.into_iter().map(async |(number, store)| (number, store.list(prefix).await))).await
 }

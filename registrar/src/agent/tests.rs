@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use registry::{Entry, InstanceKey, Listing, Position, Prefix, Record, Status};
+use registry::{Entry, InstanceKey, Listing, Position, Prefix, Record, Status, StoreError};
 
 use super::container::Facts;
 use super::containers::{Answer, Containers, Inspected, Question};
@@ -866,7 +866,7 @@ async fn what_an_earlier_run_left_is_given_up_without_docker_and_looked_for_when
     let mut agent = agent();
     let (key, record) = left("c1", 1, FIRST_START, Status::Running);
     let entries = vec![Entry::new(key.path(), record.to_value())];
-    agent.left(Ok(vec![Listing { entries, directories: None, position: Position::new(None, 1) }]));
+    agent.left(vec![(0, Ok(Listing { entries, directories: None, position: Position::new(None, 1) }))]);
     agent.left.at = None;
     agent.begin();
     assert!(agent.is_left_asked);
@@ -876,4 +876,20 @@ async fn what_an_earlier_run_left_is_given_up_without_docker_and_looked_for_when
     let listed = super::Listed { digests: BTreeMap::new(), addresses: [].into() };
     agent.listed(tokio::time::Instant::now(), Ok(listed));
     assert!(agent.left.at.is_some(), "and looks what is still there");
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_in_one_of_two_apis_is_taken_though_the_other_is_away() {
+    let mut agent = agent();
+    agent.unread = [0, 1].into();
+    let (key, record) = left("c1", 1, FIRST_START, Status::Running);
+    let entries = vec![Entry::new(key.path(), record.to_value())];
+    let listing = Listing { entries, directories: None, position: Position::new(None, 1) };
+    let away = StoreError::NoAnswer("http://h1:2379: cannot connect".to_owned());
+    agent.left(vec![(0, Err(away.clone())), (1, Ok(listing))]);
+    assert_eq!(agent.containers.give_up_left(), [key], "it is kept until Docker says whose it is");
+    assert_eq!(agent.unread, [0].into(), "only the other is asked again");
+    assert!(agent.left.at.is_some());
+    agent.left(vec![(0, Err(away))]);
+    assert!(agent.left.at.is_some() && agent.unread == [0].into());
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bollard::models::ContainerSummary;
 use jiff::Timestamp;
-use registry::{Listing, StoreError};
 use tokio::time::Instant;
 
 use super::container::Facts;
@@ -18,6 +17,7 @@ use crate::ask::ask_once;
 use crate::docker::events::ContainerId;
 use crate::docker::{Client, DockerError, addresses};
 use crate::host::ResolveError;
+use crate::keepers;
 use crate::probe::Prober;
 use crate::service::{Scope, services};
 
@@ -26,8 +26,8 @@ use crate::service::{Scope, services};
 pub(super) enum Work {
     /// By what containers are judged.
     Host(Result<Scope, ResolveError>),
-    /// What is below the prefix in etcd.
-    Left(Result<Vec<Listing>, StoreError>),
+    /// What is below the prefix in each store of etcd that was asked.
+    Left(Vec<keepers::Listed>),
     /// What runs, as it was asked for at a moment.
     Listed(Instant, Result<Listed, DockerError>),
     /// What a container is; `None` where there is no such container.
