@@ -28,6 +28,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 const KEY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// How often a key that someone else wrote is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After how many times to live it is looked for keys that live by our lease without our knowing: as seldom as is bearable for
+/// an address that leads nowhere.
+const STRAYS_EVERY: u32 = 3;
 /// The limit on removing the keys when told to stop. With the linger it leaves room in the 10 s of `docker stop`.
 pub(crate) const WITHDRAW_LIMIT: Duration = Duration::from_secs(3);
 /// The pause between two attempts at that.
@@ -106,6 +109,8 @@ enum Answer {
         begun: Instant,
         result: Result<Vec<Result<Kept, StoreError>>, StoreError>,
     },
+    /// To look for keys that the lease keeps without our knowing.
+    Strays(Result<Vec<(InstanceKey, Entry)>, StoreError>),
     /// To do a step.
     Done(Done),
 }
@@ -153,6 +158,8 @@ pub struct Keeper {
     kept_at: Instant,
     /// When a shared lease is to be renewed.
     keep_at: Instant,
+    /// When to look for keys that it keeps without our knowing.
+    strays_at: Instant,
     /// Not before this moment is etcd to be asked again.
     write_at: Instant,
     pause: Backoff,
@@ -186,6 +193,7 @@ impl Keeper {
             is_granting: false,
             kept_at: now,
             keep_at: now,
+            strays_at: now + ttl * STRAYS_EVERY,
             write_at: now,
             pause: Backoff::new(PAUSES.0, PAUSES.1),
             trouble: None,
@@ -372,6 +380,11 @@ impl Keeper {
             }
         }
         let store = self.store.clone();
+        if self.strays_at <= now && self.trouble.is_none() {
+            self.strays_at = now + self.ttl * STRAYS_EVERY;
+            let (store, keys) = (store.clone(), keys.clone());
+            self.requests.spawn(async move { Answer::Strays(store.strays(&lease, &keys).await) });
+        }
         self.requests.spawn(async move {
             let result = store.keep(&keys, &lease).await;
             Answer::Kept { keys, lease, begun: now, result }
@@ -442,8 +455,22 @@ impl Keeper {
                     Err(error) => self.no_answer(&error.to_string()),
                 }
             }
+            Answer::Strays(Ok(found)) => found.into_iter().for_each(|(key, entry)| self.stray(key, &entry, now)),
+            Answer::Strays(Err(error)) => debug!(%error, "etcd does not say what the lease keeps"),
             Answer::Kept { keys, lease, begun, result } => self.kept(keys, lease, begun, result),
         }
+    }
+
+    /// Takes away a key that lives by our lease, unless it is one that we know by now.
+    fn stray(&mut self, key: InstanceKey, entry: &Entry, now: Instant) {
+        if self.keys.contains_key(&key) {
+            return;
+        }
+        warn!(%key, "etcd wrote the key after it had been given up; it is removed");
+        let value = Some(entry.value.as_str().into());
+        let held = Holding::Ours { ownership: entry.ownership(), value, refresh_at: now.into_std() };
+        self.keys.insert(key.clone(), Key { held: Some(held), ..Key::default() });
+        self.dirty.insert(key);
     }
 
     /// Takes what became of keys that were renewed together.

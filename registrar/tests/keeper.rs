@@ -535,3 +535,23 @@ async fn a_lease_that_has_kept_nothing_for_a_while_is_renewed_with_the_next_key(
         "it was tied to another lease in haste"
     );
 }
+
+#[tokio::test]
+async fn a_key_that_etcd_writes_late_does_not_live_on_by_the_lease_of_the_others() {
+    let etcd = Etcd::start();
+    let store = store_of(Api::V3, &etcd.url());
+    let keeper = AtWork::start(keeper(Api::V3, &etcd, SHORT_TTL));
+    keeper.want(1, Some(running())).await;
+    eventually_holds(&store, 1, Some(&running())).await;
+    // What a member does that stood still with a request of ours, when its key is no longer wanted.
+    let leases = raw_v3(&etcd, "lease/leases", "{}".to_owned()).await;
+    let base64 = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+    let late = serde_json::json!({
+        "key": base64(&key(2).path()), "value": base64(&running()), "lease": leases["leases"][0]["ID"]
+    });
+    raw_v3(&etcd, "kv/put", late.to_string()).await;
+    assert!(value(&store, 2).await.is_some());
+    eventually_holds(&store, 2, None).await;
+    assert_eq!(value(&store, 1).await.as_deref(), Some(&*running()));
+    drop(keeper);
+}

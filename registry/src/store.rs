@@ -490,6 +490,20 @@ impl Store {
         Ok(kept)
     }
 
+    /// What a shared lease keeps beside these keys, of the same prefix: keys that are being written now, and what etcd wrote when we
+    /// had given it up, since a member stood still with the request. Such a key lives as long as the lease does, and nobody
+    /// knows of it. Nothing where each key has a time to live of its own. At most 100 at once.
+    pub async fn strays(
+        &self,
+        lease: &Lease,
+        kept: &[(InstanceKey, Ownership)],
+    ) -> Result<Vec<(InstanceKey, Entry)>, StoreError> {
+        match self.way().await? {
+            Way::V3(etcd) => v3::strays(etcd, lease.id, kept).await,
+            Way::V2(_) | Way::Memory(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Gives the key another value and its full time to live. Where it has changed since it was compared last, what it says must be
     /// `value` or among `own`, what we may have written ourselves; any word is replaced where that is `None`.
     ///

@@ -817,3 +817,16 @@ async fn an_etcd_that_was_away_when_it_was_first_asked_is_asked_again_for_its_ap
     put(&store, &key("10.0.0.1:80"), "running").await.unwrap();
     follower.until(|f| f.knows("/service/10.0.0.1:80", "running")).await;
 }
+
+#[tokio::test]
+async fn a_listing_is_sorted_whatever_the_keys_are() {
+    let world = World::start(Kind::V3);
+    // No UTF-8, which comes after all that is.
+    for bytes in [&b"/service/\xff"[..], "/service/\u{1f600}".as_bytes(), b"/service/10.0.0.1:80"] {
+        let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes);
+        v3(world.etcd.as_ref().unwrap(), "kv/put", &format!(r#"{{"key":"{key}","value":"eA=="}}"#)).await;
+    }
+    let entries = world.store.list(&prefix()).await.unwrap().entries;
+    assert_eq!(entries.len(), 3);
+    assert!(entries.is_sorted_by(|a, b| a.path <= b.path), "{entries:?}");
+}

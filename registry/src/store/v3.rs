@@ -7,9 +7,10 @@
 
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
@@ -18,10 +19,12 @@ use super::{
     COMPARE_TRIES, Cause, Deleted, Entry, Event, Kept, Listing, Ownership, Poll, Position, Reason, StoreError,
 };
 use crate::key::{InstanceKey, Prefix};
-use wire::{Answered, Compare, Headed, Header, LeaseAnswered, Op, Said, Step, TxnAnswered, Watched};
+use wire::{Answered, Compare, Headed, Header, LeaseAnswered, Op, Said, Step, TxnAnswered, WatchEvent, Watched};
 
 /// How many keys are looked at in one transaction: etcd takes 128 operations (flag `--max-txn-ops`).
 const STEPS_AT_ONCE: usize = 100;
+/// How many leases are asked after at once.
+const LEASES_AT_ONCE: usize = 16;
 /// How long one watch is trusted. A member that has lost it, or a middle box that has lost the connection, is silent like one
 /// where nothing happens.
 const WATCH_LIFETIME: Duration = Duration::from_secs(60);
@@ -30,9 +33,12 @@ pub(super) async fn list(etcd: &Endpoints, prefix: &Prefix) -> Result<Listing, S
     let from = below(prefix);
     let (answer, _) = ask::<Answered>(etcd, &wire::range(&from), &from).await?;
     let position = position(answer.header);
-    // etcd sorts by key; what is hidden from listings of v2 is hidden here.
+    // What is hidden from listings of v2 is hidden here.
     let entries = answer.kvs.into_iter().filter(|kv| !is_hidden(prefix, &kv.key)).map(wire::KeyValue::into_entry);
-    Ok(Listing { entries: entries.collect(), directories: None, position })
+    let mut entries: Vec<Entry> = entries.collect();
+    // etcd sorts by bytes, of which what is no UTF-8 was replaced.
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Listing { entries, directories: None, position })
 }
 
 pub(super) async fn get(etcd: &Endpoints, key: &InstanceKey) -> Result<Option<Entry>, StoreError> {
@@ -169,6 +175,24 @@ async fn keep_some(
         });
     }
     Ok(all)
+}
+
+/// The keys that the lease keeps beside these, in the same directory.
+pub(super) async fn strays(
+    etcd: &Endpoints,
+    lease: u64,
+    kept: &[(InstanceKey, Ownership)],
+) -> Result<Vec<(InstanceKey, Entry)>, StoreError> {
+    let Some((first, _)) = kept.first() else { return Ok(Vec::new()) };
+    let known: BTreeSet<String> = kept.iter().map(|(key, _)| key.path()).collect();
+    let (answer, _) = ask::<LeaseAnswered>(etcd, &wire::keys_of(lease), LEASE).await?;
+    let others = answer.keys.into_iter().filter(|path| !known.contains(&path.0));
+    let mut strays = Vec::new();
+    for key in others.filter_map(|path| InstanceKey::parse(first.prefix(), &path.0).ok()).take(STEPS_AT_ONCE) {
+        let entry = get(etcd, &key).await?.filter(|entry| entry.ownership.lease == lease);
+        strays.extend(entry.map(|entry| (key, entry)));
+    }
+    Ok(strays)
 }
 
 /// Ties one key to the lease.
@@ -348,24 +372,21 @@ impl Watch {
 
     /// What the changes mean.
     async fn read(&self, etcd: &Endpoints, watched: Watched) -> Result<Vec<Event>, StoreError> {
-        let mut leases = BTreeMap::new();
-        let mut events = Vec::with_capacity(watched.events.len());
-        for event in watched.events {
-            if is_hidden(&self.prefix, &event.kv.key) {
-                continue;
-            }
-            if !event.is_removal() {
-                events.push(Event::Put(event.kv.into_entry()));
-                continue;
-            }
-            let lease = event.prev_kv.as_ref().map_or(0, |before| before.lease.0);
-            let cause = match leases.get(&lease) {
-                Some(cause) => *cause,
-                None => *leases.entry(lease).or_insert(cause(etcd, lease, &event.kv.key).await?),
-            };
-            events.push(Event::Removed { path: event.kv.key, cause });
-        }
-        Ok(events)
+        let mut seen = watched.events;
+        seen.retain(|event| !is_hidden(&self.prefix, &event.kv.key));
+        let removals = seen.iter().filter(|event| event.is_removal());
+        let leases: BTreeMap<u64, String> =
+            removals.map(|event| (event.former_lease(), event.kv.key.clone())).collect();
+        // Where many hosts go at once, one after another would take too long.
+        let causes = leases
+            .into_iter()
+            .map(|(lease, path)| async move { cause(etcd, lease, &path).await.map(|cause| (lease, cause)) });
+        let causes: BTreeMap<u64, Cause> = stream::iter(causes).buffer_unordered(LEASES_AT_ONCE).try_collect().await?;
+        let read = |event: WatchEvent| match causes.get(&event.former_lease()) {
+            Some(cause) if event.is_removal() => Event::Removed { path: event.kv.key, cause: *cause },
+            _ => Event::Put(event.kv.into_entry()),
+        };
+        Ok(seen.into_iter().map(read).collect())
     }
 }
 

@@ -152,7 +152,13 @@ pub(super) struct LeaseAnswered {
     /// In seconds; 0 where the lease is gone.
     #[serde(rename = "TTL")]
     pub(super) ttl: Number,
+    /// What it keeps, where that was asked for.
+    pub(super) keys: Vec<Text>,
 }
+
+/// A text by itself.
+#[derive(Debug, Deserialize)]
+pub(super) struct Text(#[serde(deserialize_with = "text")] pub(super) String);
 
 /// A message of a stream.
 #[derive(Debug, Deserialize)]
@@ -193,6 +199,11 @@ pub(super) struct WatchEvent {
 impl WatchEvent {
     pub(super) fn is_removal(&self) -> bool {
         self.kind == EventKind::Delete
+    }
+
+    /// The lease that kept what was there before; 0 for none.
+    pub(super) fn former_lease(&self) -> u64 {
+        self.prev_kv.as_ref().map_or(0, |before| before.lease.0)
     }
 }
 
@@ -400,6 +411,11 @@ pub(super) fn revoke(lease: u64) -> Request {
 
 pub(super) fn time_to_live(lease: u64) -> Request {
     request("lease/timetolive", &json!({"ID": lease.to_string()}))
+}
+
+/// As [`time_to_live`], with the keys that the lease keeps.
+pub(super) fn keys_of(lease: u64) -> Request {
+    request("lease/timetolive", &json!({"ID": lease.to_string(), "keys": true}))
 }
 
 /// All changes of keys that begin with `from`, from a revision on.
