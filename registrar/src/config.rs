@@ -333,6 +333,9 @@ impl LogLevel {
     }
 }
 
+/// Longer than anybody means.
+const LONGEST_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
+
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 5s or 2m"))
 }
@@ -345,8 +348,12 @@ fn positive(text: &str) -> Result<Duration, String> {
 }
 
 fn at_least_a_second(text: &str) -> Result<Duration, String> {
-    let time = duration(text)?;
-    if time < Duration::from_secs(1) { Err("etcd counts it in seconds, at least 1s".into()) } else { Ok(time) }
+    match duration(text)? {
+        time if time < Duration::from_secs(1) => Err("etcd counts it in seconds, at least 1s".into()),
+        // Beyond that, moments cannot be reckoned with, and v3 takes no lease.
+        time if time > LONGEST_TTL => Err("a key that nobody renews would stay for more than a year".into()),
+        time => Ok(time),
+    }
 }
 
 fn count() -> clap::builder::RangedI64ValueParser<u32> {
@@ -411,6 +418,7 @@ mod tests {
             ("--interval 0s", "longer than nothing"),
             ("--timeout soon", "write 500ms"),
             ("--ttl 200ms", "at least 1s"),
+            ("--ttl 18446744073709551615s", "more than a year"),
             ("--rise 0", "--rise"),
             ("--fall=-1", "--fall"),
             ("--check udp", "possible values: http, tcp"),
