@@ -1,7 +1,7 @@
 //! By what this discoverer is known among those of its registry: the host's name, and a mark that it keeps in `--state-dir`.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -40,8 +40,16 @@ impl Identity {
 
 /// The mark in the directory, where a new one is put the first time, or when what is there is none.
 fn kept(state_dir: &Path) -> std::io::Result<(String, Flock<File>)> {
-    std::fs::create_dir_all(state_dir)?;
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(state_dir.join(FILE))?;
+    let path = state_dir.join(FILE);
+    // A file that is open for writing keeps its file system from being made read-only.
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            std::fs::create_dir_all(state_dir)?;
+            File::options().append(true).create(true).open(&path)?;
+            File::open(&path)?
+        }
+        file => file?,
+    };
     let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
     let mut file = locked.map_err(|(_, error)| std::io::Error::from(error))?;
     let mut mark = String::new();
@@ -52,10 +60,9 @@ fn kept(state_dir: &Path) -> std::io::Result<(String, Flock<File>)> {
         return Ok((mark, file));
     }
     let mark = new_mark();
-    file.rewind()?;
-    file.set_len(0)?;
-    writeln!(file, "{mark}")?;
-    file.sync_all()?;
+    let mut written = File::options().write(true).truncate(true).open(&path)?;
+    writeln!(written, "{mark}")?;
+    written.sync_all()?;
     Ok((mark, file))
 }
 

@@ -158,6 +158,8 @@ pub struct Keeper {
     kept_at: Instant,
     /// When a shared lease is to be renewed.
     keep_at: Instant,
+    /// The last request that began was to renew it.
+    has_renewed: bool,
     /// When to look for keys that it keeps without our knowing.
     strays_at: Instant,
     /// Not before this moment is etcd to be asked again.
@@ -193,6 +195,7 @@ impl Keeper {
             is_granting: false,
             kept_at: now,
             keep_at: now,
+            has_renewed: false,
             strays_at: now + ttl * STRAYS_EVERY,
             write_at: now,
             pause: Backoff::new(PAUSES.0, PAUSES.1),
@@ -255,7 +258,7 @@ impl Keeper {
     }
 
     /// Removes what is ours, within a limit, and lingers where anything was there to remove: who watches is to know of it
-    /// first. The lease is given back behind that, since what goes with a lease counts as expired.
+    /// first.
     pub async fn withdraw(mut self, linger: Duration) {
         let limit = Instant::now() + WITHDRAW_LIMIT;
         self.store = self.store.with_request_timeout(self.hurried);
@@ -291,10 +294,10 @@ impl Keeper {
             }
         }
         if any {
+            // A lease whose keys were just deleted ends by itself: who hears of them late must still find it, or takes the
+            // deletion for an expiry.
             sleep(linger).await;
-        }
-        if let Some(lease) = self.lease.filter(|_| self.keys.is_empty() && !(any && linger.is_zero())) {
-            // One that is not given back ends by itself.
+        } else if let Some(lease) = self.lease.filter(|_| self.keys.is_empty()) {
             let _given_back = timeout(self.hurried, self.store.give_back(&lease)).await;
         }
     }
@@ -330,8 +333,15 @@ impl Keeper {
                 },
             }
         }
+        // While one request feels the way, renewals and all others take turns at it.
+        let must_wait = at_once == 1 && std::mem::take(&mut self.has_renewed) && !steps.is_empty();
         if let Some(lease) = lease.filter(|_| !renewals.is_empty()) {
-            self.renew(lease, renewals, now);
+            if must_wait {
+                self.dirty.extend(renewals.into_iter().map(|(key, _)| key));
+            } else {
+                self.has_renewed = true;
+                self.renew(lease, renewals, now);
+            }
         }
         // While one request feels the way, it is another one each time: none can keep the others from being tried.
         let unanswered = |key: &InstanceKey| self.keys.get(key).map_or(0, |known| known.unanswered);
@@ -626,7 +636,8 @@ impl Keeper {
             known.held = Some(Holding::Foreign { look_at: (now + LOOK_EVERY).into_std() });
             return None;
         };
-        let refresh_at = (now + refresh_after(self.ttl) / 2).into_std();
+        // What keeps it may be an earlier run's, and end soon.
+        let refresh_at = (now + (refresh_after(self.ttl) / 2).min(LOOK_EVERY)).into_std();
         known.held = Some(Holding::Ours { ownership, value: Some(value.into()), refresh_at });
         // Written by a request of ours whose answer was lost, it is nobody's word.
         let is_news = !std::mem::take(&mut known.tried).iter().any(|tried| **tried == *value);

@@ -59,7 +59,7 @@ pub(super) async fn times_to_live(etcd: &Endpoints, entries: &mut [Entry]) -> Re
             Some(ttl) => *ttl,
             None => {
                 let (answer, _) = ask::<LeaseAnswered>(etcd, &wire::time_to_live(lease), &entry.path).await?;
-                *leases.entry(lease).or_insert(Duration::from_secs(answer.ttl.0))
+                *leases.entry(lease).or_insert(Duration::from_secs(answer.ttl.0.unwrap_or(0)))
             }
         };
         entry.ttl = Some(ttl);
@@ -122,7 +122,8 @@ pub(super) async fn keep(
 ) -> Result<Vec<Result<Kept, StoreError>>, StoreError> {
     let answer: Answer<Said<LeaseAnswered>> = etcd.ask(&wire::keep_alive(lease), read_message).await?;
     let (kept, _) = done(answer, LEASE)?;
-    if kept.ttl.0 == 0 {
+    // Of a lease that is gone a keep-alive tells no time to live.
+    if kept.ttl.0.unwrap_or(0) == 0 {
         return Err(StoreError::LeaseGone);
     }
     let mut all = Vec::with_capacity(keys.len());
@@ -397,7 +398,7 @@ async fn cause(etcd: &Endpoints, lease: u64, path: &str) -> Result<Cause, StoreE
         return Ok(Cause::Deleted);
     }
     let (answer, _) = ask::<LeaseAnswered>(etcd, &wire::time_to_live(lease), path).await?;
-    Ok(if answer.ttl.0 == 0 { Cause::Expired } else { Cause::Deleted })
+    Ok(if answer.ttl.0.is_none() { Cause::Expired } else { Cause::Deleted })
 }
 
 /// What an end that etcd made means.

@@ -109,7 +109,17 @@ impl Site {
         Site::with(etcd, discoverer).await
     }
 
-    async fn with(etcd: Etcd, mut discoverer: Discoverer) -> Site {
+    async fn with(etcd: Etcd, discoverer: Discoverer) -> Site {
+        let site = Site::unheard(etcd, discoverer).await;
+        wait_until(secs(10), "the discoverer says that it is there", async || {
+            site.etcd.get("/_discoverers/service").await.map(drop).ok_or_else(String::new)
+        })
+        .await;
+        site
+    }
+
+    /// As [`Site::with`], of a discoverer that cannot say that it is there.
+    async fn unheard(etcd: Etcd, mut discoverer: Discoverer) -> Site {
         let (mine, others) = (Backend::start("mine").await, Backend::start("others").await);
         etcd.put(&mine.flat_key(), MINE).await;
         etcd.put(&others.flat_key(), OTHERS).await;
@@ -417,7 +427,7 @@ async fn an_etcd_that_does_not_take_what_it_says_holds_up_no_discoverer() {
         let etcd = Etcd::start().await;
         etcd.put("/_discoverers", "in the way").await;
         let discoverer = Discoverer::supervise(&etcd.url()).start();
-        let mut site = Site::with(etcd, discoverer).await;
+        let mut site = Site::unheard(etcd, discoverer).await;
         site.discoverer.wait_logged("etcd does not take what this discoverer says of itself", &[]).await;
         let said = drain(&site.etcd, "2s").await;
         assert!(said.code == Some(1) && said.stderr.contains("/_discoverers/service"), "{said:?}");

@@ -34,19 +34,39 @@ pub(super) const UNAUTHENTICATED: u32 = 16;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Number(pub(super) u64);
 
+/// How numbers come.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Form {
+    Number(i64),
+    Text(String),
+}
+
 impl<'de> Deserialize<'de> for Number {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(i64),
-            Text(String),
-        }
         match Form::deserialize(deserializer)? {
-            Form::Number(number) => Ok(Self(number.try_into().unwrap_or_default())),
-            // A lease's time to live is -1 when it is gone.
-            Form::Text(text) if text.starts_with('-') => Ok(Self(0)),
+            Form::Number(number) => number.try_into().map(Self).map_err(D::Error::custom),
             Form::Text(text) => text.parse().map(Self).map_err(D::Error::custom),
+        }
+    }
+}
+
+/// What is left of a lease. None where it is gone, which etcd writes as -1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seconds(pub(super) Option<u64>);
+
+impl Default for Seconds {
+    fn default() -> Self {
+        Self(Some(0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Form::deserialize(deserializer)? {
+            Form::Number(number) => Ok(Self(number.try_into().ok())),
+            Form::Text(text) if text.starts_with('-') => Ok(Self(None)),
+            Form::Text(text) => text.parse().map(|seconds| Self(Some(seconds))).map_err(D::Error::custom),
         }
     }
 }
@@ -149,9 +169,9 @@ pub(super) struct LeaseAnswered {
     header: Header,
     #[serde(rename = "ID")]
     pub(super) id: Number,
-    /// In seconds; 0 where the lease is gone.
+    /// In seconds, 0 in its last one.
     #[serde(rename = "TTL")]
-    pub(super) ttl: Number,
+    pub(super) ttl: Seconds,
     /// What it keeps, where that was asked for.
     pub(super) keys: Vec<Text>,
 }

@@ -49,11 +49,11 @@ fn recorded_transactions_tell_whether_they_were_done_and_what_was_there_instead(
 #[test]
 fn recorded_leases_tell_how_long_they_live() {
     let granted: LeaseAnswered = whole("lease-grant");
-    assert!(granted.id.0 > 0 && granted.ttl.0 == 5);
+    assert!(granted.id.0 > 0 && granted.ttl.0 == Some(5));
     let message = |name: &str| decode_message::<LeaseAnswered>(recorded(name).as_bytes()).unwrap();
-    assert_eq!(message("keepalive").ttl.0, 5);
-    assert_eq!(message("keepalive-gone").ttl.0, 0);
-    assert_eq!(whole::<LeaseAnswered>("timetolive-gone").ttl.0, 0);
+    assert_eq!(message("keepalive").ttl.0, Some(5));
+    assert_eq!(message("keepalive-gone").ttl.0, Some(0));
+    assert_eq!(whole::<LeaseAnswered>("timetolive-gone").ttl.0, None);
     match decode::<Answered>(StatusCode::NOT_FOUND, recorded("error-lease-not-found").as_bytes()) {
         Ok(Said::Refused(refusal)) => assert!(refusal.is_lease_gone(), "{refusal:?}"),
         other => panic!("{other:?}"),
