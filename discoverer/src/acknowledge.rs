@@ -162,8 +162,9 @@ impl Speaker {
                 Some(kept) => kept,
                 None => *lease.insert(self.store.grant(TTL).await?),
             };
-            self.store.keep(&[], &kept).await?;
-            self.store.publish(&self.prefix, &self.id, &says.to_value(), &kept).await
+            // What etcd does not take must not keep alive what was said before: then nobody is waited for in vain.
+            self.store.publish(&self.prefix, &self.id, &says.to_value(), &kept).await?;
+            self.store.keep(&[], &kept).await.map(drop)
         };
         let mut written = write(lease).await;
         if written == Err(StoreError::LeaseGone) {

@@ -272,6 +272,7 @@ impl Work {
     async fn wait(&mut self, limit: Duration) -> Result<(), DrainError> {
         let deadline = Instant::now() + limit;
         let mut told = Vec::new();
+        let mut trouble = None;
         loop {
             let looked = self.look().await;
             let is_over = deadline <= Instant::now();
@@ -280,7 +281,13 @@ impl Work {
                 Ok(()) => {}
                 Err(error @ DrainError::TakenBack(_)) => return Err(error),
                 Err(error) if is_over => return Err(error),
-                Err(error) => warn!(%error, "it is not known how far it is; looking again"),
+                Err(error) => {
+                    let error = error.to_string();
+                    if trouble.as_ref() != Some(&error) {
+                        warn!(error, "it is not known how far it is; looking again");
+                        trouble = Some(error);
+                    }
+                }
             }
             if told != self.report.pending {
                 told.clone_from(&self.report.pending);

@@ -123,7 +123,12 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
     let here = Here { agent: id.as_deref(), running: &running };
     for registration in findings.registrations {
         let (answer, asked) = ask(&prober, &client, &container, &registration.check).await;
-        let entry = store.get(&registration.key).await;
+        let mut entry = store.get(&registration.key).await;
+        if let Ok(Some(found)) = &mut entry
+            && let Err(error) = store.add_times(std::slice::from_mut(found)).await
+        {
+            entry = Err(error);
+        }
         explanation.add_registration(&Evidence { registration, answer, asked, entry }, &container, here);
     }
     Ok(explanation)

@@ -154,6 +154,11 @@ pub struct Keeper {
     lease: Option<Lease>,
     /// Another one is being got.
     is_granting: bool,
+    /// Not before this moment is etcd to be asked for one again that it refused.
+    grant_at: Instant,
+    grant_pause: Backoff,
+    /// Why it was, told once.
+    lease_trouble: Option<String>,
     /// When the lease was got, or renewed last.
     kept_at: Instant,
     /// When a shared lease is to be renewed.
@@ -193,6 +198,9 @@ impl Keeper {
             told: VecDeque::new(),
             lease: None,
             is_granting: false,
+            grant_at: now,
+            grant_pause: Backoff::new(KEY_PAUSES.0, KEY_PAUSES.1),
+            lease_trouble: None,
             kept_at: now,
             keep_at: now,
             has_renewed: false,
@@ -349,6 +357,10 @@ impl Keeper {
         let mut free = at_once.saturating_sub(self.requests.len());
         for (step, key) in steps {
             let needs_lease = matches!(step, Step::Put | Step::Update(_) | Step::Refresh(_));
+            if needs_lease && lease.is_none() && self.grant_at > now {
+                self.due.insert((self.grant_at, key));
+                continue;
+            }
             if free > 0 && needs_lease && lease.is_none() {
                 free -= usize::from(self.grant());
             }
@@ -460,9 +472,13 @@ impl Keeper {
                 match result {
                     Ok(lease) => {
                         self.answered(now);
+                        self.grant_pause.reset();
+                        if self.lease_trouble.take().is_some() {
+                            info!("etcd gives a lease again");
+                        }
                         (self.lease, self.kept_at, self.keep_at) = (Some(lease), now, self.renewal(now));
                     }
-                    Err(error) => self.no_answer(&error.to_string()),
+                    Err(error) => self.no_lease(error, now),
                 }
             }
             Answer::Strays(Ok(found)) => found.into_iter().for_each(|(key, entry)| self.stray(key, &entry, now)),
@@ -692,6 +708,20 @@ impl Keeper {
             error!(%key, error = what, "etcd does not take the key; the others go on, and it is tried again");
         }
         what.clone_into(&mut trouble.what);
+    }
+
+    /// There is no lease to write with. What etcd refuses is told once, and what needs none goes on.
+    fn no_lease(&mut self, error: StoreError, now: Instant) {
+        let failure = Failure::from(error);
+        let (Failure::OfKey(what) | Failure::NoAnswer(what)) = &failure;
+        if matches!(failure, Failure::NoAnswer(_)) {
+            return self.no_answer(what);
+        }
+        self.grant_at = now + self.grant_pause.pause();
+        if self.lease_trouble.as_ref() != Some(what) {
+            error!(error = what, "etcd gives no lease, so that no key can be written; trying again");
+            self.lease_trouble = Some(what.clone());
+        }
     }
 
     /// etcd gives no answer, to any key; told once.

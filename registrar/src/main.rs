@@ -100,11 +100,12 @@ fn print(bytes: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// Logs to the standard error: our own lines from the level asked for, those of libraries from `warn`.
+/// Logs to the standard error: our own lines from the level asked for, those of libraries from `warn`. What is wrong with a
+/// certificate is told by us, once.
 fn start_log(config: &LogFlags) {
     let level = config.log_level.as_str();
     let others = if level == "error" { "error" } else { "warn" };
-    let filter = EnvFilter::new(format!("{others},registrar={level},registry={level}"));
+    let filter = EnvFilter::new(format!("{others},registrar={level},registry={level},rustls_platform_verifier=off"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match config.log_format {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

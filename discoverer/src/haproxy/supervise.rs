@@ -3,10 +3,12 @@
 //! One task owns the child. The others send it orders.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -271,6 +273,9 @@ impl Supervisor {
         // A group of its own: Ctrl-C at a terminal is meant for us, and we let HAProxy finish.
         command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
         command.env_remove(PASSWORD_VARIABLE);
+        if let Some(own) = own_stdout() {
+            command.stdout(own);
+        }
         die_with_parent(&mut command);
         let mut child = command.spawn()?;
         if let Some(stderr) = child.stderr.take() {
@@ -416,6 +421,17 @@ fn is_daily(line: &str) -> bool {
         " is UP/READY (leaving forced maintenance)",
     ];
     daily.iter().any(|words| line.contains(words))
+}
+
+/// Our standard output, opened anew. With `log stdout` HAProxy sets its flags (it must not block, and forgets to append), which
+/// holds for all who share what is open: us, and whoever started us. None where it is one that cannot be opened twice, such as
+/// a file that is written at a place that both must know.
+fn own_stdout() -> Option<File> {
+    let stdout = std::io::stdout();
+    let flags = OFlag::from_bits_truncate(fcntl(&stdout, FcntlArg::F_GETFL).ok()?);
+    let own = File::options().append(true).open("/proc/self/fd/1").ok()?;
+    let is_file = own.metadata().ok()?.is_file();
+    (!is_file || flags.contains(OFlag::O_APPEND)).then_some(own)
 }
 
 /// The kernel ends HAProxy's master when we die, however that happens: an orphan would go on sharing the port with

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
-use tracing::{error, info};
+use tracing::{debug, error};
 
 use super::endpoints::{Body, Content, Endpoints, Reply, Request};
 use super::{StoreError, v2};
@@ -100,7 +100,7 @@ pub(super) async fn decide(etcd: &Endpoints) -> Result<Api, StoreError> {
             Err(StoreError::NoAnswer(failures.join("; ")))
         }
         (true, false) => {
-            info!(api = "v3", "etcd does not serve its v2 API; v3 is spoken");
+            debug!(api = "v3", "etcd does not serve its v2 API; v3 is spoken");
             Ok(Api::V3)
         }
         (false, true) => Ok(Api::V2),

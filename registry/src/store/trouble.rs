@@ -52,7 +52,7 @@ pub(super) fn way_out(status: StatusCode, user: Option<&str>) -> String {
             "; it wants a user: --etcd-user and --etcd-password-file (docs/etcd.md)".to_owned()
         }
         (StatusCode::UNAUTHORIZED, Some(user)) => format!(
-            "; user {user} has another password there, or no role that gives it --key's directory (docs/etcd.md)"
+            "; user {user} has another password there, or no role that gives it what was asked for (docs/etcd.md)"
         ),
         _ => String::new(),
     }

@@ -275,9 +275,7 @@ impl ErrorBody {
                 let hint = "etcd's database is full: compact and defragment it, then `etcdctl alarm disarm`";
                 Ok(Refusal { code: self.code, message: format!("{message}; {hint}") })
             }
-            PERMISSION_DENIED => {
-                Err(format!("{message}; no role of the user gives it --key's directory (docs/etcd.md)"))
-            }
+            PERMISSION_DENIED => Err(format!("{message}; no role of the user allows that there (docs/etcd.md)")),
             // etcd's word for a request without a token (ErrUserEmpty).
             _ if message.contains("user name is empty") => {
                 Err(format!("{message}; it wants a user: --etcd-user and --etcd-password-file (docs/etcd.md)"))
