@@ -26,6 +26,8 @@ const REQUESTS_AT_ONCE: usize = 16;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// The pauses before one key is tried again that etcd refuses: as a rule until somebody has put etcd in order.
 const KEY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// A trouble with etcd that was over and is back within this is not told again.
+const SAME_TROUBLE: Duration = Duration::from_secs(60);
 /// How often a key that someone else wrote is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After how many times to live it is looked for keys that live by our lease without our knowing: as seldom as is bearable for
@@ -172,6 +174,10 @@ pub struct Keeper {
     pause: Backoff,
     /// What is wrong with etcd as a whole, told once.
     trouble: Option<String>,
+    /// What of it was told last, and when.
+    told_trouble: Option<(String, Instant)>,
+    /// It was told, and its end was not.
+    is_trouble_told: bool,
     /// When etcd answered last, whatever it said.
     answered_at: Option<Instant>,
     /// How many requests got no answer.
@@ -208,6 +214,8 @@ impl Keeper {
             write_at: now,
             pause: Backoff::new(PAUSES.0, PAUSES.1),
             trouble: None,
+            told_trouble: None,
+            is_trouble_told: false,
             answered_at: None,
             unanswered: 0,
             key_pauses: KEY_PAUSES,
@@ -664,7 +672,7 @@ impl Keeper {
     fn answered(&mut self, now: Instant) {
         self.answered_at = Some(now);
         self.pause.reset();
-        if self.trouble.take().is_some() {
+        if self.trouble.take().is_some() && std::mem::take(&mut self.is_trouble_told) {
             info!("etcd answers again");
         }
     }
@@ -727,12 +735,16 @@ impl Keeper {
     /// etcd gives no answer, to any key; told once.
     fn no_answer(&mut self, what: &str) {
         self.write_at = Instant::now() + self.pause.pause();
-        if self.trouble.as_deref() == Some(what) {
+        let now = Instant::now();
+        // What comes and goes, such as answers to some requests and not to others, is told now and then.
+        let is_known = self.told_trouble.as_ref().is_some_and(|(told, at)| told == what && now < *at + SAME_TROUBLE);
+        if self.trouble.as_deref() == Some(what) || is_known {
             debug!(error = what, "etcd cannot be written to");
         } else {
             error!(error = what, "etcd cannot be written to; trying again");
-            self.trouble = Some(what.to_owned());
+            (self.told_trouble, self.is_trouble_told) = (Some((what.to_owned(), now)), true);
         }
+        self.trouble = Some(what.to_owned());
     }
 }
 

@@ -90,7 +90,7 @@ fn refusals_and_what_another_member_may_not_have_are_told_apart() {
         (r#"{"error":"x","code":14,"message":"etcdserver: no leader"}"#, "no leader"),
         (r#"{"error":"x","code":8,"message":"etcdserver: too many requests"}"#, "too many requests"),
         (r#"{"error":"x","code":16,"message":"etcdserver: invalid auth token"}"#, "invalid auth token"),
-        (r#"{"code":7,"message":"etcdserver: permission denied"}"#, "no role of the user gives it"),
+        (r#"{"code":7,"message":"etcdserver: permission denied"}"#, "no role of the user allows that"),
         (r#"{"code":3,"message":"etcdserver: user name is empty"}"#, "it wants a user: --etcd-user"),
         (r#"{"error":"x","code":2,"message":"a\nb"}"#, "a b"),
         ("busy", "without etcd's JSON"),
