@@ -19,6 +19,8 @@ use crate::load::{Load, Report};
 use crate::process::find_workspace_binary;
 use crate::wait_until;
 
+/// How long all must have been served before the look at them begins.
+const SETTLED: Duration = Duration::from_secs(1);
 /// The service that all containers are instances of.
 pub const SERVICE: &str = "web";
 /// Containers that run from the beginning to the end.
@@ -108,9 +110,16 @@ impl Site {
         };
         let discoverer = builder.start();
         let wanted: BTreeSet<_> = steady.iter().map(Backend::address).collect();
-        wait_until(SOON, "the steady containers are served", async || {
-            let seen = in_rotation(&discoverer).await?;
-            if seen == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
+        // The reload that brings the first of a service may come when the others are there already; the new worker is told of them
+        // right behind it.
+        let settled = Mutex::new(Instant::now());
+        wait_until(SOON, "the steady containers are served, and are for a while", async || {
+            let seen = in_rotation(&discoverer).await;
+            let mut since = settled.lock().unwrap();
+            if seen.as_ref() != Ok(&wanted) {
+                *since = Instant::now();
+            }
+            if since.elapsed() >= SETTLED { Ok(()) } else { Err(format!("{seen:?}")) }
         })
         .await;
         let eye = Eye::open(discoverer.runtime_socket(), wanted);
