@@ -111,10 +111,7 @@ impl Site {
 
     async fn with(etcd: Etcd, discoverer: Discoverer) -> Site {
         let site = Site::unheard(etcd, discoverer).await;
-        wait_until(secs(10), "the discoverer says that it is there", async || {
-            site.etcd.get("/_discoverers/service").await.map(drop).ok_or_else(String::new)
-        })
-        .await;
+        wait_discoverers(&site.etcd, 1).await;
         site
     }
 
@@ -224,6 +221,11 @@ async fn a_discoverer_that_follows_the_directory_above_or_below_is_asked_too() {
         for discoverer in [&mut above, &mut below] {
             discoverer.wait_serves(&["mine", "others"]).await;
         }
+        wait_discoverers(&etcd, 1).await;
+        wait_until(SOON, "the one below says that it is there", async || {
+            etcd.get("/_discoverers/service/shop").await.ok_or_else(|| "not yet".to_owned())
+        })
+        .await;
         for key in ["service", "service/shop"] {
             let args = ["drain", "--all", "--agent-id", "mine", "--wait", "--timeout", "20s", "--key", key];
             let said = registrar(&etcd, &args).await;
@@ -334,7 +336,8 @@ async fn the_last_instance_of_a_service_is_kept_and_that_is_said() {
         let mine = Backend::start("mine").await;
         etcd.put(&mine.flat_key(), MINE).await;
         discoverer.wait_serves(&["mine"]).await;
-        let said = drain(&etcd, "1s").await;
+        wait_discoverers(&etcd, 1).await;
+        let said = drain(&etcd, "2s").await;
         assert!(said.code == Some(1) && line_of(&said, &discoverer).contains("somebody has to answer"), "{said:?}");
         discoverer.wait_serves(&["mine"]).await;
         // Another one comes, and it may go.
