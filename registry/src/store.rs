@@ -630,3 +630,8 @@ impl Changes {
         Ok(poll)
     }
 }
+
+/// A time to live as etcd counts it: in whole seconds, rounded up, at least one.
+fn whole_seconds(ttl: Duration) -> u64 {
+    (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
+}

@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use crate::key::Prefix;
 use crate::store::endpoints::{Body, Request, shown};
 use crate::store::trouble::{a_web_page, is_web_page};
-use crate::store::{Cause, Entry, Event, Ownership, Reason};
+use crate::store::{Cause, Entry, Event, Ownership, Reason, whole_seconds};
 
 /// etcd v2 error: the key does not exist.
 pub(super) const KEY_NOT_FOUND: u32 = 100;
@@ -268,8 +268,7 @@ fn yes() -> String {
 
 /// etcd v2 counts a TTL in whole seconds, and takes 0 for an expired key.
 fn seconds(ttl: Duration) -> (&'static str, String) {
-    let rounded_up = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-    ("ttl", rounded_up.max(1).to_string())
+    ("ttl", whole_seconds(ttl).to_string())
 }
 
 fn shown_error(error: &serde_json::Error) -> String {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::store::endpoints::{Body, Request, shown};
 use crate::store::trouble::{a_web_page, is_web_page};
-use crate::store::{Entry, Ownership};
+use crate::store::{Entry, Ownership, whole_seconds};
 
 /// gRPC status: the deadline passed. Another member may be faster.
 const DEADLINE_EXCEEDED: u32 = 4;
@@ -416,7 +416,7 @@ pub(super) fn txn(steps: &[Step<'_>]) -> Request {
 }
 
 pub(super) fn grant(ttl: Duration) -> Request {
-    request("lease/grant", &json!({"TTL": seconds(ttl).to_string()}))
+    request("lease/grant", &json!({"TTL": whole_seconds(ttl).to_string()}))
 }
 
 pub(super) fn keep_alive(lease: u64) -> Request {
@@ -465,11 +465,6 @@ fn end(from: &str) -> String {
         *last += 1;
     }
     BASE64.encode(end)
-}
-
-/// etcd counts a TTL in whole seconds; rounded up, at least one.
-fn seconds(ttl: Duration) -> u64 {
-    (ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).max(1)
 }
 
 #[cfg(test)]
