@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -423,15 +422,13 @@ fn is_daily(line: &str) -> bool {
     daily.iter().any(|words| line.contains(words))
 }
 
-/// Our standard output, opened anew. With `log stdout` HAProxy sets its flags (it must not block, and forgets to append), which
-/// holds for all who share what is open: us, and whoever started us. None where it is one that cannot be opened twice, such as
-/// a file that is written at a place that both must know.
+/// Our standard output, opened anew. With `log stdout` HAProxy makes it one that does not block, which holds for all who share
+/// what is open: us, and whoever started us. None where it cannot be opened, and for a file: there HAProxy also forgets to
+/// append, so that two who do not share the place would write over each other.
 fn own_stdout() -> Option<File> {
-    let stdout = std::io::stdout();
-    let flags = OFlag::from_bits_truncate(fcntl(&stdout, FcntlArg::F_GETFL).ok()?);
     let own = File::options().append(true).open("/proc/self/fd/1").ok()?;
     let is_file = own.metadata().ok()?.is_file();
-    (!is_file || flags.contains(OFlag::O_APPEND)).then_some(own)
+    (!is_file).then_some(own)
 }
 
 /// The kernel ends HAProxy's master when we die, however that happens: an orphan would go on sharing the port with
