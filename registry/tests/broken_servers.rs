@@ -111,6 +111,27 @@ async fn a_silent_endpoint_is_not_waited_for_where_another_answers_unless_doing_
 }
 
 #[tokio::test]
+async fn an_endpoint_that_was_silent_is_not_asked_first_after_a_request_was_given_up() {
+    let silent = Server::start(vec![Step::SendAndHang(String::new())]).await;
+    let good = Server::start(vec![Step::SendAndHang(String::new()), Step::Send(reply("c1", 7, LISTED))]).await;
+    let mut options = StoreOptions::new(registry::parse_endpoints(&[silent.url(), good.url()].join(",")).unwrap());
+    options.api = ApiChoice::Only(Api::V2);
+    options.request_timeout = Duration::from_secs(3600);
+    let (store, prefix) = (Store::new(options).unwrap(), prefix());
+    let asked_both = async {
+        while good.requests() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        listed = store.list(&prefix) => panic!("{listed:?}"),
+        asked = timeout(DEADLINE, asked_both) => asked.expect("the second one is never asked"),
+    }
+    let listing = timeout(DEADLINE, store.list(&prefix)).await.expect("nobody answers").unwrap();
+    assert_eq!((listing.position, silent.requests()), (here(), 1));
+}
+
+#[tokio::test]
 async fn a_user_and_password_are_sent_and_never_shown() {
     let server = Server::start(vec![Step::Close]).await;
     let url = server.url().replace("http://", "http://root:secret@");

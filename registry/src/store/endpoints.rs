@@ -219,7 +219,8 @@ pub(super) struct Endpoints {
     connector: Arc<Connector>,
     login: Arc<Login>,
     request_timeout: Duration,
-    /// Index of the one that answered last: it is asked first.
+    /// Index of the one that is asked first: the one that answered last, or the one after it where that has failed or is
+    /// silent since.
     preferred: AtomicUsize,
 }
 
@@ -301,9 +302,14 @@ impl Endpoints {
         let mut turns = (0..rounds * count).map(|turn| (first + turn) % count);
         let mut asked = FuturesUnordered::new();
         let mut failures: Vec<(usize, Failure)> = Vec::new();
+        let mut has_moved = false;
         loop {
             match turns.find(|at| failures.iter().all(|(failed, _)| failed != at)) {
-                Some(at) => asked.push(self.ask_member(at, &urls[at], request, &read)),
+                Some(at) => {
+                    // Whoever asks meanwhile, or after this request was given up, does not wait for the silent one again.
+                    has_moved |= at != first % count && self.prefer_instead_of(first, at);
+                    asked.push(self.ask_member(at, &urls[at], request, &read));
+                }
                 None if asked.is_empty() => break,
                 None => {}
             }
@@ -320,7 +326,8 @@ impl Endpoints {
                         || !asked.is_empty()
                         || failures.iter().any(|(_, failure)| failure.progress != Progress::NotSent);
                     let endpoint = shown_endpoint(&urls[at]);
-                    if self.preferred.swap(at, Ordering::Relaxed) != at {
+                    let is_news = self.preferred.swap(at, Ordering::Relaxed) != at;
+                    if at != first % count && (is_news || has_moved) {
                         let silent = || format!("{}: no answer yet", shown_endpoint(&urls[first % count]));
                         let failed = if failures.is_empty() { silent() } else { in_words(urls, &failures).join("; ") };
                         warn!(endpoint, failed, "went on to another etcd endpoint");
@@ -334,6 +341,11 @@ impl Endpoints {
         let mut words = in_words(urls, &failures);
         words.extend(members.trouble.iter().map(ToString::to_string));
         Err(StoreError::NoAnswer(words.join("; ")))
+    }
+
+    /// Lets requests begin with another endpoint than before. Says whether that was still to be done.
+    fn prefer_instead_of(&self, before: usize, now: usize) -> bool {
+        self.preferred.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Asks one, and once more where the connection ended before a reply began. Says of an answer whether it was asked twice.
