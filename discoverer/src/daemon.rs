@@ -90,7 +90,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         since = Some(kept.position.clone());
         registry.restore(kept);
     }
-    tasks.spawn(follow_registry(store, flags.key.clone(), since, updates));
+    tasks.spawn(follow_registry(store, flags.key.clone(), since, updates, |_| {}));
     let mut daemon = Daemon {
         registry,
         snapshots,

@@ -15,6 +15,7 @@ pub mod compose;
 pub mod config;
 mod daemon;
 pub mod drain;
+pub mod feed;
 pub mod haproxy;
 mod identity;
 pub mod init;
@@ -29,6 +30,7 @@ mod sample;
 pub mod snapshot;
 pub mod suspect;
 pub mod templates;
+pub mod view;
 
 use std::process::ExitCode;
 

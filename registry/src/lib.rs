@@ -19,6 +19,6 @@ pub use record::{Record, RecordError, Status};
 pub use store::{
     Api, ApiChoice, Cause, Changes, Deleted, EndpointError, EndpointList, Entry, Event, Kept, Lease, Listing,
     Ownership, Password, Poll, Position, Reason, Secret, Security, SecurityError, Store, StoreError, StoreOptions,
-    parse_endpoints,
+    Trouble, Unanswered, parse_endpoints,
 };
-pub use watch::{Update, watch, watch_since};
+pub use watch::{Sign, Update, watch, watch_since};

@@ -26,6 +26,7 @@ use url::Url;
 pub use api::{Api, ApiChoice};
 pub use endpoints::{EndpointError, EndpointList, parse_endpoints, use_ring};
 pub use security::{Password, Secret, Security, SecurityError};
+pub use trouble::Trouble;
 
 use crate::acknowledgement::{self, DiscovererId};
 use crate::key::{InstanceKey, Prefix};
@@ -74,6 +75,42 @@ impl StoreOptions {
     }
 }
 
+/// What came of asking every endpoint in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Each endpoint with what was wrong.
+    pub words: String,
+    /// What was wrong with the first of them.
+    pub cause: Trouble,
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+impl StoreError {
+    /// By what it failed.
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Self::Client(_) => Trouble::Client,
+            Self::NoAnswer(unanswered) => unanswered.cause,
+            Self::Refused { .. } | Self::NotADirectory { .. } => Trouble::Refused,
+            Self::Taken { .. }
+            | Self::Lost { .. }
+            | Self::LeaseGone
+            | Self::Changed { .. }
+            | Self::Contended { .. } => Trouble::Conflict,
+        }
+    }
+
+    /// Nobody gave an answer that can be used.
+    fn unanswered(words: impl Into<String>, cause: Trouble) -> Self {
+        Self::NoAnswer(Unanswered { words: words.into(), cause })
+    }
+}
+
 /// Why the store could not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -82,7 +119,7 @@ pub enum StoreError {
     Client(String),
     /// Every endpoint was tried; the text names each with what was wrong.
     #[error("no usable answer from etcd: {0}")]
-    NoAnswer(String),
+    NoAnswer(Unanswered),
     /// etcd answered that it will not do it.
     #[error("etcd at {endpoint} refuses {path}: {message}")]
     Refused {

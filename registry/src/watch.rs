@@ -45,19 +45,48 @@ pub enum Update {
     },
 }
 
+/// How the watch itself fares: nothing that a model would need, but what an operator is told.
+#[derive(Debug, Clone, Copy)]
+pub enum Sign<'e> {
+    /// The directory was listed.
+    Listed,
+    /// A poll was answered, or waited in vain and a quorum stands behind it.
+    Watched,
+    /// A listing failed.
+    ListFailed(&'e StoreError),
+    /// A poll failed, or nobody vouches for its silence.
+    WatchFailed(&'e StoreError),
+}
+
 /// Follows the directory and tells what happens there, until the receiver is dropped.
 ///
 /// Nothing is ever lost: after a listing the poll begins at the listing's own index, never at "now".
 pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) {
-    watch_since(store, prefix, None, updates).await;
+    watch_since(store, prefix, None, updates, |_| {}).await;
 }
 
 /// As [`watch`] for one who knows what was there at a position: what etcd still knows of the changes since then is told before
-/// the first listing, so that what was deleted is told from what expired.
-pub async fn watch_since(store: Store, prefix: Prefix, since: Option<Position>, updates: mpsc::Sender<Update>) {
+/// the first listing, so that what was deleted is told from what expired. `signs` hears how the watch fares, and must not
+/// take time.
+pub async fn watch_since(
+    store: Store,
+    prefix: Prefix,
+    since: Option<Position>,
+    updates: mpsc::Sender<Update>,
+    signs: impl Fn(Sign<'_>),
+) {
     let pause = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    let mut watcher =
-        Watcher { store, prefix, state: State::Empty, since, index: 0, listed: Instant::now(), pause, outage: None };
+    let mut watcher = Watcher {
+        store,
+        prefix,
+        state: State::Empty,
+        since,
+        index: 0,
+        listed: Instant::now(),
+        pause,
+        outage: None,
+        signs,
+    };
     loop {
         let told = tokio::select! {
             () = updates.closed() => return,
@@ -111,7 +140,7 @@ enum State {
     Watching(Box<Changes>),
 }
 
-struct Watcher {
+struct Watcher<S> {
     store: Store,
     prefix: Prefix,
     state: State,
@@ -126,9 +155,10 @@ struct Watcher {
     pause: Backoff,
     /// The cause told last, until a listing comes.
     outage: Option<String>,
+    signs: S,
 }
 
-impl Watcher {
+impl<S: Fn(Sign<'_>)> Watcher<S> {
     /// One request, and the state after it. `state` is left as it was when this future is dropped.
     async fn step(&mut self) -> Vec<Update> {
         match &mut self.state {
@@ -140,6 +170,7 @@ impl Watcher {
             State::Empty => match self.store.list(&self.prefix).await {
                 Ok(listing) => {
                     self.outage = None;
+                    (self.signs)(Sign::Listed);
                     self.listed = Instant::now();
                     let mut told = self.missed(&listing).await;
                     self.index = listing.position.index();
@@ -175,6 +206,7 @@ impl Watcher {
 
     /// After a poll that worked.
     fn go_on(&mut self) {
+        (self.signs)(Sign::Watched);
         self.pause.reset();
         if self.listed.elapsed() >= LISTING_LIFETIME {
             self.state = State::Empty;
@@ -219,6 +251,9 @@ impl Watcher {
     fn failed(&mut self, error: &StoreError) -> Vec<Update> {
         if let State::Watching(changes) = &self.state {
             self.since = Some(changes.position().clone());
+            (self.signs)(Sign::WatchFailed(error));
+        } else {
+            (self.signs)(Sign::ListFailed(error));
         }
         self.state = State::Failed(self.pause.pause());
         let error = error.to_string();

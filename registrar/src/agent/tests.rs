@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use registry::{Entry, InstanceKey, Listing, Position, Prefix, Record, Status, StoreError};
+use registry::{Entry, InstanceKey, Listing, Position, Prefix, Record, Status, StoreError, Trouble, Unanswered};
 
 use super::container::Facts;
 use super::containers::{Answer, Containers, Inspected, Question};
@@ -885,7 +885,10 @@ async fn what_an_earlier_run_left_in_one_of_two_apis_is_taken_though_the_other_i
     let (key, record) = left("c1", 1, FIRST_START, Status::Running);
     let entries = vec![Entry::new(key.path(), record.to_value())];
     let listing = Listing { entries, directories: None, position: Position::new(None, 1) };
-    let away = StoreError::NoAnswer("http://h1:2379: cannot connect".to_owned());
+    let away = StoreError::NoAnswer(Unanswered {
+        words: "http://h1:2379: cannot connect".to_owned(),
+        cause: Trouble::Connect,
+    });
     agent.left(vec![(0, Err(away.clone())), (1, Ok(listing))]);
     assert_eq!(agent.containers.give_up_left(), [key], "it is kept until Docker says whose it is");
     assert_eq!(agent.unread, [0].into(), "only the other is asked again");

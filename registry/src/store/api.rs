@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, error};
 
 use super::endpoints::{Body, Content, Endpoints, Reply, Request};
-use super::{StoreError, v2};
+use super::{StoreError, Trouble, v2};
 
 /// How long the others are waited for, once one endpoint has answered.
 const GRACE: Duration = Duration::from_millis(500);
@@ -96,8 +96,10 @@ pub(super) async fn decide(etcd: &Endpoints) -> Result<Api, StoreError> {
     match (with_v2.is_empty(), without.is_empty()) {
         (true, true) => {
             let failures = answers.iter().filter_map(|(endpoint, api)| Some((endpoint, api.as_ref().err()?)));
-            let failures: Vec<String> = failures.map(|(endpoint, what)| format!("{endpoint}: {what}")).collect();
-            Err(StoreError::NoAnswer(failures.join("; ")))
+            let (causes, failures): (Vec<Trouble>, Vec<String>) =
+                failures.map(|(endpoint, (cause, what))| (*cause, format!("{endpoint}: {what}"))).unzip();
+            let cause = causes.first().copied().unwrap_or(Trouble::Client);
+            Err(StoreError::unanswered(failures.join("; "), cause))
         }
         (true, false) => {
             debug!(api = "v3", "etcd does not serve its v2 API; v3 is spoken");

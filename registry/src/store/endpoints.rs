@@ -18,7 +18,7 @@ use super::api::Api;
 use super::connector::{Connector, Current, Trust};
 use super::login::{self, Authorization, Login};
 use super::members::{self, Members};
-use super::trouble::{self, root_cause};
+use super::trouble::{self, Trouble, root_cause};
 use super::{StoreError, StoreOptions};
 
 /// How long an endpoint may be silent before the next one is asked beside it. One that is well answers in milliseconds. What is
@@ -192,6 +192,7 @@ pub(super) struct Answer<T> {
 /// What is wrong with one endpoint.
 pub(super) struct Failure {
     pub(super) what: String,
+    cause: Trouble,
     progress: Progress,
 }
 
@@ -207,8 +208,8 @@ enum Progress {
 }
 
 impl Failure {
-    fn after_sending(what: impl Into<String>) -> Self {
-        Self { what: what.into(), progress: Progress::Sent }
+    fn after_sending(cause: Trouble, what: impl Into<String>) -> Self {
+        Self { what: what.into(), cause, progress: Progress::Sent }
     }
 }
 
@@ -340,7 +341,9 @@ impl Endpoints {
         self.members.none_answered();
         let mut words = in_words(urls, &failures);
         words.extend(members.trouble.iter().map(ToString::to_string));
-        Err(StoreError::NoAnswer(words.join("; ")))
+        // Where no endpoint is known, it is a name that does not resolve.
+        let cause = failures.iter().min_by_key(|(at, _)| *at).map_or(Trouble::Client, |(_, failure)| failure.cause);
+        Err(StoreError::unanswered(words.join("; "), cause))
     }
 
     /// Lets requests begin with another endpoint than before. Says whether that was still to be done.
@@ -360,7 +363,7 @@ impl Endpoints {
         let result = if matches!(&attempt, Err(failure) if failure.progress == Progress::BrokeOff) {
             // The connection was kept from before etcd was restarted: that says nothing of the one that is there now.
             let again = self.attempt(url, request, read).await;
-            again.map(|value| (value, true)).map_err(|failure| Failure::after_sending(failure.what))
+            again.map(|value| (value, true)).map_err(|failure| Failure::after_sending(failure.cause, failure.what))
         } else {
             attempt.map(|value| (value, false))
         };
@@ -374,16 +377,16 @@ impl Endpoints {
         requests: &[Request],
         read: impl Fn(Vec<Reply>) -> Result<T, String>,
         grace: Duration,
-    ) -> Vec<(String, Result<T, String>)> {
+    ) -> Vec<(String, Result<T, (Trouble, String)>)> {
         let ask_one = async |url: &Url| {
             let mut replies = Vec::new();
             for request in requests {
                 match self.attempt(url, request, &Ok).await {
                     Ok(reply) => replies.push(reply),
-                    Err(failure) => return (shown_endpoint(url), Err(failure.what)),
+                    Err(failure) => return (shown_endpoint(url), Err((failure.cause, failure.what))),
                 }
             }
-            (shown_endpoint(url), read(replies))
+            (shown_endpoint(url), read(replies).map_err(|what| (Trouble::Answer, what)))
         };
         let members = self.members.now().await;
         let mut asked: FuturesUnordered<_> = members.urls.iter().map(ask_one).collect();
@@ -405,7 +408,9 @@ impl Endpoints {
         if end.is_none() {
             self.members.none_answered();
         }
-        answers.extend(members.trouble.iter().map(|trouble| (trouble.name.clone(), Err(trouble.what.clone()))));
+        answers.extend(
+            members.trouble.iter().map(|trouble| (trouble.name.clone(), Err((Trouble::Client, trouble.what.clone())))),
+        );
         answers
     }
 
@@ -416,12 +421,15 @@ impl Endpoints {
         read: &impl Fn(Reply) -> Result<T, String>,
     ) -> Result<T, Failure> {
         let reply = timeout(self.request_timeout, self.send(endpoint, request)).await;
-        let too_late = |_| Failure::after_sending(format!("no answer within {:?}", self.request_timeout));
+        let too_late =
+            |_| Failure::after_sending(Trouble::Timeout, format!("no answer within {:?}", self.request_timeout));
         let reply = reply.map_err(too_late)??;
         let status = reply.status;
         read(reply).map_err(|what| {
             let user = login::user(&self.connector.current(), endpoint);
-            Failure::after_sending(what + &trouble::way_out(status, user.as_deref()))
+            let is_of_rights = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            let cause = if is_of_rights { Trouble::Refused } else { Trouble::Answer };
+            Failure::after_sending(cause, what + &trouble::way_out(status, user.as_deref()))
         })
     }
 
@@ -444,7 +452,10 @@ impl Endpoints {
         request: &Request,
     ) -> Result<Option<Authorization>, Failure> {
         let Some(api) = request.api() else { return Ok(None) };
-        self.login.authorization(current, endpoint, api).await.map_err(Failure::after_sending)
+        self.login
+            .authorization(current, endpoint, api)
+            .await
+            .map_err(|what| Failure::after_sending(Trouble::Refused, what))
     }
 
     async fn send_with(
@@ -467,9 +478,10 @@ impl Endpoints {
         let response = builder.send().await.map_err(|error| {
             let (cause, is_tls) = trouble::of_connection(&error, endpoint, self.connector.security());
             if error.is_connect() || is_tls {
-                Failure { what: format!("cannot connect: {cause}"), progress: Progress::NotSent }
+                let kind = if is_tls { Trouble::Tls } else { Trouble::Connect };
+                Failure { what: format!("cannot connect: {cause}"), cause: kind, progress: Progress::NotSent }
             } else {
-                Failure { what: format!("broke off: {cause}"), progress: Progress::BrokeOff }
+                Failure { what: format!("broke off: {cause}"), cause: Trouble::BrokeOff, progress: Progress::BrokeOff }
             }
         })?;
         let status = response.status();
@@ -513,7 +525,9 @@ impl Stream {
                 More::Came => {}
                 More::Nothing if self.buffer.is_empty() => return Ok(None),
                 More::Nothing => return Err(self.stalled()),
-                More::End if self.buffer.is_empty() => return Err(self.broken("ended a waiting poll with no event")),
+                More::End if self.buffer.is_empty() => {
+                    return Err(self.broken_by(Trouble::BrokeOff, "ended a waiting poll with no event"));
+                }
                 More::End => return Ok(Some(std::mem::take(&mut self.buffer))),
             }
         }
@@ -532,7 +546,7 @@ impl Stream {
                 More::Came => {}
                 More::Nothing if self.buffer.is_empty() => return Ok(None),
                 More::Nothing => return Err(self.stalled()),
-                More::End => return Err(self.broken("ended a watch")),
+                More::End => return Err(self.broken_by(Trouble::BrokeOff, "ended a watch")),
             }
         }
     }
@@ -541,23 +555,31 @@ impl Stream {
         let limit = if self.buffer.is_empty() { patience } else { self.stall_limit };
         match timeout(limit, self.response.chunk()).await {
             Err(_) => return Ok(More::Nothing),
-            Ok(Err(error)) => return Err(self.broken(&format!("a waiting poll broke off: {}", root_cause(&error)))),
+            Ok(Err(error)) => {
+                return Err(
+                    self.broken_by(Trouble::BrokeOff, &format!("a waiting poll broke off: {}", root_cause(&error)))
+                );
+            }
             Ok(Ok(None)) => return Ok(More::End),
             Ok(Ok(Some(chunk))) => self.buffer.extend_from_slice(&chunk),
         }
         if self.buffer.len() > size_limit {
-            return Err(self.broken(&format!("an event has more than {size_limit} bytes")));
+            return Err(self.broken_by(Trouble::Answer, &format!("an event has more than {size_limit} bytes")));
         }
         Ok(More::Came)
     }
 
     fn stalled(&self) -> StoreError {
-        self.broken(&format!("an event stood still half-way for {:?}", self.stall_limit))
+        self.broken_by(Trouble::Timeout, &format!("an event stood still half-way for {:?}", self.stall_limit))
     }
 
-    /// An error about the one who sends it.
+    /// An error about what it sent.
     pub(super) fn broken(&self, what: &str) -> StoreError {
-        StoreError::NoAnswer(format!("{}: {what}", self.endpoint))
+        self.broken_by(Trouble::Answer, what)
+    }
+
+    fn broken_by(&self, cause: Trouble, what: &str) -> StoreError {
+        StoreError::unanswered(format!("{}: {what}", self.endpoint), cause)
     }
 }
 
@@ -575,11 +597,17 @@ pub(super) async fn read_all(mut response: Response) -> Result<Vec<u8>, Failure>
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Ok(body),
             Err(error) => {
-                return Err(Failure::after_sending(format!("its reply broke off: {}", root_cause(&error))));
+                return Err(Failure::after_sending(
+                    Trouble::BrokeOff,
+                    format!("its reply broke off: {}", root_cause(&error)),
+                ));
             }
         }
         if body.len() > REPLY_LIMIT {
-            return Err(Failure::after_sending(format!("its reply has more than {REPLY_LIMIT} bytes")));
+            return Err(Failure::after_sending(
+                Trouble::Answer,
+                format!("its reply has more than {REPLY_LIMIT} bytes"),
+            ));
         }
     }
 }

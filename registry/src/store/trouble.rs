@@ -15,6 +15,55 @@ use url::Url;
 use super::endpoints::shown;
 use super::security::Security;
 
+/// By what a request to etcd failed, as metrics tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Trouble {
+    /// There was no connection.
+    Connect,
+    /// TLS: certificates, names, versions.
+    Tls,
+    /// Nothing came in time.
+    Timeout,
+    /// The connection ended before the answer did.
+    BrokeOff,
+    /// The answer was none that etcd gives, or says that etcd is not well.
+    Answer,
+    /// etcd will not do it: rights, space, a key where a directory should be.
+    Refused,
+    /// The key, or its lease, is not what it was: gone, or somebody else's.
+    Conflict,
+    /// No client could be made, or it knows no endpoint.
+    Client,
+}
+
+impl Trouble {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Connect,
+        Self::Tls,
+        Self::Timeout,
+        Self::BrokeOff,
+        Self::Answer,
+        Self::Refused,
+        Self::Conflict,
+        Self::Client,
+    ];
+
+    /// Its name in a metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Timeout => "timeout",
+            Self::BrokeOff => "broke_off",
+            Self::Answer => "answer",
+            Self::Refused => "refused",
+            Self::Conflict => "conflict",
+            Self::Client => "client",
+        }
+    }
+}
+
 /// The innermost cause: the outer ones only say that a request failed.
 pub(super) fn root_cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn Error = error;

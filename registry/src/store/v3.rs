@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::endpoints::{Answer, Content, Endpoints, REPLY_LIMIT, Reply, Request, Stream};
 use super::{
-    COMPARE_TRIES, Cause, Deleted, Entry, Event, Kept, Listing, Ownership, Poll, Position, Reason, StoreError,
+    COMPARE_TRIES, Cause, Deleted, Entry, Event, Kept, Listing, Ownership, Poll, Position, Reason, StoreError, Trouble,
 };
 use crate::key::{InstanceKey, Prefix};
 use wire::{Answered, Compare, Headed, Header, LeaseAnswered, Op, Said, Step, TxnAnswered, WatchEvent, Watched};
@@ -71,7 +71,7 @@ pub(super) async fn times_to_live(etcd: &Endpoints, entries: &mut [Entry]) -> Re
 pub(super) async fn grant(etcd: &Endpoints, ttl: Duration) -> Result<u64, StoreError> {
     let (answer, endpoint) = ask::<LeaseAnswered>(etcd, &wire::grant(ttl), LEASE).await?;
     match answer.id.0 {
-        0 => Err(StoreError::NoAnswer(format!("{endpoint}: granted a lease without an id"))),
+        0 => Err(StoreError::unanswered(format!("{endpoint}: granted a lease without an id"), Trouble::Answer)),
         id => Ok(id),
     }
 }
@@ -160,7 +160,7 @@ async fn keep_some(
     let found: Vec<Option<Entry>> = answer.read().collect();
     if found.len() != keys.len() {
         let what = format!("{endpoint}: {} keys were read, {} were asked for", found.len(), keys.len());
-        return Err(StoreError::NoAnswer(what));
+        return Err(StoreError::unanswered(what, Trouble::Answer));
     }
     let mut all = Vec::with_capacity(keys.len());
     for (((key, owned), path), entry) in keys.iter().zip(paths).zip(found) {
