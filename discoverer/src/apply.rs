@@ -4,6 +4,7 @@
 //! the file follows right behind (`settle`): validated, written whole, and compared with what HAProxy says. Whatever
 //! fails, HAProxy goes on with the last good file, and the failure is named.
 
+mod history;
 mod leaving;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,6 +14,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use registry::watch::Backoff;
 use registry::{InstanceAddress, ServiceName};
 use tokio::task::JoinHandle;
@@ -21,14 +23,18 @@ use tracing::{debug, error, info, warn};
 
 use crate::catalog::Step;
 use crate::compose::{ComposeError, Composer, Wanted, check};
+use crate::feed::What;
 use crate::haproxy::{Command, Program, ReloadError, Reloader, Runtime, RuntimeError, Worker};
+use crate::metrics::Metrics;
 use crate::model::Service;
 use crate::output::{Output, OutputError};
 use crate::plan::{self, Bind, Change, Parsed, Plan, Reason, ServerId, Version, WorkerLimits};
 use crate::readback::Healths;
 use crate::suspect::Health;
+use crate::view::HaproxyView;
 use crate::{readback, until};
 
+use self::history::History;
 use self::leaving::{Leaving, not_deleted};
 
 /// The file is written at once after a change, and then at most this often while changes pour in: each time costs
@@ -82,6 +88,17 @@ impl ApplyError {
         }
     }
 
+    /// Its kind, as metrics tell it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Compose(ComposeError::Template(_)) => "template",
+            Self::Compose(ComposeError::Refused { .. } | ComposeError::Check(_)) => "check",
+            Self::Compose(ComposeError::Output(_)) | Self::Output(_) => "output",
+            Self::Reload(_) => "reload",
+            Self::Bind { .. } => "bind",
+        }
+    }
+
     /// Whether the same input may do better later.
     pub fn may_pass(&self) -> bool {
         match self {
@@ -104,6 +121,18 @@ pub enum Applied {
     Later(Instant),
 }
 
+impl Applied {
+    /// Its name, as the API and metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Runtime => "runtime",
+            Self::Reloaded => "reload",
+            Self::Later(_) => "later",
+        }
+    }
+}
+
 /// What applying needs to know.
 #[derive(Debug)]
 pub struct ApplyConfig {
@@ -123,6 +152,8 @@ pub struct ApplyConfig {
     pub min_interval: Duration,
     /// How long a server that is removed may finish its connections.
     pub drain_timeout: Duration,
+    /// What counts what is done.
+    pub metrics: Metrics,
 }
 
 /// Something that has become due while nothing was wanted; see [`Applier::wait`].
@@ -171,6 +202,18 @@ enum Why {
     Plan(Reason),
 }
 
+impl Why {
+    /// Its kind, as metrics tell it.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Unknown => "start",
+            Self::NoRuntime => "no_runtime_socket",
+            Self::Distrust(_) => "runtime_api",
+            Self::Plan(reason) => reason.kind(),
+        }
+    }
+}
+
 /// Owns the file and the way to HAProxy.
 #[derive(Debug)]
 pub struct Applier {
@@ -207,11 +250,16 @@ pub struct Applier {
     again_at: Option<Instant>,
     last_settled: Option<Instant>,
     last_compared: Option<Instant>,
+    history: History,
+    /// Whether the stats socket answered when it was asked last.
+    answers: Option<bool>,
+    worker_started: Option<Timestamp>,
 }
 
 impl Applier {
     /// An applier that does not know yet what HAProxy runs, so that its first text is always loaded.
     pub fn new(config: ApplyConfig, composer: Composer) -> Self {
+        let history = History::new(config.metrics.clone());
         Self {
             config,
             composer,
@@ -234,12 +282,42 @@ impl Applier {
             again_at: None,
             last_settled: None,
             last_compared: None,
+            history,
+            answers: None,
+            worker_started: None,
         }
     }
 
     /// The services that are left out, with the reason.
     pub fn composer(&self) -> &Composer {
         &self.composer
+    }
+
+    /// How HAProxy stands.
+    pub fn view(&self) -> HaproxyView {
+        let worker = self.worker.as_ref().map(|(worker, _)| worker);
+        let is_up = match &self.config.reloader {
+            Reloader::Supervised(_) => Some(!self.config.reloader.is_down()),
+            _ => self.answers,
+        };
+        HaproxyView {
+            way: self.config.reloader.way(),
+            version: worker.and_then(|worker| worker.version.clone()),
+            worker: worker.map(|worker| worker.pid),
+            worker_started: self.worker_started,
+            is_up,
+            reloads: self.history.reloads.clone(),
+            last_reload: self.history.last_reload.clone(),
+            applied: self.history.applied.clone(),
+            applying_since: None,
+            error: self.history.error.clone(),
+            distrust: self.distrust.clone(),
+        }
+    }
+
+    /// What has happened since that was asked last.
+    pub fn take_notes(&mut self) -> Vec<(Timestamp, What, String)> {
+        self.history.take_notes()
     }
 
     /// What HAProxy's checks say of an instance, by what it says of all servers.
@@ -277,6 +355,7 @@ impl Applier {
         changes.sort_by_key(|change| matches!(change, Change::Remove { .. }));
         let mut script: Vec<Command> = changes.iter().flat_map(commands).collect();
         script.extend(deletions(&changes));
+        self.history.metrics.commands(script.len());
         match runtime.run(&script).await {
             Ok(replies) => self.leave(&changes, &not_deleted(&script, &replies)),
             Err(error) => {
@@ -288,6 +367,7 @@ impl Applier {
         self.changes += 1;
         let came = steps.iter().filter(|step| step.came).count();
         info!(came, went = steps.len() - came, "servers changed");
+        self.history.stepped();
         true
     }
 
@@ -316,6 +396,12 @@ impl Applier {
 
     /// Brings HAProxy to one state.
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<Applied, ApplyError> {
+        let result = self.bring(wanted).await;
+        self.history.ended(&result);
+        result
+    }
+
+    async fn bring(&mut self, wanted: &Wanted) -> Result<Applied, ApplyError> {
         if let Some(text) = self.composer.quick_text(wanted) {
             let (way, text) = self.way_to(text, wanted);
             match way {
@@ -355,22 +441,23 @@ impl Applier {
                 }
                 Err(error) => {
                     self.distrust(&error);
-                    self.load(text, wanted, &format!("by a reload: {error}")).await?
+                    self.load(text, wanted, &Why::Distrust(error.to_string())).await?
                 }
             },
             Way::Reload(why) => {
                 let loaded = match self.try_binds(&text, wanted) {
-                    Ok(true) => self.load(text, wanted, &format!("by a reload: {why}")).await,
-                    Ok(false) => return Box::pin(self.apply(wanted)).await,
+                    Ok(true) => self.load(text, wanted, &why).await,
+                    Ok(false) => return Box::pin(self.bring(wanted)).await,
                     Err(error) => Err(error),
                 };
                 match loaded {
                     Ok(applied) => applied,
                     // New templates with which HAProxy does not start: the last good ones go on.
-                    Err(error) if error.judges_the_file() && self.composer.reject(&templates) => {
+                    Err(error) if error.judges_the_file() && self.composer.reject(&templates, &error.to_string()) => {
                         error!(%error, again_in = ?BIND_AGAIN, "template not loaded; the last good one goes on");
                         self.again_at = Some(Instant::now() + BIND_AGAIN);
-                        return Box::pin(self.apply(wanted)).await;
+                        self.history.metrics.failed(error.kind());
+                        return Box::pin(self.bring(wanted)).await;
                     }
                     Err(error) => return Err(error),
                 }
@@ -378,9 +465,10 @@ impl Applier {
         };
         if !self.composer.is_good(&templates) {
             self.contradictions = 0;
+            self.history.note(What::TemplateTaken, "");
         }
         if self.composer.took(&templates, wanted) {
-            return Box::pin(self.apply(wanted)).await;
+            return Box::pin(self.bring(wanted)).await;
         }
         Ok(applied)
     }
@@ -490,6 +578,7 @@ impl Applier {
             }
         }
         script.extend(deletions(changes));
+        self.history.metrics.commands(script.len());
         let replies = runtime.run(&script).await?;
         self.leave(changes, &not_deleted(&script, &replies));
         self.changes += 1;
@@ -533,6 +622,7 @@ impl Applier {
     fn distrust(&mut self, error: &RuntimeError) {
         let error = error.to_string();
         if self.distrust.as_ref() != Some(&error) {
+            self.history.metrics.failed("runtime_api");
             warn!(error, "runtime API not used until the next reload");
         }
         self.distrust = Some(error);
@@ -571,13 +661,16 @@ impl Applier {
     }
 
     /// Puts the prepared text in place and makes HAProxy read it.
-    async fn load(&mut self, text: Parsed, wanted: &Wanted, how: &str) -> Result<Applied, ApplyError> {
+    async fn load(&mut self, text: Parsed, wanted: &Wanted, why: &Why) -> Result<Applied, ApplyError> {
         // The last text that HAProxy took; the file may hold one with which it could not be reached.
         let before = self.running.as_ref().map(Parsed::shared_text).or_else(|| self.file_text());
         self.config.output.promote().await?;
         self.filed = Some(text.shared_text());
         self.save_state(&text).await;
+        let begun = Instant::now();
         let reloaded = self.config.reloader.reload().await;
+        let error = reloaded.as_ref().err().map(ToString::to_string);
+        self.history.reloaded(why.kind(), &why.to_string(), begun.elapsed(), error);
         if !matches!(&reloaded, Err(error) if error.says_nothing_of_the_file()) {
             self.reloads.push_back(Instant::now());
         }
@@ -599,7 +692,7 @@ impl Applier {
             }
             return Err(error.into());
         }
-        self.say_applied(wanted, how);
+        self.say_applied(wanted, &format!("by a reload: {why}"));
         self.limits = text.worker_limits();
         self.running = Some(text);
         self.ahead.clear();
@@ -648,6 +741,10 @@ impl Applier {
     async fn saw(&mut self, worker: Worker) -> bool {
         let now = Instant::now();
         let before = self.worker.replace((worker.clone(), now));
+        self.answers = Some(true);
+        if before.as_ref().is_none_or(|(before, then)| worker.is_other_than(before, now - *then)) {
+            self.worker_started = Timestamp::now().checked_sub(worker.uptime).ok();
+        }
         if before.as_ref().is_none_or(|(before, _)| before.version != worker.version) {
             self.runs_version(&worker).await;
         }
@@ -855,7 +952,10 @@ impl Applier {
     async fn ask_worker(&mut self) -> bool {
         self.ask_worker_at = Instant::now() + ASK_WORKER_EVERY;
         let Some(runtime) = &self.config.runtime else { return false };
-        let Ok(now) = runtime.worker().await else { return false };
+        let Ok(now) = runtime.worker().await else {
+            self.answers = Some(false);
+            return false;
+        };
         let pid = now.pid;
         if !self.saw(now).await {
             if self.unrepaired.is_some() {
@@ -864,6 +964,7 @@ impl Applier {
             return false;
         }
         warn!(worker = pid, "HAProxy was restarted or reloaded by somebody else");
+        self.history.note(What::HaproxyRestarted, "");
         self.stop_settling();
         self.running = self.config.output.read().map(Parsed::new);
         // It may have read another file than lies there now: the file is written, and its servers are compared.

@@ -19,6 +19,7 @@ use registry::{
 
 use crate::drain::Draining;
 use crate::model::{self, Instance, Service, Services};
+use crate::view::{LeftOut, Part};
 
 pub use self::gone::{Judged, Kept, KeptEntry, KeptService};
 
@@ -26,6 +27,8 @@ pub use self::gone::{Judged, Kept, KeptEntry, KeptService};
 const DEFAULT_WEIGHT: u16 = 100;
 /// How many characters of a refused key are shown.
 const SHOWN_LIMIT: usize = 200;
+/// How many refused keys are told one by one.
+const SHOWN_KEYS: usize = 1000;
 
 /// What the catalog is told at its start.
 #[derive(Debug, Clone)]
@@ -87,6 +90,8 @@ pub struct Catalog {
     known: BTreeMap<ServiceName, Known>,
     /// The keys that name an address: more than one where two services, or both layouts, claim it.
     claims: HashMap<InstanceAddress, Vec<InstanceKey>>,
+    /// The addresses that more than one key names.
+    contested: BTreeSet<InstanceAddress>,
     /// What was refused, by the key's path.
     refused: BTreeMap<String, String>,
     /// The service that holds each route; it keeps it while it asks for it.
@@ -211,6 +216,7 @@ impl Catalog {
             options,
             known: BTreeMap::new(),
             claims: HashMap::new(),
+            contested: BTreeSet::new(),
             refused: BTreeMap::new(),
             routes: BTreeMap::new(),
             services: Services::new(),
@@ -229,16 +235,55 @@ impl Catalog {
         &self.services
     }
 
-    /// Everything that is left out at the moment, sorted.
-    pub fn refusals(&self) -> Vec<Refusal> {
-        let keys = self.refused.iter().map(|(path, reason)| refusal(path, reason));
-        let settings = self.known.iter().flat_map(|(name, known)| {
-            known.refusals.iter().map(move |reason| Refusal { key: name.to_string(), reason: reason.clone() })
+    /// What is left out at the moment, sorted; of keys that are no instances the first [`SHOWN_KEYS`].
+    pub fn left_out(&self) -> Vec<LeftOut> {
+        let of_service = |what, name: &ServiceName, reason: &str| {
+            let (service, subject) = (Some(name.clone()), name.to_string());
+            LeftOut { what, service, address: None, subject, reason: reason.to_owned() }
+        };
+        let keys = self.refused.iter().take(SHOWN_KEYS).map(|(path, reason)| {
+            let Refusal { key, reason } = refusal(path, reason);
+            let known = InstanceKey::parse(&self.options.prefix, path).ok();
+            let (service, address) = known.map(|key| (key.service().clone(), key.address())).unzip();
+            LeftOut { what: Part::Key, service, address, subject: key, reason }
         });
-        let routes = self.shut_out.iter().map(|(name, reason)| refusal(name.as_str(), reason));
-        let mut all: Vec<_> = keys.chain(settings).chain(routes).collect();
+        let settings = self
+            .known
+            .iter()
+            .flat_map(|(name, known)| known.refusals.iter().map(move |reason| of_service(Part::Setting, name, reason)));
+        let routes = self.shut_out.iter().map(|(name, reason)| of_service(Part::Route, name, reason));
+        let outdone = self.contested.iter().flat_map(|address| self.outdone(*address));
+        let mut all: Vec<_> = keys.chain(settings).chain(routes).chain(outdone).collect();
         all.sort();
         all
+    }
+
+    /// How many refused keys are left out besides those that [`Catalog::left_out`] tells.
+    pub fn more_left_out(&self) -> usize {
+        self.refused.len().saturating_sub(SHOWN_KEYS)
+    }
+
+    /// The services that templates do not get, since others hold all their routes.
+    pub fn shut_out(&self) -> Services {
+        let names = self.shut_out.keys().filter(|name| !self.services.contains_key(*name));
+        names.filter_map(|name| Some((name.clone(), self.known.get(name)?.built.clone()?))).collect()
+    }
+
+    /// The keys of an address that another key names for a newer container.
+    fn outdone(&self, address: InstanceAddress) -> impl Iterator<Item = LeftOut> {
+        let keys = self.claims.get(&address).into_iter().flatten();
+        let with_members: Vec<_> =
+            keys.filter_map(|key| Some((key, self.known.get(key.service())?.members.get(key)?))).collect();
+        let (newest, older): (Vec<_>, Vec<_>) =
+            with_members.into_iter().partition(|(key, member)| self.is_newest(key, member));
+        let winner = newest.first().map_or_else(String::new, |(key, _)| key.to_string());
+        older.into_iter().map(move |(key, _)| LeftOut {
+            what: Part::Instance,
+            service: Some(key.service().clone()),
+            address: Some(address),
+            subject: key.to_string(),
+            reason: format!("a newer container has this address: {winner}"),
+        })
     }
 
     /// The instances that drain, without those whose address a newer container has.
@@ -404,7 +449,11 @@ impl Catalog {
             }
         }
         if known.members.insert(key.clone(), member).is_none() {
-            self.claims.entry(key.address()).or_default().push(key.clone());
+            let claims = self.claims.entry(key.address()).or_default();
+            claims.push(key.clone());
+            if claims.len() > 1 {
+                self.contested.insert(key.address());
+            }
         }
         if !was_live {
             outcome.returned += usize::from(self.suspects.remove(&key));
@@ -437,6 +486,9 @@ impl Catalog {
         self.touch(key.address(), touched);
         if let Some(keys) = self.claims.get_mut(&key.address()) {
             keys.retain(|other| other != key);
+            if keys.len() < 2 {
+                self.contested.remove(&key.address());
+            }
             if keys.is_empty() {
                 self.claims.remove(&key.address());
             }
@@ -895,7 +947,7 @@ pub(crate) mod tests {
         for (key, _) in bad {
             catalog.apply(removed(key), Instant::now());
         }
-        assert_eq!(catalog.refusals(), []);
+        assert_eq!(catalog.left_out(), []);
     }
 
     #[test]
@@ -905,7 +957,7 @@ pub(crate) mod tests {
         assert_eq!(addresses(&catalog, "web"), ["10.0.0.2:80"]);
         catalog.apply(put("web/10.0.0.1:80", "running"), Instant::now());
         assert_eq!(addresses(&catalog, "web").len(), 2);
-        assert_eq!(catalog.refusals(), []);
+        assert_eq!(catalog.left_out(), []);
     }
 
     #[test]
@@ -972,7 +1024,7 @@ pub(crate) mod tests {
     fn a_bad_setting_is_named_and_the_service_goes_on_without_it() {
         let catalog = catalog(&[("web/10.0.0.1:80", r#"{"attributes":{"balance":"static-rr","host":"a b"}}"#)]);
         assert_eq!(addresses(&catalog, "web").len(), 1);
-        let reasons: Vec<_> = catalog.refusals().into_iter().map(|refusal| refusal.reason).collect();
+        let reasons: Vec<_> = catalog.left_out().into_iter().map(|refusal| refusal.reason).collect();
         assert!(reasons[0].contains("attribute balance: \"static-rr\""), "{reasons:?}");
         assert!(reasons[1].contains("attribute host"), "{reasons:?}");
     }
@@ -1004,7 +1056,7 @@ pub(crate) mod tests {
         catalog.apply(removed("a/10.0.0.2:1"), Instant::now());
         catalog.forget(Instant::now() + Duration::from_secs(61));
         assert_eq!(hosts(&catalog, "z"), "a.example,b.example");
-        assert_eq!(catalog.refusals(), []);
+        assert_eq!(catalog.left_out(), []);
     }
 
     fn hosts(catalog: &Catalog, service: &str) -> String {
@@ -1034,7 +1086,7 @@ pub(crate) mod tests {
             ("a/10.0.0.1:1", r#"{"attributes":{"listen":"5001"}}"#),
             ("b/10.0.0.2:1", r#"{"attributes":{"mode":"tcp"}}"#),
         ]);
-        let reasons: Vec<_> = catalog.refusals().into_iter().map(|refusal| refusal.reason).collect();
+        let reasons: Vec<_> = catalog.left_out().into_iter().map(|refusal| refusal.reason).collect();
         assert!(
             reasons[0].contains("only a service with mode=tcp") && reasons[1].contains("without a listen port"),
             "{reasons:?}"
@@ -1196,7 +1248,14 @@ pub(crate) mod tests {
             let mut fresh = Catalog::new(options());
             fresh.list(list(&held), now);
             prop_assert_eq!(picture(&catalog), picture(&fresh));
-            prop_assert_eq!(catalog.refused, fresh.refused);
+            // A service with no instance keeps its last settings, and its claims, which a fresh catalog does not know.
+            let outlasts = |part| matches!(part, Part::Key | Part::Instance);
+            let of_keys = |catalog: &Catalog| -> Vec<_> {
+                catalog.left_out().into_iter().filter(|left_out| outlasts(left_out.what)).collect()
+            };
+            prop_assert_eq!(of_keys(&catalog), of_keys(&fresh));
+            let contested = catalog.claims.iter().filter(|(_, keys)| keys.len() > 1).map(|(address, _)| *address);
+            prop_assert_eq!(&catalog.contested, &contested.collect::<BTreeSet<_>>());
         }
     }
 }

@@ -21,7 +21,7 @@ pub type Reading = Rc<Result<Templates, TemplateError>>;
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// The services.
-    pub services: Services,
+    pub services: Arc<Services>,
     /// The templates, or why there are none.
     pub templates: Reading,
 }
@@ -83,6 +83,11 @@ impl Composer {
         &self.surroundings
     }
 
+    /// What is wrong with the templates that are wanted, where others are in use; or with the file they make.
+    pub fn complaint(&self) -> Option<&str> {
+        self.said.as_deref()
+    }
+
     /// The services that are left out, with the reason.
     pub fn left_out(&self) -> impl Iterator<Item = (&ServiceName, &str)> {
         self.set_aside.iter().map(|(name, (_, reason))| (name, reason.as_str()))
@@ -101,9 +106,10 @@ impl Composer {
 
     /// To be called when HAProxy could not load a text of these templates: where there are good ones, those are used until
     /// the files change or [`Composer::try_rejected_again`]. Says whether there are.
-    pub fn reject(&mut self, templates: &Reading) -> bool {
+    pub fn reject(&mut self, templates: &Reading, why: &str) -> bool {
         let can = self.good.is_some() && !self.is_good(templates);
         if can {
+            self.said = Some(why.to_owned());
             self.rejected = Some(Rc::clone(templates));
         }
         can

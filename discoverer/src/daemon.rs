@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 use registry::watch::Backoff;
-use registry::{InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry};
+use registry::{
+    Cause, EndpointList, Event, InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -22,12 +26,16 @@ use crate::compose::{Composer, Reading, Wanted};
 use crate::config::{Flags, UsageError};
 use crate::haproxy::{Layout, Program, Reloader, Runtime, Supervisor, SupervisorHandle, Workers};
 use crate::identity::Identity;
+use crate::metrics::{ChangeKind, Metrics};
+use crate::model::{Service, Services};
 use crate::output::Output;
 use crate::plan::Version;
+use crate::publish::Publisher;
 use crate::readback::Healths;
 use crate::render::{TemplateError, Templates};
 use crate::snapshot::{self, Snapshots};
 use crate::suspect::{Health, Why};
+use crate::view::{Connection, DiscovererView, RegistryView};
 use crate::{catalog_options, reloader, store, surroundings, templates, until, version};
 
 /// The pause after the first failure that another try may mend.
@@ -36,6 +44,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The whole text is made this long after the last change that HAProxy was told of in short.
 const QUIET: Duration = Duration::from_millis(50);
+/// What takes longer is shown while it goes on.
+const LONG: Duration = Duration::from_millis(200);
 /// How many updates may wait: a burst is worked off in one go, and the registry is not read ahead of that.
 const WAITING_UPDATES: usize = 1024;
 
@@ -50,6 +60,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let program = Program::new(&flags.haproxy);
     let mut tasks = JoinSet::new();
     let version = version(&program).await;
+    let metrics = Metrics::default();
     let (reloader, supervisor) = way_to_haproxy(&flags, &program, version, &mut tasks)?;
     let checker = checker(&program, &flags).await;
     let output = Output::new(&flags.output);
@@ -65,6 +76,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         runtime: flags.runtime_socket().map(Runtime::new),
         min_interval: flags.min_interval,
         drain_timeout: flags.drain_timeout,
+        metrics: metrics.clone(),
     };
     let mut told_to_stop = None;
     if let Some(supervisor) = &supervisor {
@@ -84,15 +96,29 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
 
     let mut since = None;
     let snapshots = Snapshots::new(flags.state_directory(), flags.key.clone());
-    let mut registry = Registry::new(Catalog::new(catalog_options(&flags)));
+    let discoverer = DiscovererView {
+        id: identity.id.to_string(),
+        version: env!("CARGO_PKG_VERSION"),
+        started: Timestamp::now(),
+        output: flags.output.display().to_string(),
+        template: flags.template.display().to_string(),
+        template_error: None,
+    };
+    let (publisher, _views) = Publisher::new(discoverer, metrics.clone());
+    let mut registry = Registry::new(&flags, metrics.clone());
     if let Some((kept, written)) = snapshots.read() {
         info!(instances = kept.entries.len(), %written, "snapshot of the registry read");
         since = Some(kept.position.clone());
-        registry.restore(kept);
+        registry.restore(kept, written);
     }
-    tasks.spawn(follow_registry(store, flags.key.clone(), since, updates, |_| {}));
+    let signs = metrics.clone();
+    let follow = follow_registry(store, flags.key.clone(), since, updates, move |sign| signs.sign(sign));
+    tasks.spawn(follow);
     let mut daemon = Daemon {
         registry,
+        publisher,
+        metrics,
+        services: Arc::default(),
         snapshots,
         checks: Checks::new(flags.runtime_socket().map(Runtime::new)),
         told,
@@ -203,6 +229,10 @@ async fn start_with_last_file(config: &ApplyConfig, supervisor: &SupervisorHandl
 /// What the loop owns.
 struct Daemon {
     registry: Registry,
+    publisher: Publisher,
+    metrics: Metrics,
+    /// The services as they were when they were last wanted, or shown.
+    services: Arc<Services>,
     /// Who hears how far this has come.
     told: watch::Sender<Told>,
     snapshots: Snapshots,
@@ -227,18 +257,25 @@ impl Daemon {
         loop {
             let forget_at = self.registry.catalog.next_forget().map(Instant::from_std);
             self.checks.wanted(self.registry.catalog.has_suspects());
+            if std::mem::take(&mut self.registry.is_news) {
+                self.publish(self.registry.services(&self.services));
+            }
             if self.registry.is_to_be_kept() {
                 self.snapshots.changed();
             }
             tokio::select! {
                 update = updated.recv() => {
                     let Some(update) = update else { return };
+                    let came = std::time::Instant::now();
                     let mut change = self.registry.update(update);
                     while let Ok(update) = updated.try_recv() {
                         change.add(self.registry.update(update));
                     }
                     self.registry.say_suspects();
-                    self.changed(change).await;
+                    let is_told = self.changed(change).await;
+                    if is_told {
+                        self.metrics.told(came);
+                    }
                     self.tell();
                 }
                 load = loads.recv() => {
@@ -256,9 +293,13 @@ impl Daemon {
                 due = self.applier.wait() => {
                     if self.applier.handle(due).await {
                         self.apply().await;
+                    } else {
+                        self.publisher.publish_haproxy(&mut self.applier);
                     }
                 }
-                () = until(self.apply_at) => self.apply().await,
+                () = until(self.apply_at) => {
+                    self.apply().await;
+                }
                 state = self.checks.wait() => {
                     let healths = state.as_deref().map(Healths::of).unwrap_or_default();
                     let applier = &self.applier;
@@ -280,34 +321,50 @@ impl Daemon {
         self.told.send_if_modified(|told| {
             // The first listing is news, whatever is in it.
             let is_news = told.draining != draining || told.index == 0;
-            told.index = self.registry.index;
+            told.index = self.registry.view.index;
             told.draining = draining;
             is_news
         });
     }
 
-    /// Tells HAProxy of a change: in short where that is possible, and the whole follows right behind.
-    async fn changed(&mut self, change: Change) {
+    /// Shows an operator where everything stands.
+    fn publish(&mut self, services: Arc<Services>) {
+        self.services = Arc::clone(&services);
+        self.publisher.publish(services, &self.registry.catalog, &self.registry.view, &mut self.applier);
+    }
+
+    /// Tells HAProxy of a change: in short where that is possible, and the whole follows right behind. Says whether it was
+    /// told of it all.
+    async fn changed(&mut self, change: Change) -> bool {
         match change {
-            Change::Nothing => {}
+            Change::Nothing => false,
             // After a failure, or a reload that was too short ago, it is known when to try again. Servers need not wait.
             Change::Steps(steps) if self.is_waiting() => {
                 if steps.is_empty() {
                     // The whole text is waited for, and it has them.
+                    false
                 } else if self.applier.step(&steps).await {
                     self.applier.keep_steps();
+                    self.publisher.stepped(&steps);
+                    true
                 } else {
                     self.meanwhile().await;
+                    false
                 }
             }
-            Change::More if self.is_waiting() => self.meanwhile().await,
+            Change::More if self.is_waiting() => {
+                self.meanwhile().await;
+                false
+            }
             Change::Steps(steps) => {
                 if !steps.is_empty() && !self.applier.step(&steps).await {
                     return self.apply().await;
                 }
+                self.publisher.stepped(&steps);
                 let now = Instant::now();
                 let first = *self.first_unproven.get_or_insert(now);
                 self.apply_at = Some((now + QUIET).min(first + self.max_delay));
+                true
             }
             Change::More => self.apply().await,
         }
@@ -320,7 +377,7 @@ impl Daemon {
     /// The newest state; none before there is one.
     fn wanted(&self) -> Option<Wanted> {
         let templates = self.templates.clone().filter(|_| self.registry.listed)?;
-        Some(Wanted { services: self.registry.catalog.services().clone(), templates })
+        Some(Wanted { services: self.registry.services(&self.services), templates })
     }
 
     async fn meanwhile(&mut self) {
@@ -329,11 +386,14 @@ impl Daemon {
         }
     }
 
-    async fn apply(&mut self) {
-        let Some(wanted) = self.wanted() else { return };
+    /// Brings HAProxy to the newest state. Says whether it is there.
+    async fn apply(&mut self) -> bool {
+        let Some(wanted) = self.wanted() else { return false };
         self.apply_at = None;
         self.first_unproven = None;
-        match self.applier.apply(&wanted).await {
+        let result = self.apply_and_show(&wanted).await;
+        let is_applied = matches!(&result, Ok(applied) if !matches!(applied, Applied::Later(_)));
+        match result {
             Ok(Applied::Later(at)) => {
                 self.apply_at = Some(at);
                 self.applier.meanwhile(&wanted).await;
@@ -353,6 +413,22 @@ impl Daemon {
                 self.apply_at = Some(at);
                 // An input that is wrong is tried again as soon as it changes.
                 self.first_unproven = (!error.may_pass()).then_some(at);
+            }
+        }
+        self.registry.is_news = false;
+        self.publish(wanted.services);
+        is_applied
+    }
+
+    /// Where it takes long, an operator sees that.
+    async fn apply_and_show(&mut self, wanted: &Wanted) -> Result<Applied, ApplyError> {
+        let begun = Timestamp::now();
+        let mut applying = std::pin::pin!(self.applier.apply(wanted));
+        match tokio::time::timeout(LONG, &mut applying).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.publisher.publish_applying(begun);
+                applying.await
             }
         }
     }
@@ -387,8 +463,11 @@ struct Registry {
     /// What was known before our own restart is in the catalog.
     restored: bool,
     unreachable: bool,
-    /// The last index of etcd that was told.
-    index: u64,
+    /// How it stands, for an operator.
+    view: RegistryView,
+    metrics: Metrics,
+    /// The view, or what is refused, has changed since it was shown.
+    is_news: bool,
     /// The catalog has changed since that was asked last.
     changed: bool,
     /// What is still to be said: the keys that expired, the first of them, and how many are back.
@@ -397,14 +476,27 @@ struct Registry {
 }
 
 impl Registry {
-    fn new(catalog: Catalog) -> Self {
+    fn new(flags: &Flags, metrics: Metrics) -> Self {
+        let endpoints = flags.etcd.iter().flat_map(EndpointList::shown).collect();
+        let view = RegistryView {
+            endpoints,
+            prefix: flags.key.to_string(),
+            connection: Connection::Connecting,
+            since: Timestamp::now(),
+            error: None,
+            index: 0,
+            last_change: None,
+            stale_since: None,
+        };
         Self {
-            catalog,
+            catalog: Catalog::new(catalog_options(flags)),
+            view,
+            metrics,
+            is_news: true,
             listed: false,
             restored: false,
             unreachable: false,
             changed: false,
-            index: 0,
             suspected: (0, None),
             returned: 0,
         }
@@ -412,8 +504,9 @@ impl Registry {
 
     /// Takes in what was known before our own restart. It is used where the registry does not answer, and compared with the
     /// first listing where it does.
-    fn restore(&mut self, kept: Kept) {
+    fn restore(&mut self, kept: Kept, written: Timestamp) {
         self.restored = true;
+        self.view.stale_since = Some(written);
         for refusal in self.catalog.restore(kept, std::time::Instant::now()).refused {
             warn!(key = refusal.key, reason = refusal.reason, "key refused");
         }
@@ -427,20 +520,31 @@ impl Registry {
                     info!(keys = listing.entries.len(), "registry connected");
                 }
                 self.unreachable = false;
-                self.index = listing.position.index();
+                self.stands(Connection::Connected, None);
+                self.view.stale_since = None;
+                self.view.index = listing.position.index();
                 let is_first = !std::mem::replace(&mut self.listed, true);
                 self.changed = true;
                 let change = self.change(|catalog| catalog.list(listing, now));
+                if !is_first && !matches!(change, Change::Nothing) {
+                    self.metrics.changed(ChangeKind::Listing);
+                }
                 if is_first { Change::More } else { change }
             }
             Update::Event { event, index } => {
-                self.index = index;
+                self.view.index = index;
+                self.view.last_change = Some(Timestamp::now());
+                self.metrics.changed(kind(&event));
                 self.catalog.reached(index);
                 self.change(|catalog| catalog.apply(event, now))
             }
             Update::Unreachable { error } => {
                 warn!(error, "registry unreachable; HAProxy keeps what it has");
                 self.unreachable = true;
+                self.stands(Connection::Unreachable, Some(error));
+                if self.listed || self.restored {
+                    self.view.stale_since = self.view.stale_since.or_else(|| Some(Timestamp::now()));
+                }
                 self.catalog.lost_registry();
                 if self.listed || !self.restored {
                     return Change::Nothing;
@@ -450,6 +554,23 @@ impl Registry {
                 Change::More
             }
         }
+    }
+
+    /// Takes in whether the registry answers.
+    fn stands(&mut self, connection: Connection, error: Option<String>) {
+        if self.view.connection != connection {
+            (self.view.connection, self.view.since) = (connection, Timestamp::now());
+        }
+        self.view.error = error;
+        self.is_news = true;
+    }
+
+    /// The services as they are, where they are what they were before not copied.
+    fn services(&self, before: &Arc<Services>) -> Arc<Services> {
+        let now = self.catalog.services();
+        let is_same = |(one, other): ((_, &Arc<Service>), (_, &Arc<Service>))| Arc::ptr_eq(one.1, other.1);
+        let are_same = now.len() == before.len() && now.iter().zip(before.iter()).all(is_same);
+        if are_same { Arc::clone(before) } else { Arc::new(now.clone()) }
     }
 
     /// Judges the suspects.
@@ -488,6 +609,8 @@ impl Registry {
 
     fn change(&mut self, change: impl FnOnce(&mut Catalog) -> Outcome) -> Change {
         let outcome = change(&mut self.catalog);
+        self.metrics.refused(outcome.refused.len());
+        self.is_news |= !outcome.refused.is_empty();
         for refusal in outcome.refused {
             warn!(key = refusal.key, reason = refusal.reason, "key refused");
         }
@@ -501,6 +624,16 @@ impl Registry {
             (true, true) => Change::Steps(outcome.steps),
             (true, false) => Change::More,
         }
+    }
+}
+
+/// What an event is, as metrics tell it.
+fn kind(event: &Event) -> ChangeKind {
+    match event {
+        Event::Put(_) => ChangeKind::Put,
+        Event::Removed { cause: Cause::Deleted, .. } => ChangeKind::Deleted,
+        Event::Removed { cause: Cause::Expired, .. } => ChangeKind::Expired,
+        Event::RemovedTree { .. } => ChangeKind::Directory,
     }
 }
 

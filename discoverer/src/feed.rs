@@ -206,3 +206,142 @@ fn pairs<T, K: Ord>(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use registry::Record;
+    use registry::settings::{Balance, Mode, Proto};
+
+    use super::*;
+
+    fn instance(port: u16, weight: u16, draining: bool, suspect: bool) -> Arc<Instance> {
+        let address = "10.0.0.1".parse().unwrap();
+        let record = Arc::new(Record::parse("running").unwrap());
+        Arc::new(Instance { server: format!("10.0.0.1_{port}"), address, port, weight, draining, suspect, record })
+    }
+
+    fn service(name: &str, instances: Vec<Arc<Instance>>) -> (ServiceName, Arc<Service>) {
+        let name: ServiceName = name.parse().unwrap();
+        let service = Service {
+            name: name.clone(),
+            mode: Mode::default(),
+            host: None,
+            path: None,
+            listen: None,
+            balance: Balance::default(),
+            check: None,
+            proto: Proto::default(),
+            sticky: false,
+            maxconn: None,
+            slowstart: None,
+            flat: false,
+            tags: Vec::new(),
+            attributes: BTreeMap::new(),
+            instances,
+        };
+        (name, Arc::new(service))
+    }
+
+    /// Each difference as `what service/port`.
+    fn told(before: &Services, now: &Services) -> Vec<String> {
+        let line = |Difference { what, service, instance }| {
+            let port = instance.map_or_else(String::new, |instance| format!("/{}", instance.port));
+            format!("{what:?} {}{port}", service.name)
+        };
+        differences(before, now).into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn each_difference_is_told_by_its_name() {
+        let before: Services = [
+            service("gone", vec![instance(1, 100, false, false)]),
+            service(
+                "web",
+                vec![
+                    instance(1, 100, false, false),
+                    instance(2, 100, false, false),
+                    instance(3, 100, true, false),
+                    instance(4, 100, false, false),
+                    instance(5, 100, false, true),
+                    instance(6, 100, false, false),
+                ],
+            ),
+        ]
+        .into();
+        let mut web = vec![
+            instance(2, 0, true, false),
+            instance(3, 100, false, false),
+            instance(4, 100, false, true),
+            instance(5, 100, false, false),
+            instance(6, 7, false, false),
+            instance(7, 100, false, false),
+        ];
+        let now: Services = [service("new", vec![instance(9, 100, false, false)]), service("web", web.clone())].into();
+        let expected = [
+            "Went gone/1",
+            "ServiceWent gone",
+            "ServiceCame new",
+            "Came new/9",
+            "Went web/1",
+            "Drains web/2",
+            "Undrained web/3",
+            "Suspect web/4",
+            "Returned web/5",
+            "InstanceChanged web/6",
+            "Came web/7",
+        ];
+        assert_eq!(told(&before, &now), expected);
+        assert!(differences(&now, &now.clone()).is_empty());
+
+        web.pop();
+        let sticky = Service { sticky: true, instances: web, ..now[&"web".parse().unwrap()].settings() };
+        let changed: Services = [(sticky.name.clone(), Arc::new(sticky))].into();
+        assert_eq!(told(&now, &changed), ["Went new/9", "ServiceWent new", "ServiceChanged web", "Went web/7"]);
+    }
+
+    #[test]
+    fn the_last_notes_are_kept_and_numbered_and_long_words_are_cut() {
+        let mut feed = Feed::default();
+        for _ in 0..KEPT + 10 {
+            feed.say(Timestamp::UNIX_EPOCH, What::Failed, &"é".repeat(WORDS_LIMIT + 1));
+        }
+        let notes = feed.notes();
+        assert_eq!((notes.len(), notes[0].number, notes[KEPT - 1].number), (KEPT, 11, KEPT as u64 + 10));
+        assert!(notes.iter().all(|note| note.words.chars().count() == WORDS_LIMIT));
+    }
+
+    fn services() -> impl Strategy<Value = Services> {
+        let instances = proptest::collection::btree_map(1..6u16, (0..3u16, any::<bool>(), any::<bool>()), 0..5);
+        let one = instances.prop_map(|instances| {
+            let make = |(port, (weight, draining, suspect))| instance(port, weight, draining, suspect);
+            instances.into_iter().map(make).collect::<Vec<_>>()
+        });
+        proptest::collection::btree_map("[abc]", one, 0..3)
+            .prop_map(|services| services.into_iter().map(|(name, instances)| service(&name, instances)).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn the_differences_lead_from_the_one_to_the_other(before in services(), now in services()) {
+            let places = |services: &Services| -> Vec<(ServiceName, Arc<Instance>)> {
+                let each = |(name, service): (&ServiceName, &Arc<Service>)| {
+                    service.instances.iter().map(|instance| (name.clone(), Arc::clone(instance))).collect::<Vec<_>>()
+                };
+                services.iter().flat_map(each).collect()
+            };
+            let mut led = places(&before);
+            for Difference { what, service, instance } in differences(&before, &now) {
+                let Some(instance) = instance else { continue };
+                led.retain(|(name, other)| *name != service.name || other.port != instance.port);
+                if what != What::Went {
+                    led.push((service.name.clone(), Arc::clone(instance)));
+                }
+            }
+            led.sort_by_key(|(name, instance)| (name.clone(), instance.port));
+            prop_assert_eq!(led, places(&now));
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -13,6 +14,7 @@ use crate::catalog::Catalog;
 use crate::compose::{Composer, Wanted};
 use crate::config::Flags;
 use crate::haproxy::{Program, Reloader, Runtime};
+use crate::metrics::Metrics;
 use crate::model::Services;
 use crate::output::Output;
 use crate::{catalog_options, reloader, sample, store, surroundings, templates, version};
@@ -84,6 +86,7 @@ pub(crate) async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
         runtime: flags.runtime_socket().map(Runtime::new),
         min_interval: flags.min_interval,
         drain_timeout: flags.drain_timeout,
+        metrics: Metrics::default(),
     };
     let mut applier = Applier::new(config, composer);
     applier.apply(&wanted).await?;
@@ -98,7 +101,7 @@ fn left_out(composer: &Composer) -> ExitCode {
 
 async fn prepare(flags: &Flags, output: Output) -> anyhow::Result<(Composer, Wanted)> {
     let templates = templates::load(&flags.template)?;
-    let wanted = Wanted { services: services(flags).await?, templates: Rc::new(Ok(templates)) };
+    let wanted = Wanted { services: Arc::new(services(flags).await?), templates: Rc::new(Ok(templates)) };
     let program = Program::new(&flags.haproxy);
     let surroundings = surroundings(flags, &program).await;
     Ok((Composer::new(Some(program), output, surroundings), wanted))

@@ -27,6 +27,8 @@ pub struct View {
     pub shut_out: Services,
     /// What HAProxy does not get of the registry, and why; sorted.
     pub left_out: Vec<LeftOut>,
+    /// How many keys besides those are no instances: only so many are told one by one.
+    pub more_left_out: usize,
     /// The registry.
     pub registry: RegistryView,
     /// HAProxy.

@@ -127,6 +127,17 @@ impl Reloader {
         }
     }
 
+    /// Which way this is, by the flag that asks for it.
+    pub fn way(&self) -> &'static str {
+        match self {
+            Self::Socket(_) => "reload-socket",
+            Self::Pidfile { .. } => "reload-pidfile",
+            Self::Command(_) => "reload-command",
+            Self::Supervised(_) => "supervise",
+            Self::Nobody => "none",
+        }
+    }
+
     /// HAProxy is reached on this machine; a command may reach it anywhere.
     pub fn is_here(&self) -> bool {
         matches!(self, Self::Socket(_) | Self::Pidfile { .. } | Self::Supervised(_))

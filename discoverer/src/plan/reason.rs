@@ -77,3 +77,21 @@ pub enum Reason {
         backend: String,
     },
 }
+
+impl Reason {
+    /// Its kind, as metrics tell it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Version(_) => "version",
+            Self::NewSection { .. } => "new_section",
+            Self::GoneSection { .. } => "gone_section",
+            Self::Sections { .. } => "sections",
+            Self::Setting { .. } => "setting",
+            Self::Unclear { .. } => "unclear",
+            Self::Proxy { .. } => "backend_setting",
+            Self::Backend { .. } => "backend",
+            Self::Server { .. } => "server",
+            Self::NotALine { .. } => "not_a_line",
+        }
+    }
+}

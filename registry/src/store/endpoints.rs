@@ -71,6 +71,11 @@ impl fmt::Debug for EndpointList {
 }
 
 impl EndpointList {
+    /// The endpoints, fit for a message: without users and passwords.
+    pub fn shown(&self) -> Vec<String> {
+        self.0.iter().map(shown_endpoint).collect()
+    }
+
     /// How many members there are to be asked; a name that DNS is asked for counts as three, as most clusters have.
     pub fn likely_members(&self) -> u32 {
         self.0.iter().map(|url| if members::is_name(url) { 3 } else { 1 }).sum()
