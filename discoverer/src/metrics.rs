@@ -17,9 +17,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use registry::Sign;
+use registry::{Sign, Trouble};
 use tokio::sync::watch;
 
+use crate::plan::Reason;
 use crate::view::{Connection, Part, View};
 
 /// One label, and its value.
@@ -31,6 +32,9 @@ const APPLY_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 const PROPAGATION_BUCKETS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 /// From a small file to 10,000 servers, in seconds.
 const RELOAD_BUCKETS: [f64; 9] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
+
+/// What may fail, as [`crate::apply::ApplyError::kind`] names it, and the runtime API.
+const FAILURES: [&str; 6] = ["template", "check", "output", "reload", "bind", "runtime_api"];
 
 /// The handles. Cheap to clone: all clones count together.
 #[derive(Debug, Clone)]
@@ -53,7 +57,7 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self {
+        let metrics = Self {
             lists: Counter::default(),
             registry_errors: Family::default(),
             watched: Arc::default(),
@@ -68,7 +72,26 @@ impl Default for Metrics {
             failures: Family::default(),
             last_success: Gauge::default(),
             template_errors: Counter::default(),
+        };
+        // What has not happened yet is told as 0: of what appears with its first value Prometheus sees no rise.
+        for request in ["list", "watch"] {
+            for cause in Trouble::ALL {
+                drop(metrics.registry_errors.get_or_create(&[("request", request), ("cause", cause.as_str())]));
+            }
         }
+        for kind in ChangeKind::ALL {
+            drop(metrics.changes.get_or_create(&[("kind", kind.as_str())]));
+        }
+        for how in ["nothing", "runtime", "reload"] {
+            drop(metrics.applied.get_or_create(&[("how", how)]));
+        }
+        for kind in FAILURES {
+            drop(metrics.failures.get_or_create(&[("kind", kind)]));
+        }
+        for reason in ["start", "no_runtime_socket", "runtime_api"].into_iter().chain(Reason::KINDS) {
+            drop(metrics.reloads.get_or_create(&[("reason", reason)]));
+        }
+        metrics
     }
 }
 
@@ -88,6 +111,8 @@ pub enum ChangeKind {
 }
 
 impl ChangeKind {
+    const ALL: [Self; 5] = [Self::Put, Self::Deleted, Self::Expired, Self::Directory, Self::Listing];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Put => "put",
@@ -326,4 +351,47 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, text: &str, value: i64
 
 fn count(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_not_happened_yet_is_told_as_0_and_every_name_has_our_prefix() {
+        let (_views, seen) = watch::channel(None);
+        let mut registry = Registry::default();
+        let metrics = Metrics::default();
+        metrics.register(&mut registry, seen);
+        let text = |registry: &Registry| {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+            text
+        };
+        let before = text(&registry);
+        for line in [
+            "discoverer_registry_errors_total{request=\"watch\",cause=\"timeout\"} 0",
+            "discoverer_failures_total{kind=\"bind\"} 0",
+            "discoverer_reloads_total{reason=\"start\"} 0",
+            "discoverer_propagation_seconds_count 0",
+            "discoverer_ready 0",
+        ] {
+            assert!(before.lines().any(|l| l == line), "{line} is not in\n{before}");
+        }
+        let names = before.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        assert!(names.clone().count() > 10 && names.clone().all(|name| name.starts_with("discoverer_")), "{before}");
+
+        metrics.sign(Sign::ListFailed(&registry::StoreError::Client("none".to_owned())));
+        metrics.commands(3);
+        metrics.reloaded("start", 0.2);
+        let after = text(&registry);
+        for line in [
+            "discoverer_registry_errors_total{request=\"list\",cause=\"client\"} 1",
+            "discoverer_runtime_commands_total 3",
+            "discoverer_reload_seconds_bucket{le=\"0.25\"} 1",
+            "discoverer_reload_seconds_bucket{le=\"0.1\"} 0",
+        ] {
+            assert!(after.lines().any(|l| l == line), "{line} is not in\n{after}");
+        }
+    }
 }

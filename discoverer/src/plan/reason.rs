@@ -79,6 +79,20 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All kinds.
+    pub const KINDS: [&'static str; 10] = [
+        "version",
+        "new_section",
+        "gone_section",
+        "sections",
+        "setting",
+        "unclear",
+        "backend_setting",
+        "backend",
+        "server",
+        "not_a_line",
+    ];
+
     /// Its kind, as metrics tell it.
     pub fn kind(&self) -> &'static str {
         match self {
