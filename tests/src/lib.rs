@@ -8,6 +8,7 @@ pub mod agent;
 pub mod app;
 pub mod backend;
 pub mod between;
+pub mod browser;
 pub mod certs;
 pub mod cluster;
 pub mod discoverer;
