@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use observe::log::Format;
 use registry::{ApiChoice, EndpointList, Password, Prefix, Security};
 
 /// Keeps HAProxy in step with the instances registered in etcd.
@@ -42,15 +43,6 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub &'static str);
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 /// All flags. Each is also an environment variable: DISCOVERER_ and the flag's name.
 #[derive(Debug, Clone, Args)]
@@ -203,9 +195,16 @@ pub struct Flags {
     #[arg(long, global = true, env = "DISCOVERER_DRY_RUN")]
     pub dry_run: bool,
 
-    /// How the log is written, to standard error
-    #[arg(long, global = true, value_enum, env = "DISCOVERER_LOG_FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    /// How the log is written: to standard error, or to journald with the fields of each event
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        env = "DISCOVERER_LOG_FORMAT",
+        default_value = "auto"
+    )]
+    pub log_format: Format,
 
     /// What is logged: error, warn, info, debug, trace, or tracing's filters such as info,discoverer=debug
     #[arg(long, global = true, value_name = "LEVEL", env = "DISCOVERER_LOG_LEVEL", default_value = "info")]

@@ -19,7 +19,6 @@ pub mod feed;
 pub mod haproxy;
 mod identity;
 pub mod init;
-pub mod logging;
 pub mod metrics;
 pub mod model;
 mod once;

@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use discoverer::config::{Cli, UsageError};
-use discoverer::{init, logging};
+use discoverer::init;
 use registry::SecurityError;
 
 fn main() -> ExitCode {
     let cli = Cli::read();
-    if let Err(error) = logging::start(&cli.flags) {
-        eprintln!("discoverer: {error:#}");
+    if let Err(error) = observe::log::start(cli.flags.log_format, &cli.flags.log_level) {
+        eprintln!("discoverer: {error}");
         return ExitCode::from(2);
     }
     if let Some(code) = init::run_if_first() {

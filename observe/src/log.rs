@@ -56,7 +56,10 @@ pub enum LogError {
 /// # Errors
 /// Where the filter is none, or journald was asked for and is not there.
 pub fn start(format: Format, filter: &str) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| LogError::Filter(filter.to_owned(), error))?;
+    let read = |text: &str| EnvFilter::try_new(text).map_err(|error| LogError::Filter(filter.to_owned(), error));
+    read(filter)?;
+    // What is wrong with a certificate is told by the programs themselves, once.
+    let filter = read(&format!("{filter},rustls_platform_verifier=off"))?;
     let journal = match format {
         Format::Journald => Some(Journal::open(Path::new(JOURNALD)).map_err(LogError::Journald)?),
         Format::Auto if journald_reads(std::env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr()) => {

@@ -17,18 +17,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry::watch::Backoff;
-use registry::{InstanceKey, Record, StoreError};
+use registry::{InstanceKey, Record, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::config::AgentConfig;
+use crate::config::{AdminError, AgentConfig};
 use crate::docker::events::{News, WELL_AFTER, follow};
 use crate::docker::{Client, Docker, DockerError};
 use crate::host::{self, IdError, ResolveError};
 use crate::keeper::{Claim, Told, ended, until};
 use crate::keepers::{self, Keepers};
+use crate::metrics::{Daemon, Metrics, Overview};
+use crate::operator::Desk;
 use crate::probe::{ProbeError, Prober};
 use crate::service::{DefaultAddress, Scope};
 use containers::Containers;
@@ -62,6 +64,9 @@ pub enum AgentError {
     /// No id.
     #[error(transparent)]
     Id(#[from] IdError),
+    /// Nothing can be offered to an operator so.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// A task that should go on for ever has ended.
     #[error("the task that follows Docker's events has ended: this is a fault of the registrar, please report it")]
     Ended,
@@ -75,14 +80,17 @@ pub enum AgentError {
 /// Only for what cannot get better by waiting: no client can be made from the configuration, or there is no id.
 pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let id = host::id(&config.scope)?;
-    let keeper = Keepers::new(&config.etcd, &Claim::Own(id.clone()), config.ttl)?;
-    let prober = Arc::new(Prober::new()?);
+    let metrics = Metrics::default();
+    let keeper = Keepers::new(&config.etcd, &Claim::Own(id.clone()), config.ttl, &metrics)?;
+    let prober = Arc::new(Prober::new()?.counting(metrics.clone()));
+    let access = config.operator.access(&config.admin)?;
     info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
 
     let (sender, mut news) = mpsc::channel(EVENTS);
     // A container that was told to stop while no agent ran is still to be drained.
     let follower = follow(Docker::new(config.scope.docker.clone()), config.kill_grace, sender);
-    let mut agent = Agent::new(config, id, keeper, prober);
+    let mut desk = Desk::open(config.admin.clone(), access, metrics.clone(), Daemon::Agent, config.ttl);
+    let mut agent = Agent::new(config, id, keeper, prober, metrics);
     agent.work.spawn(async move {
         follower.await;
         Work::EventsEnded
@@ -94,6 +102,10 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
         tokio::select! {
             biased;
             () = &mut shutdown => break,
+            question = desk.asked() => {
+                let overview = agent.overview(question.with_counts);
+                question.answer(overview);
+            }
             Some(news) = news.recv() => agent.news(news),
             told = agent.keeper.next() => agent.told(&told),
             Some(done) = agent.work.join_next() => if let Some(work) = ended(done) {
@@ -144,6 +156,7 @@ struct Agent {
     id: String,
     keeper: Keepers,
     prober: Arc<Prober>,
+    metrics: Metrics,
     containers: Containers,
     /// All that goes on, but for the writes to etcd.
     work: JoinSet<Work>,
@@ -166,6 +179,8 @@ struct Agent {
     left: Chore,
     /// The stores of etcd that have not answered that yet, by number: one of two APIs may be away for ever.
     unread: BTreeSet<usize>,
+    /// Those that have never answered.
+    unasked: BTreeSet<usize>,
     is_left_asked: bool,
     /// When these are given up, unless Docker has said whose they are.
     give_up_left_at: Instant,
@@ -174,15 +189,17 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(config: AgentConfig, id: String, keeper: Keepers, prober: Arc<Prober>) -> Self {
-        let now = Instant::now();
+    fn new(config: AgentConfig, id: String, keeper: Keepers, prober: Arc<Prober>, metrics: Metrics) -> Self {
+        let (now, stores) = (Instant::now(), keeper.stores().len());
         Self {
-            unread: (0..keeper.stores().len()).collect(),
+            unread: (0..stores).collect(),
             containers: Containers::new(config.kill_grace),
             config,
             id,
             keeper,
             prober,
+            metrics,
+            unasked: (0..stores).collect(),
             work: JoinSet::new(),
             inspecting: 0,
             asking: 0,
@@ -198,6 +215,20 @@ impl Agent {
             is_left_asked: false,
             give_up_left_at: now + LEFT_LIMIT,
             has_given_up: false,
+        }
+    }
+
+    /// What an operator is told of it.
+    fn overview(&self, with_counts: bool) -> Overview {
+        let waits = [
+            (self.is_listed, "Docker has not listed its containers yet"),
+            (self.unasked.is_empty(), "etcd has not answered yet"),
+            (self.scope.is_some(), "the host's address is not known yet"),
+        ];
+        Overview {
+            containers: if with_counts { self.containers.count() } else { Vec::new() },
+            etcd: self.keeper.overview(with_counts),
+            missing: waits.into_iter().filter_map(|(is_done, what)| (!is_done).then_some(what)).collect(),
         }
     }
 
@@ -256,6 +287,7 @@ impl Agent {
     fn news(&mut self, news: News) {
         match news {
             News::Open(client) => {
+                self.metrics.docker_asked("events", true);
                 self.client = Some(client);
                 self.docker_well_at = Some(Instant::now() + WELL_AFTER);
                 self.list.at = Some(Instant::now());
@@ -263,10 +295,13 @@ impl Agent {
             }
             News::Event(event) => {
                 self.docker_is_well();
+                self.metrics.docker_told(event.what);
                 self.containers.event(&event, Instant::now().into_std());
             }
             News::Lost(error) => {
                 self.docker_well_at = None;
+                self.metrics.docker_asked("events", false);
+                self.metrics.docker_connected(false);
                 let trouble = error.to_string();
                 if self.docker_trouble.as_ref() != Some(&trouble) {
                     error!(
@@ -282,6 +317,7 @@ impl Agent {
     /// Its stream of events is there, which its opening alone does not say: it may be refused yet.
     fn docker_is_well(&mut self) {
         self.docker_well_at = None;
+        self.metrics.docker_connected(true);
         if self.docker_trouble.take().is_some() {
             info!("Docker answers again");
         }
@@ -307,6 +343,7 @@ impl Agent {
             Work::Listed(begun, result) => self.listed(begun, result),
             Work::Inspected(inspection, result) => {
                 self.inspecting -= 1;
+                self.metrics.docker_asked("inspect", result.is_ok());
                 match result {
                     Ok(inspected) => self.containers.inspected(&inspection, inspected.map(|boxed| *boxed), now),
                     Err(error) => {
@@ -369,11 +406,15 @@ impl Agent {
             let listing = match result {
                 Ok(listing) => listing,
                 Err(error) => {
+                    let api = self.keeper.stores().get(store).and_then(Store::known_api);
+                    self.metrics.etcd_failed(api, error.trouble());
                     trouble.get_or_insert(error.to_string());
                     continue;
                 }
             };
             self.unread.remove(&store);
+            self.unasked.remove(&store);
+            self.keeper.heard(store);
             for entry in &listing.entries {
                 let Ok(key) = InstanceKey::parse(&self.config.scope.key, &entry.path) else { continue };
                 let Ok(record) = Record::parse(&entry.value) else { continue };
@@ -418,6 +459,7 @@ impl Agent {
     }
 
     fn listed(&mut self, begun: Instant, result: Result<Listed, DockerError>) {
+        self.metrics.docker_asked("list", result.is_ok());
         match result {
             Ok(Listed { digests, addresses }) => {
                 self.list.done(Some(LIST_EVERY));

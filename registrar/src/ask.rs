@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::docker::events::Healthcheck;
 use crate::docker::{Client, Ran};
@@ -24,10 +24,12 @@ pub(crate) async fn ask_once(
     let CheckKind::Exec { command } = &check.kind else {
         return (prober.ask(&check.kind, target, check.timeout).await, None);
     };
+    let begun = Instant::now();
     let (result, unfinished) = match client {
         Some(client) => run(client, container, command, check.timeout, unfinished).await,
         None => (Err(ProbeError::Exec("Docker has not answered yet".to_owned())), unfinished),
     };
+    prober.count("exec", begun, &result);
     (Asked { result, asked: target, target }, unfinished)
 }
 

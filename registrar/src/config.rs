@@ -14,7 +14,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Subcommand, ValueEnum};
+use observe::admin::{Access, Address, BindError, Token, TokenError};
+use observe::log::Format;
 use registry::{AddressError, Api, ApiChoice, EndpointList, InstanceAddress, Password, Security, StoreOptions};
 
 pub(crate) use agent::is_agent_id;
@@ -90,6 +93,18 @@ impl Program {
                 Command::Stop(config) => Some(&config.target.etcd),
                 Command::Static(config) => Some(&config.etcd),
                 Command::Completions(_) | Command::Man(_) => None,
+            },
+        }
+    }
+
+    /// What it offers an operator; `None` for what does not run on.
+    pub fn admin(&self) -> Option<(&Address, &AdminFlags)> {
+        match self {
+            Self::Sidekick(config) => Some((&config.admin, &config.operator)),
+            Self::Command(command) => match &**command {
+                Command::Agent(config) => Some((&config.admin, &config.operator)),
+                Command::Static(config) => Some((&config.admin, &config.operator)),
+                _ => None,
             },
         }
     }
@@ -236,12 +251,54 @@ impl SecurityFlags {
     }
 }
 
+/// Who may ask at the admin address. Where that is has another default for each that has one.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AdminFlags {
+    /// The file that holds the word that who asks at --admin must know, alone on one line: as a bearer token, or as the
+    /// password of any user. Needed for an address that other hosts reach. It may be in REGISTRAR_ADMIN_TOKEN instead.
+    #[arg(long, env = "REGISTRAR_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Allow an --admin that other hosts reach without a token, where something else guards it, such as a port that is
+    /// published on loopback only.
+    #[arg(long, env = "REGISTRAR_ADMIN_WITHOUT_TOKEN", value_parser = BoolishValueParser::new(),
+          conflicts_with = "admin_token_file")]
+    pub admin_without_token: bool,
+}
+
+/// Why nothing can be offered to an operator as these flags say.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The token is none.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Anybody could ask.
+    #[error(transparent)]
+    Open(#[from] BindError),
+}
+
+impl AdminFlags {
+    /// Who may ask at this address.
+    ///
+    /// # Errors
+    /// Where anybody could, or the token is none.
+    pub fn access(&self, address: &Address) -> Result<Access, AdminError> {
+        if *address == Address::Off {
+            return Ok(Access::default());
+        }
+        let token = Token::from_file_or_variable(self.admin_token_file.as_deref(), "REGISTRAR_ADMIN_TOKEN")?;
+        let access = Access { token, without_token: self.admin_without_token };
+        access.check(address)?;
+        Ok(access)
+    }
+}
+
 /// How the log is written.
 #[derive(Debug, Clone, Args)]
 pub struct LogFlags {
-    /// How the log on the standard error is written.
-    #[arg(long, env = "REGISTRAR_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
+    /// How the log is written: on the standard error, or to journald with the fields of each event.
+    #[arg(long, env = "REGISTRAR_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = Format::Auto)]
+    pub log_format: Format,
 
     /// What is logged: info is what an operator wants every day.
     #[arg(long, env = "REGISTRAR_LOG_LEVEL", value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
@@ -298,15 +355,6 @@ impl fmt::Display for Host {
             Self::Name(name) => f.write_str(name),
         }
     }
-}
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// What is logged.

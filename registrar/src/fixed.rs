@@ -13,11 +13,13 @@ use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::config::{StaticCheck, StaticConfig};
+use crate::config::{AdminError, StaticCheck, StaticConfig};
 use crate::health::{Answer, Change, Health};
 use crate::host;
 use crate::keeper::{Claim, Told, until};
 use crate::keepers::Keepers;
+use crate::metrics::{Daemon, Metrics, Overview};
+use crate::operator::Desk;
 use crate::probe::{Asked, ProbeError, Prober};
 use crate::service::{CheckKind, Expected, HttpCheck};
 
@@ -30,6 +32,9 @@ pub enum StaticError {
     /// No client for the application.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// Nothing can be offered to an operator so.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
 }
 
 /// Keeps the key until `shutdown` is done; then removes it, lingers and returns. `now` is what the key says of when it
@@ -40,8 +45,11 @@ pub enum StaticError {
 pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Output = ()>) -> Result<(), StaticError> {
     let host_name = config.host.clone().unwrap_or_else(host::host_name);
     let agent = config.agent_id.clone().unwrap_or_else(|| mark(&host_name));
-    let mut keeper = Keepers::new(&config.etcd, &Claim::Own(agent.clone()), config.ttl)?;
-    let prober = Prober::new()?;
+    let metrics = Metrics::default();
+    let mut keeper = Keepers::new(&config.etcd, &Claim::Own(agent.clone()), config.ttl, &metrics)?;
+    let prober = Prober::new()?.counting(metrics.clone());
+    let access = config.operator.access(&config.admin)?;
+    let mut desk = Desk::open(config.admin.clone(), access, metrics, Daemon::Static, config.ttl);
     let check = check(&config);
     let key = InstanceKey::nested(config.key.clone(), config.name.clone(), config.address);
     info!(%key, agent, version = env!("CARGO_PKG_VERSION"), "keeping the key while the address answers");
@@ -67,6 +75,10 @@ pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Out
         tokio::select! {
             biased;
             () = &mut shutdown => break,
+            question = desk.asked() => {
+                let overview = overview(&keeper, &health, question.with_counts);
+                question.answer(overview);
+            }
             Some(asked) = going_on(&mut question) => told_missing = answered(&mut health, &asked.result, told_missing),
             told = keeper.next() => if let Told::Found(_, found) = told
                 && found.status != record.status
@@ -79,6 +91,17 @@ pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Out
     }
     keeper.withdraw(config.linger).await;
     Ok(())
+}
+
+/// What an operator is told of it.
+fn overview(keeper: &Keepers, health: &Health, with_counts: bool) -> Overview {
+    let etcd = keeper.overview(with_counts);
+    let waits = [
+        (health.was_up(), "the address has not answered yet"),
+        (etcd.iter().all(|etcd| etcd.answered.is_some()), "etcd has not answered yet"),
+    ];
+    let missing = waits.into_iter().filter_map(|(is_done, what)| (!is_done).then_some(what)).collect();
+    Overview { containers: Vec::new(), etcd, missing }
 }
 
 /// Waits for what goes on, and forgets it when it is done. `None` at once where nothing goes on.

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry::watch::Backoff;
-use registry::{Deleted, Entry, InstanceKey, Kept, Lease, Ownership, Record, Store, StoreError};
+use registry::{Api, Deleted, Entry, InstanceKey, Kept, Lease, Ownership, Record, Status, Store, StoreError};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, error, info, warn};
 
+use crate::metrics::{EtcdOverview, Metrics, Written};
 use crate::pace::due_after;
 use crate::reconcile::{Holding, Step, due, reconcile};
 
@@ -70,6 +71,8 @@ struct Key {
     trouble: Option<KeyTrouble>,
     /// Its place among those that got no answer; the last is to be tried last.
     unanswered: u64,
+    /// It was ours, was gone, and has not been written again.
+    is_lost: bool,
 }
 
 /// A request that goes on.
@@ -180,11 +183,14 @@ pub struct Keeper {
     is_trouble_told: bool,
     /// When etcd answered last, whatever it said.
     answered_at: Option<Instant>,
+    /// When a key was written or renewed last.
+    refreshed_at: Option<Instant>,
     /// How many requests got no answer.
     unanswered: u64,
     key_pauses: (Duration, Duration),
     /// See [`due_after`].
     epoch: std::time::Instant,
+    metrics: Metrics,
 }
 
 impl Keeper {
@@ -217,15 +223,56 @@ impl Keeper {
             told_trouble: None,
             is_trouble_told: false,
             answered_at: None,
+            refreshed_at: None,
             unanswered: 0,
             key_pauses: KEY_PAUSES,
             epoch: now.into_std(),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// Counts into these what it does.
+    #[must_use]
+    pub fn counting(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
     }
 
     /// The store, to read from.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    fn api(&self) -> Option<Api> {
+        self.store.known_api()
+    }
+
+    /// Takes it that etcd has answered somebody else who asked there.
+    pub(crate) fn heard(&mut self) {
+        self.answered(Instant::now());
+    }
+
+    /// How it stands; the keys only `with_counts`, since they are gone through one by one.
+    pub(crate) fn overview(&self, with_counts: bool) -> EtcdOverview {
+        let (mut registered, mut draining, mut foreign, mut not_written) = (0, 0, 0, 0);
+        for key in self.keys.values().filter(|_| with_counts) {
+            match &key.held {
+                Some(Holding::Ours { value, .. }) if value.as_deref().is_some_and(is_draining) => draining += 1,
+                Some(Holding::Ours { .. }) => registered += 1,
+                Some(Holding::Foreign { .. }) => foreign += 1,
+                Some(Holding::Unknown) | None => not_written += i64::from(key.wanted.is_some()),
+            }
+        }
+        let keys =
+            [("registered", registered), ("draining", draining), ("foreign", foreign), ("not_written", not_written)];
+        let ago = |at: Option<Instant>| at.map(|at| at.elapsed());
+        EtcdOverview {
+            api: self.api(),
+            is_connected: self.answered_at.is_some() && self.trouble.is_none(),
+            answered: ago(self.answered_at),
+            refreshed: ago(self.refreshed_at),
+            keys,
+        }
     }
 
     /// Says what the key should hold; `None` where it should not be.
@@ -486,11 +533,17 @@ impl Keeper {
                         }
                         (self.lease, self.kept_at, self.keep_at) = (Some(lease), now, self.renewal(now));
                     }
-                    Err(error) => self.no_lease(error, now),
+                    Err(error) => {
+                        self.metrics.etcd_failed(self.api(), error.trouble());
+                        self.no_lease(error, now);
+                    }
                 }
             }
             Answer::Strays(Ok(found)) => found.into_iter().for_each(|(key, entry)| self.stray(key, &entry, now)),
-            Answer::Strays(Err(error)) => debug!(%error, "etcd does not say what the lease keeps"),
+            Answer::Strays(Err(error)) => {
+                self.metrics.etcd_failed(self.api(), error.trouble());
+                debug!(%error, "etcd does not say what the lease keeps");
+            }
             Answer::Kept { keys, lease, begun, result } => self.kept(keys, lease, begun, result),
         }
     }
@@ -524,6 +577,7 @@ impl Keeper {
                 }
                 for ((key, owned), result) in keys.into_iter().zip(results) {
                     if matches!(result, Err(StoreError::Taken { .. })) {
+                        self.metrics.wrote(self.api(), Step::Refresh(owned), Written::Taken);
                         self.look(key, owned, now);
                         continue;
                     }
@@ -537,6 +591,8 @@ impl Keeper {
             Err(error) => error,
         };
         let is_gone = error == StoreError::LeaseGone;
+        let api = self.api();
+        self.metrics.etcd_failed(api, error.trouble());
         if is_gone {
             warn!(keys = keys.len(), "the lease was gone from etcd, and with it the keys; they are written again");
             self.lease = self.lease.filter(|_| !is_current);
@@ -550,8 +606,13 @@ impl Keeper {
                 continue;
             }
             self.dirty.insert(key.clone());
+            self.metrics.wrote(api, Step::Refresh(owned), if is_gone { Written::Lost } else { Written::Failed });
             match &failure {
-                _ if is_gone => known.held = None,
+                _ if is_gone => {
+                    known.is_lost = true;
+                    self.metrics.lost(api);
+                    known.held = None;
+                }
                 Failure::NoAnswer(what) if !was_answered => {
                     if at == 0 {
                         self.no_answer(what);
@@ -581,6 +642,11 @@ impl Keeper {
         let Done { key, step, lease, value: written, result } = done;
         let now = Instant::now();
         // A request that was broken off may have been done already.
+        let api = self.api();
+        self.metrics.wrote(api, step, written_as(&result));
+        if let Err(error) = &result {
+            self.metrics.etcd_failed(api, error.trouble());
+        }
         let known = self.keys.get_mut(&key)?;
         let begun = known.doing.take_if(|doing| doing.step == step)?.begun;
         self.dirty.insert(key.clone());
@@ -591,6 +657,8 @@ impl Keeper {
             }
             Err(StoreError::Lost { .. }) => {
                 warn!(%key, "the key was gone from etcd; it is written again");
+                known.is_lost = true;
+                self.metrics.lost(api);
                 Ok(Effect::Gone)
             }
             // It is there, and a key it is not.
@@ -610,6 +678,10 @@ impl Keeper {
         let known = self.keys.get_mut(&key)?;
         match effect {
             Effect::Owned(ownership, value) => {
+                self.refreshed_at = Some(now);
+                if std::mem::take(&mut known.is_lost) {
+                    self.metrics.regained(api);
+                }
                 match step {
                     Step::Put => info!(%key, "registered"),
                     Step::Update(_) => info!(%key, "changed"),
@@ -798,6 +870,20 @@ impl From<StoreError> for Failure {
             | StoreError::Contended { .. } => Self::OfKey(what),
         }
     }
+}
+
+/// What a result means for the key, as it is counted.
+fn written_as(result: &Result<Effect, StoreError>) -> Written {
+    match result {
+        Ok(Effect::Owned(..) | Effect::Gone) => Written::Ok,
+        Ok(Effect::Seen(_)) => Written::Taken,
+        Err(StoreError::Lost { .. } | StoreError::LeaseGone) => Written::Lost,
+        Err(_) => Written::Failed,
+    }
+}
+
+fn is_draining(value: &str) -> bool {
+    Record::parse(value).is_ok_and(|record| record.status == Status::Draining)
 }
 
 /// etcd says that there is something, and there is no key.

@@ -9,6 +9,7 @@ use registry::{Entry, InstanceKey, Listing, Prefix, Store, StoreError};
 
 use crate::config::EtcdFlags;
 use crate::keeper::{Claim, Keeper, Told, WITHDRAW_LIMIT};
+use crate::metrics::{EtcdOverview, Metrics};
 
 /// The keys, once or twice.
 #[derive(Debug)]
@@ -19,14 +20,17 @@ pub struct Keepers {
 }
 
 impl Keepers {
-    /// Prepares to keep keys that live for `ttl` after their last refresh. Asks nobody anything.
+    /// Prepares to keep keys that live for `ttl` after their last refresh, and counts what is done. Asks nobody anything.
     ///
     /// # Errors
     /// As [`Store::new`].
-    pub fn new(etcd: &EtcdFlags, claim: &Claim, ttl: Duration) -> Result<Self, StoreError> {
+    pub fn new(etcd: &EtcdFlags, claim: &Claim, ttl: Duration, metrics: &Metrics) -> Result<Self, StoreError> {
         let members = etcd.endpoints.likely_members();
         let hurried = etcd.etcd_timeout.min(WITHDRAW_LIMIT / members);
-        let keeper = |options| Ok(Keeper::new(Store::new(options)?, hurried, claim.clone(), ttl));
+        let keeper = |options| {
+            let store = Store::new(options)?;
+            Ok(Keeper::new(store, hurried, claim.clone(), ttl).counting(metrics.clone()))
+        };
         Ok(Self { first: keeper(etcd.store_options())?, second: etcd.second_store_options().map(keeper).transpose()? })
     }
 
@@ -55,6 +59,18 @@ impl Keepers {
         if let Some(keeper) = self.all_mut().nth(store) {
             keeper.take_over(key, entry);
         }
+    }
+
+    /// Takes it that the store of this number has answered somebody else who asked there.
+    pub(crate) fn heard(&mut self, store: usize) {
+        if let Some(keeper) = self.all_mut().nth(store) {
+            keeper.heard();
+        }
+    }
+
+    /// How it stands with each store.
+    pub(crate) fn overview(&self, with_counts: bool) -> Vec<EtcdOverview> {
+        self.all().map(|keeper| keeper.overview(with_counts)).collect()
     }
 
     /// As [`Keeper::let_go`].

@@ -6,7 +6,7 @@
 //!
 //! The daemons own all state, and do what the pure rooms say: `sidekick` for the container it is in, `agent` for all
 //! containers of a host, `fixed` for what does not run in Docker. `list` and `explain` look and change nothing; `drain` changes
-//! what others keep; `manual` writes the manual pages. `config` is the command line.
+//! what others keep; `manual` writes the manual pages. `operator` is what the daemons tell who asks, `metrics` what they count. `config` is the command line.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -23,6 +23,8 @@ pub mod keeper;
 pub mod keepers;
 pub mod list;
 pub mod manual;
+pub mod metrics;
+mod operator;
 pub mod own;
 mod pace;
 pub mod probe;

@@ -5,19 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use jiff::Timestamp;
-use registrar::config::{Command, LogFlags, LogFormat, Program};
+use observe::log::{self, LogError};
+use registrar::config::{Command, LogFlags, Program};
 use registrar::{Traces, agent, docker, drain, explain, fixed, list, manual, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let program = Program::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let is_daemon = program.is_daemon();
-    if let Some(flags) = program.log() {
-        start_log(flags);
-    }
-    if let Some(Err(error)) = program.etcd().map(|etcd| etcd.security.security().check()) {
+    if let Err(error) = check(&program) {
         eprintln!("registrar: {error}");
         // As clap ends after a flag that it refuses.
         return ExitCode::from(2);
@@ -33,6 +30,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Refuses flags that nothing can be done with, and starts the log.
+fn check(program: &Program) -> anyhow::Result<()> {
+    if let Some(flags) = program.log() {
+        start_log(flags)?;
+    }
+    if let Some(etcd) = program.etcd() {
+        etcd.security.security().check()?;
+    }
+    if let Some((address, flags)) = program.admin() {
+        flags.access(address)?;
+    }
+    Ok(())
 }
 
 fn serve(program: Program) -> anyhow::Result<ExitCode> {
@@ -100,15 +111,9 @@ fn print(bytes: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// Logs to the standard error: our own lines from the level asked for, those of libraries from `warn`. What is wrong with a
-/// certificate is told by us, once.
-fn start_log(config: &LogFlags) {
-    let level = config.log_level.as_str();
+/// Starts the log: our own lines from the level asked for, those of libraries from `warn`.
+fn start_log(flags: &LogFlags) -> Result<(), LogError> {
+    let level = flags.log_level.as_str();
     let others = if level == "error" { "error" } else { "warn" };
-    let filter = EnvFilter::new(format!("{others},registrar={level},registry={level},rustls_platform_verifier=off"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match config.log_format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    log::start(flags.log_format, &format!("{others},registrar={level},registry={level},observe={level}"))
 }

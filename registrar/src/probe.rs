@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::health::Answer;
+use crate::metrics::Metrics;
 use crate::service::{CheckKind, HttpCheck};
 
 /// How long a TCP connection must stay open to count as an answer: what accepts on behalf of an application that is
@@ -60,6 +61,22 @@ pub enum ProbeError {
 }
 
 impl ProbeError {
+    /// Its name in a metric's label.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::NoWay(_) => "no_way",
+            Self::Timeout(_) => "timeout",
+            Self::Closed => "closed",
+            Self::Tls(_) => "tls",
+            Self::Broken(_) => "broken",
+            Self::Status(_) => "status",
+            Self::Exit(_) => "exit",
+            Self::StillRuns => "still_runs",
+            Self::Client(_) | Self::Unhealthy(_) | Self::Exec(_) => "error",
+        }
+    }
+
     /// What this means for its health.
     pub fn answer(&self) -> Answer {
         match self {
@@ -74,6 +91,7 @@ impl ProbeError {
 pub struct Prober {
     /// One for each combination of what it is for, made when it is needed for the first time.
     clients: [OnceLock<Client>; 4],
+    metrics: Metrics,
 }
 
 /// What an HTTP client is for.
@@ -102,9 +120,21 @@ impl Prober {
     /// [`ProbeError::Client`].
     pub fn new() -> Result<Self, ProbeError> {
         registry::store::use_ring();
-        let prober = Self { clients: Default::default() };
+        let prober = Self { clients: Default::default(), metrics: Metrics::default() };
         prober.client(Purpose { tls: false, hurried: false })?;
         Ok(prober)
+    }
+
+    /// Counts into these what it asks.
+    #[must_use]
+    pub fn counting(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Counts a question that others ask.
+    pub(crate) fn count(&self, kind: &'static str, begun: Instant, result: &Result<(), ProbeError>) {
+        self.metrics.probed(kind, begun.elapsed(), result);
     }
 
     /// Asks once, by HTTP or TCP; other means are not its business and count as answered. The connection is a new one
@@ -112,6 +142,17 @@ impl Prober {
     ///
     /// The targets are tried from `first` on, until there is a way to one.
     pub async fn ask(&self, check: &CheckKind, first: usize, limit: Duration) -> Asked {
+        let begun = Instant::now();
+        let asked = self.ask_in_turn(check, first, limit).await;
+        match check {
+            CheckKind::Http(_) => self.count("http", begun, &asked.result),
+            CheckKind::Tcp { .. } => self.count("tcp", begun, &asked.result),
+            CheckKind::Docker | CheckKind::Exec { .. } | CheckKind::None => {}
+        }
+        asked
+    }
+
+    async fn ask_in_turn(&self, check: &CheckKind, first: usize, limit: Duration) -> Asked {
         let targets = check.targets();
         let is_proxied = matches!(check, CheckKind::Tcp { proxied: true, .. });
         let deadline = Instant::now() + limit;

@@ -16,12 +16,14 @@ use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::config::{Check, Config, Host};
+use crate::config::{AdminError, Check, Config, Host};
 use crate::docker::{Docker, DockerError};
 use crate::health::{Answer, Change, Health};
 use crate::host::{ResolveError, resolve};
 use crate::keeper::{Claim, Told, until};
 use crate::keepers::Keepers;
+use crate::metrics::{Daemon, Metrics, Overview};
+use crate::operator::Desk;
 use crate::own::{Candidate, Traces, candidates};
 use crate::probe::{Asked, ProbeError, Prober};
 use crate::service::{self, CheckKind, Expected, HttpCheck, MappingError};
@@ -41,6 +43,9 @@ pub enum RunError {
     /// No client for the application.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+    /// Nothing can be offered to an operator so.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
 }
 
 /// Why it is not known where this container is reached.
@@ -64,12 +69,15 @@ type Doing<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 /// # Errors
 /// Only for what cannot get better by waiting: no client can be made from the configuration.
 pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let keeper = Keepers::new(&config.etcd, &Claim::Any, config.ttl)?;
-    let (prober, check) = (Arc::new(Prober::new()?), Arc::new(check(&config)));
+    let metrics = Metrics::default();
+    let keeper = Keepers::new(&config.etcd, &Claim::Any, config.ttl, &metrics)?;
+    let (prober, check) = (Arc::new(Prober::new()?.counting(metrics.clone())), Arc::new(check(&config)));
+    let access = config.operator.access(&config.admin)?;
     let candidates = candidates(config.container.as_deref(), &traces);
     info!(key = %config.key, port = config.port, version = env!("CARGO_PKG_VERSION"), "the sidekick begins");
 
-    let mut sidekick = Sidekick::new(config, keeper);
+    let mut desk = Desk::open(config.admin.clone(), access, metrics.clone(), Daemon::Sidekick, config.ttl);
+    let mut sidekick = Sidekick::new(config, keeper, metrics);
     let mut shutdown = pin!(shutdown);
     let mut probing: Doing<Asked> = None;
     let mut locating: Doing<Result<InstanceAddress, LocateError>> = None;
@@ -90,6 +98,10 @@ pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = 
         tokio::select! {
             biased;
             () = &mut shutdown => break,
+            question = desk.asked() => {
+                let overview = sidekick.overview(question.with_counts);
+                question.answer(overview);
+            }
             asked = going_on(&mut probing) => sidekick.probed(asked.result),
             result = going_on(&mut locating) => sidekick.located(result),
             told = sidekick.keeper.next() => sidekick.told(&told),
@@ -144,6 +156,7 @@ async fn locate(
 struct Sidekick {
     config: Config,
     keeper: Keepers,
+    metrics: Metrics,
     health: Health,
     /// Whether a missing answer was told since the start or the last answer.
     told_missing: bool,
@@ -162,12 +175,13 @@ struct Sidekick {
 }
 
 impl Sidekick {
-    fn new(config: Config, keeper: Keepers) -> Self {
+    fn new(config: Config, keeper: Keepers, metrics: Metrics) -> Self {
         let now = Instant::now();
         Self {
             health: Health::new(config.rise, config.fall, config.interval, now.into_std()),
             config,
             keeper,
+            metrics,
             told_missing: false,
             probe_at: now,
             location: None,
@@ -177,6 +191,18 @@ impl Sidekick {
             docker_trouble: None,
             key: None,
         }
+    }
+
+    /// What an operator is told of it.
+    fn overview(&self, with_counts: bool) -> Overview {
+        let etcd = self.keeper.overview(with_counts);
+        let waits = [
+            (self.location.is_some(), "it is not known yet where other hosts reach this container"),
+            (self.health.was_up(), "the application has not answered yet"),
+            (etcd.iter().all(|etcd| etcd.answered.is_some()), "etcd has not answered yet"),
+        ];
+        let missing = waits.into_iter().filter_map(|(is_done, what)| (!is_done).then_some(what)).collect();
+        Overview { containers: Vec::new(), etcd, missing }
     }
 
     /// Says which key should be in etcd, if any.
@@ -224,6 +250,12 @@ impl Sidekick {
 
     fn located(&mut self, result: Result<InstanceAddress, LocateError>) {
         let now = Instant::now();
+        // What Docker says of the mapping, it has said.
+        let is_docker_well = !matches!(result, Err(LocateError::Docker(_)));
+        if !matches!(result, Err(LocateError::Resolve(_))) {
+            self.metrics.docker_asked("inspect", is_docker_well);
+            self.metrics.docker_connected(is_docker_well);
+        }
         match result {
             Ok(address) => {
                 self.locate_at = now + LOCATE_EVERY;

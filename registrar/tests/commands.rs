@@ -253,6 +253,33 @@ async fn static_leaves_alone_what_someone_else_has_written_and_needs_no_answer_w
     assert_eq!(paths(&store).await, ["/service/db/127.0.0.1:1"]);
 }
 
+#[tokio::test]
+async fn static_and_the_sidekick_tell_an_operator_what_is_missing_where_that_is_asked_for() {
+    let etcd = format!("http://127.0.0.1:{}", free_port());
+    let ask = async |program: &Program| {
+        let line = program.says("metrics and health are here").await;
+        let url = line.split('"').find(|part| part.starts_with("http://")).unwrap();
+        registry::store::use_ring();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let body = async |path: &str| client.get(format!("{url}{path}")).send().await.unwrap().text().await.unwrap();
+        (body("health/live").await, body("health/ready").await, body("metrics").await)
+    };
+    let mut command = registrar();
+    command.args(["static", "--check", "none", "--name", "db", "--address", "127.0.0.1:1"]);
+    let (live, ready, metrics) = ask(&Program::start(command.args(["--admin", "127.0.0.1:0", "--etcd", &etcd]))).await;
+    assert_eq!((&*live, &*ready), ("it lives\n", "it is not ready:\netcd has not answered yet\n"));
+    assert!(metrics.contains("registrar_keys{") && !metrics.contains("registrar_docker"), "{metrics}");
+    let mut command = registrar();
+    command.args(["--port", "1", "--docker", "/no/such.sock", "--admin", "127.0.0.1:0", "--etcd", &etcd]);
+    let (live, ready, metrics) = ask(&Program::start(&mut command)).await;
+    assert_eq!(live, "it lives\n");
+    assert_eq!(ready.lines().count(), 4, "{ready}");
+    assert!(
+        metrics.contains("registrar_docker_connected 0\n") && !metrics.contains("registrar_containers"),
+        "{metrics}"
+    );
+}
+
 #[test]
 fn completions_and_manual_pages_know_every_command() {
     for shell in ["bash", "zsh", "fish"] {

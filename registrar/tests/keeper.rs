@@ -7,7 +7,9 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use prometheus_client::registry::Registry;
 use registrar::keeper::{Claim, Keeper, Told};
+use registrar::metrics::{Daemon, Metrics};
 use registry::{Api, Entry, InstanceKey, Ownership, Record, Status, Store};
 use support::etcd::Etcd;
 use support::{entries, eventually, paths, store_of};
@@ -81,6 +83,47 @@ by_both! {
     a_key_that_is_let_go_is_left_to_its_time_to_live
     a_key_that_is_let_go_does_not_live_on_with_those_that_are_kept
     an_operators_word_is_told_before_another_value_is_written_over_it
+    what_is_written_lost_and_regained_is_counted
+}
+
+/// The value of a metric of the registrar's.
+fn counted(metrics: &Registry, name: &str) -> Option<f64> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, metrics).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+async fn what_is_written_lost_and_regained_is_counted(api: Api) {
+    let (etcd, metrics, mut registry) = (Etcd::start(), Metrics::default(), Registry::default());
+    metrics.register(&mut registry, Daemon::Agent, SHORT_TTL);
+    let way = Way::to(&etcd, Fault::None).await;
+    let store = store_of(api, &etcd.url());
+    let keeper = AtWork::start(keeper_at(api, &way.url, BUSY_TTL).counting(metrics));
+    let of = |name: &str, labels: &str| {
+        let labels = if labels.is_empty() { String::new() } else { format!(",{labels}") };
+        counted(&registry, &format!("registrar_{name}{{api=\"{api}\"{labels}}}")).unwrap_or_default()
+    };
+    for at in 1..=2 {
+        keeper.want(at, Some(running())).await;
+    }
+    eventually("they are refreshed", async || of("key_writes_total", r#"operation="refresh",result="ok""#) >= 2.0)
+        .await;
+    assert_eq!(of("key_writes_total", r#"operation="register",result="ok""#), 2.0);
+    assert_eq!((of("keys_lost_total", ""), of("keys_regained_total", "")), (0.0, 0.0));
+    let owned = store.get(&key(1)).await.unwrap().unwrap().ownership();
+    store.delete(&key(1), &owned).await.unwrap();
+    eventually("it is regained", async || of("keys_regained_total", "") == 1.0).await;
+    assert_eq!(of("keys_lost_total", ""), 1.0);
+    keeper.want(1, Some(draining())).await;
+    keeper.want(2, None).await;
+    let done = async || {
+        let ok = |operation: &str| of("key_writes_total", &format!(r#"operation="{operation}",result="ok""#));
+        (ok("update"), ok("remove")) == (1.0, 1.0)
+    };
+    eventually("one is changed and one removed", done).await;
+    way.has(Fault::Drops("HTTP"));
+    eventually("a failure is counted", async || of("etcd_failures_total", r#"cause="broke_off""#) >= 1.0).await;
+    assert!(of("key_writes_total", r#"operation="refresh",result="failed""#) >= 1.0);
 }
 
 /// A key of a service whose keys are tried before those of the others.

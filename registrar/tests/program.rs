@@ -17,13 +17,22 @@ use support::{Answer, Application, Docker, eventually, paths, published, store};
 #[test]
 fn a_wrong_flag_or_variable_ends_it_with_2_and_says_which() {
     let etcd = ["--etcd", "http://h1:2379", "--port", "8000"];
-    let cases: [(&[&str], &str, &str, &str); 6] = [
+    let cases: [(&[&str], &str, &str, &str); 10] = [
         (&["--etcd", "h1:2379", "--port", "8000"], "", "", "write http://h1:2379"),
         (&["--port", "8000"], "", "", "--etcd"),
         (&["--port", "8000"], "REGISTRAR_ETCD", "", "--etcd"),
         (&etcd, "REGISTRAR_INTERVAL", "5", "--interval"),
         (&etcd, "REGISTRAR_CHECK", "udp", "possible values: http, tcp"),
         (&["--etcd", "http://h1:2379"], "REGISTRAR_PORT", "http", "--port"),
+        (&etcd, "REGISTRAR_ADMIN", "9402", "unix:/run/admin.sock"),
+        (&etcd, "REGISTRAR_ADMIN", "0.0.0.0:9402", "--admin-without-token"),
+        (
+            &["agent", "--etcd", "http://h1:2379", "--admin-token-file", "/no/such", "--admin-without-token"],
+            "",
+            "",
+            "cannot be used with",
+        ),
+        (&["agent", "--etcd", "http://h1:2379", "--admin-token-file", "/no/such"], "", "", "/no/such"),
     ];
     for (args, name, value, expected) in cases {
         let mut command = registrar();
@@ -59,6 +68,15 @@ fn the_help_explains_every_flag_and_shows_no_values_of_the_environment() {
         assert!(help.contains(&format!("{flag} <")) && help.contains(&variable), "{flag}: {help}");
     }
     assert!(!help.contains("secret"), "{help}");
+}
+
+#[test]
+fn a_token_that_is_none_is_named_and_never_shown() {
+    let mut command = registrar();
+    command.env("REGISTRAR_ADMIN_TOKEN", "two s3crets").args(["agent", "--etcd", "http://h1:2379"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("REGISTRAR_ADMIN_TOKEN") && !text(&output).contains("s3crets"), "{}", text(&output));
 }
 
 #[tokio::test]

@@ -412,6 +412,15 @@ impl Store {
         })
     }
 
+    /// Which API is spoken, as far as that is known without asking anybody.
+    pub fn known_api(&self) -> Option<Api> {
+        match &self.place {
+            Place::Memory(_) => None,
+            Place::Etcd { choice: ApiChoice::Only(api), .. } => Some(*api),
+            Place::Etcd { decided, .. } => decided.get().copied(),
+        }
+    }
+
     async fn way(&self) -> Result<Way<'_>, StoreError> {
         let (endpoints, choice, decided) = match &self.place {
             Place::Memory(memory) => return Ok(Way::Memory(memory)),

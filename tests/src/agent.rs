@@ -46,6 +46,8 @@ impl Agent {
             ("--interval", "500ms"),
             ("--timeout", "400ms"),
             ("--linger", "0s"),
+            // Several run at once on this machine.
+            ("--admin", "off"),
         ];
         let mut args = vec!["agent".to_owned()];
         for (name, value) in defaults {
@@ -91,12 +93,19 @@ impl Agent {
         while let Some(arg) = own.next() {
             match arg {
                 "--keep-on-exit" => {}
-                "--ttl" | "--kill-grace" | "--linger" => drop(own.next()),
+                "--ttl" | "--kill-grace" | "--linger" | "--admin" => drop(own.next()),
                 arg => args.push(arg),
             }
         }
         args.push(container);
         run(&self.program, &args, &[], secs(20)).await
+    }
+
+    /// Where an agent that was started with `--admin 127.0.0.1:0` offers metrics and health.
+    pub async fn admin(&self) -> SocketAddr {
+        let line = self.wait_logged(REGISTERED, &["metrics and health are here"]).await;
+        let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next());
+        address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address in {line}"))
     }
 
     /// Panics with its end where it has ended.

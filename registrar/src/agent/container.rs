@@ -72,6 +72,44 @@ pub(super) struct Kill {
     pub(super) until: Instant,
 }
 
+/// What is done for a container, as it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// It was not inspected yet.
+    Unread,
+    /// It stands still.
+    Paused,
+    /// It was told to stop.
+    Stopping,
+    /// At least one of its instances answers.
+    Answering,
+    /// None does.
+    NotAnswering,
+    /// Something is wrong with what it asks for, so that nothing is registered.
+    Refused,
+    /// There is nothing to register.
+    Ignored,
+}
+
+impl State {
+    /// All of them.
+    pub(super) const ALL: [Self; 7] =
+        [Self::Unread, Self::Paused, Self::Stopping, Self::Answering, Self::NotAnswering, Self::Refused, Self::Ignored];
+
+    /// Its name in a metric's label.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unread => "unread",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Answering => "answering",
+            Self::NotAnswering => "not_answering",
+            Self::Refused => "refused",
+            Self::Ignored => "ignored",
+        }
+    }
+}
+
 /// One container.
 #[derive(Debug)]
 pub(super) struct Container {
@@ -111,6 +149,24 @@ impl Container {
             failures: 0,
             digest: None,
             waiting: VecDeque::new(),
+        }
+    }
+
+    /// What is done for it.
+    pub(super) fn state(&self) -> State {
+        if self.facts.is_none() {
+            State::Unread
+        } else if self.instances.is_empty() {
+            let is_refused = self.refusals.iter().any(|refusal| !refusal.is_by_choice());
+            if is_refused { State::Refused } else { State::Ignored }
+        } else if self.killed.is_some() {
+            State::Stopping
+        } else if self.is_paused() {
+            State::Paused
+        } else if self.instances.iter().any(|instance| instance.health.is_up()) {
+            State::Answering
+        } else {
+            State::NotAnswering
         }
     }
 

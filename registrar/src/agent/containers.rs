@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use registry::{InstanceKey, Record, Status};
 use tracing::{info, warn};
 
-use super::container::{Container, Facts, Instance, Kill, is_drained};
+use super::container::{Container, Facts, Instance, Kill, State, is_drained};
 use crate::docker::events::{ContainerId, Event, What};
 use crate::pace::due_after;
 use crate::probe::ProbeError;
@@ -191,6 +191,16 @@ impl Containers {
         self.early.retain(|id, _| self.known.contains_key(id));
         self.listed = true;
         self.settle_left(begun);
+    }
+
+    /// How many there are in each state.
+    pub(super) fn count(&self) -> Vec<(&'static str, i64)> {
+        let mut counts = State::ALL.map(|state| (state, 0));
+        for container in self.known.values() {
+            let state = container.state();
+            counts.iter_mut().filter(|(known, _)| *known == state).for_each(|(_, count)| *count += 1);
+        }
+        counts.into_iter().map(|(state, count)| (state.as_str(), count)).collect()
     }
 
     /// Has every container inspected again: what holds for all of them has changed.

@@ -12,6 +12,7 @@ use crate::config::{Command, Program};
 use crate::docker::events::{ContainerId, Event, Healthcheck, Late, What};
 use crate::keeper::Claim;
 use crate::keepers::Keepers;
+use crate::metrics::Metrics;
 use crate::probe::ProbeError;
 use crate::probe::Prober;
 use crate::service::{AddressSource, Check, CheckKind, DefaultAddress, Findings, Registration, Scope};
@@ -167,6 +168,27 @@ fn a_container_is_registered_when_it_answers_and_gone_when_it_dies() {
     host.event("c1", What::Die);
     assert_eq!(host.registered(), []);
     assert_eq!(host.containers.inspections(16), []);
+}
+
+#[test]
+fn containers_are_counted_by_what_is_done_for_them() {
+    let mut host = Host::with("c1", 8000);
+    let counted = |host: &Host| -> Vec<(&'static str, i64)> {
+        host.containers.count().into_iter().filter(|(_, count)| *count != 0).collect()
+    };
+    assert_eq!(counted(&host), [("answering", 1)]);
+    host.event("c2", What::Start);
+    assert_eq!(counted(&host), [("unread", 1), ("answering", 1)]);
+    host.inspect(|id| Some(inspected(id, 8001, FIRST_START)));
+    assert_eq!(counted(&host), [("answering", 1), ("not_answering", 1)]);
+    host.event("c2", What::Pause);
+    host.event("c1", What::Kill(Some(15)));
+    assert_eq!(counted(&host), [("paused", 1), ("stopping", 1)]);
+    host.event("c1", What::Die);
+    host.event("c3", What::Start);
+    host.inspect(|id| Some(Inspected { findings: Findings::default(), ..inspected(id, 8002, FIRST_START) }));
+    assert_eq!(counted(&host), [("paused", 1), ("ignored", 1)]);
+    assert_eq!(host.containers.count().len(), 7, "those that are none are told too");
 }
 
 #[test]
@@ -829,8 +851,9 @@ fn agent() -> super::Agent {
     let args = ["registrar", "agent", "--etcd", "http://127.0.0.1:1", "--docker", "/no/such.sock", "--agent-id", "a1"];
     let Program::Command(command) = Program::from_args(args).unwrap() else { unreachable!() };
     let Command::Agent(config) = *command else { unreachable!() };
-    let keeper = Keepers::new(&config.etcd, &Claim::Own("a1".to_owned()), config.ttl).unwrap();
-    super::Agent::new(config, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()))
+    let metrics = Metrics::default();
+    let keeper = Keepers::new(&config.etcd, &Claim::Own("a1".to_owned()), config.ttl, &metrics).unwrap();
+    super::Agent::new(config, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()), metrics)
 }
 
 #[tokio::test]

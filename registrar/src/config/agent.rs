@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::BoolishValueParser;
+use observe::admin::Address;
 use registry::Prefix;
 
-use super::{EtcdFlags, Host, LogFlags, at_least_a_second, count, duration, positive};
+use super::{AdminFlags, EtcdFlags, Host, LogFlags, at_least_a_second, count, duration, positive};
 use crate::service::Domains;
 
 /// Registers all containers of this host that publish ports, as soon as they answer, and removes them before they go.
@@ -48,6 +49,14 @@ pub struct AgentConfig {
     /// Docker is stopped.
     #[arg(long, env = "REGISTRAR_LINGER", value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub linger: Duration,
+
+    /// Where metrics and health are asked for by HTTP, read-only: 127.0.0.1:9402, unix:/run/registrar/admin.sock, or off.
+    #[arg(long, env = "REGISTRAR_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:9402")]
+    pub admin: Address,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub operator: AdminFlags,
 
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields have them")]

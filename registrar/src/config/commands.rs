@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
+use observe::admin::Address;
 use registry::record::WEIGHT_LIMIT;
 use registry::{InstanceAddress, Prefix, ServiceName, settings};
 
 use super::agent::{agent_id, host_name};
 use super::sidekick::{check_path, container_name};
-use super::{CheckFlags, EtcdFlags, LogFlags, ScopeFlags, at_least_a_second, duration};
+use super::{AdminFlags, CheckFlags, EtcdFlags, LogFlags, ScopeFlags, at_least_a_second, duration};
 
 /// Lists what is registered: services, instances, their status, what is left of their time to live, and where they run.
 #[derive(Debug, Clone, Args)]
@@ -121,6 +122,14 @@ pub struct StaticConfig {
     /// The host's name in the record. Without it, the kernel's host name.
     #[arg(long, env = "REGISTRAR_HOST", value_name = "NAME", value_parser = host_name)]
     pub host: Option<String>,
+
+    /// Where metrics and health are asked for by HTTP, read-only: 127.0.0.1:9402, unix:/run/registrar/admin.sock, or off.
+    #[arg(long, env = "REGISTRAR_ADMIN", value_name = "ADDRESS", default_value = "off")]
+    pub admin: Address,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub operator: AdminFlags,
 
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields have them")]

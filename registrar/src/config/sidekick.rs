@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use observe::admin::Address;
 use registry::Prefix;
 
-use super::{EtcdFlags, Host, LogFlags, at_least_a_second, count, duration, positive};
+use super::{AdminFlags, EtcdFlags, Host, LogFlags, at_least_a_second, count, duration, positive};
 
 /// Registers this container in etcd as soon as its application answers, and removes it when the application stops
 /// answering or the container is stopped.
@@ -78,6 +79,14 @@ pub struct Config {
     /// the application is stopped.
     #[arg(long, env = "REGISTRAR_LINGER", value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub linger: Duration,
+
+    /// Where metrics and health are asked for by HTTP, read-only: 127.0.0.1:9402, unix:/run/registrar/admin.sock, or off.
+    #[arg(long, env = "REGISTRAR_ADMIN", value_name = "ADDRESS", default_value = "off")]
+    pub admin: Address,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub operator: AdminFlags,
 
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields have them")]

@@ -8,6 +8,7 @@ mod agent_harness;
 mod agent_keys;
 mod agent_labels;
 mod agent_life;
+mod agent_metrics;
 mod agent_way;
 mod cluster;
 mod commands;
