@@ -104,6 +104,11 @@ impl Browser {
         serde_json::from_value(self.run(&script).await).unwrap()
     }
 
+    /// All that a person reads on the page; also where scripts are switched off.
+    pub async fn text(&self) -> String {
+        self.client.find(Locator::Css("body")).await.unwrap().text().await.unwrap()
+    }
+
     /// Waits until the text of one of these elements contains this; gives that text.
     pub async fn wait_for_text(&self, css: &str, text: &str) -> String {
         wait_until(SHOWN, &format!("{text:?} in one of {css}"), async || {

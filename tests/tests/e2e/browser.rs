@@ -1,0 +1,200 @@
+//! The discoverer's page in a real browser: it lives, filters, bears hostile names and fits a phone.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use e2e::agent::Agent;
+use e2e::backend::Backend;
+use e2e::browser::Browser;
+use e2e::discoverer::Discoverer;
+use e2e::docker::Docker;
+use e2e::etcd::Etcd;
+use e2e::ports::free_address;
+use e2e::process::target_dir;
+use e2e::within;
+
+/// An instance's name that would run, and break out of attributes, were it not escaped.
+const HOSTILE: &str = r#"<script>window.hurt=1</script>\"'><img src=x onerror=\"window.hurt=2\">"#;
+
+/// A site with services of several kinds, one refused key, and a page.
+struct Site {
+    etcd: Etcd,
+    _discoverer: Discoverer,
+    backends: Vec<Backend>,
+    admin: SocketAddr,
+}
+
+impl Site {
+    async fn start() -> Site {
+        let (etcd, admin) = (Etcd::start().await, free_address());
+        let discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
+        let mut backends = Vec::new();
+        for (service, tag) in [("shop", "blue"), ("shop", "green"), ("blog", "blue")] {
+            let backend = Backend::start(service).await;
+            let record = format!(
+                r#"{{"name":"{service}-{tag}","host":"host-1","tags":["{tag}"],"attributes":{{"host":"{service}.test"}}}}"#
+            );
+            etcd.put(&backend.key_in(service), &record).await;
+            backends.push(backend);
+        }
+        etcd.put("/service/shop/127.0.0.1:1", r#"{"weight":"heavy"}"#).await;
+        discoverer.wait_host("shop.test", "shop").await;
+        Site { etcd, _discoverer: discoverer, backends, admin }
+    }
+
+    fn page(&self) -> String {
+        format!("http://{}/", self.admin)
+    }
+}
+
+/// Pictures of the page, for the docs: of this run.
+fn pictures() -> PathBuf {
+    let directory = target_dir().join("pictures");
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+fn row(address: SocketAddr) -> String {
+    format!("tr[data-a='{address}']")
+}
+
+#[tokio::test]
+async fn a_container_started_a_moment_ago_is_shown_without_a_reload_and_goes_when_it_stops() {
+    within(120, async {
+        let (site, docker) = (Site::start().await, Docker::for_apps().await);
+        let _agent = Agent::start(&site.etcd, &[]);
+        let browser = Browser::start(1280, 900).await;
+        browser.open(&site.page()).await;
+        browser.wait_for_text("#live", "live").await;
+        browser.run("window.stayed = true").await;
+
+        let (app, web) = (docker.app("web", &[]).await, docker.service("web"));
+        let address = app.published(8000).await;
+        let shown = browser.wait_for_text(&row(address), "UP").await;
+        assert!(shown.contains(&format!("{}-web", docker.name())) && shown.contains(app.short_id()), "{shown}");
+        browser.wait_for_text("#feed li", &web).await;
+
+        app.tell("stop").await;
+        browser.wait_without_text("tr[data-a]", &address.to_string()).await;
+        assert_eq!(browser.run("return window.stayed").await, true, "the page was loaded again");
+        assert_eq!(browser.complaints().await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn instances_are_found_by_text_status_service_and_tag_and_a_refused_key_stands_with_its_reason() {
+    within(120, async {
+        let site = Site::start().await;
+        let browser = Browser::start(1280, 900).await;
+        browser.open(&site.page()).await;
+        browser.wait_for_text("#live", "live").await;
+        browser.wait_for_text("#left-out-rows tr", "weight").await;
+        let refused = browser.wait_for_text(&row("127.0.0.1:1".parse().unwrap()), "refused").await;
+        assert!(refused.contains("weight"), "{refused}");
+        let all: Vec<String> = site.backends.iter().map(|backend| backend.address().to_string()).collect();
+        let shown = async || browser.texts("tr[data-a] th").await;
+        assert_eq!(shown().await.len(), 4, "{:?}", shown().await);
+
+        browser.write("input[type=search]", "shop-green").await;
+        browser.wait_without_text("tr[data-a]", &all[0]).await;
+        assert_eq!(shown().await, [all[1].clone()]);
+        let url = browser.run("return location.hash").await;
+        assert_eq!(url, "#q=shop-green", "the view can be passed on");
+
+        for (hash, expected) in [
+            ("#status=refused", vec!["127.0.0.1:1".to_owned()]),
+            ("#service=blog", vec![all[2].clone()]),
+            ("#tag=blue&service=shop", vec![all[0].clone()]),
+        ] {
+            browser.run(&format!("location.hash = '{hash}'")).await;
+            browser.wait_for_text("tr[data-a]", &expected[0]).await;
+            e2e::wait_until(e2e::secs(10), hash, async || {
+                let shown = shown().await;
+                if shown == expected { Ok(()) } else { Err(format!("{shown:?}")) }
+            })
+            .await;
+        }
+        browser.run("location.hash = '#q=nobody-has-this-name'").await;
+        browser.wait_for_text("#none", "Nothing").await;
+        assert_eq!(browser.complaints().await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hostile_name_is_shown_and_never_run() {
+    within(120, async {
+        let site = Site::start().await;
+        let browser = Browser::start(1280, 900).await;
+        let put = async |name: &str, port: u16| {
+            let record = format!(r#"{{"name":"{name}","host":"{name}","tags":["{name}"]}}"#);
+            site.etcd.put(&format!("/service/evil/127.0.0.9:{port}"), &record).await;
+        };
+        // One by the server's page, one by the script that makes it live.
+        put(HOSTILE, 4001).await;
+        site.etcd.put("/service/evil/<img src=x onerror=window.hurt=3>", "running").await;
+        browser.open(&site.page()).await;
+        browser.wait_for_text("#live", "live").await;
+        let seen = HOSTILE.replace('\\', "");
+        browser.wait_for_text(&row("127.0.0.9:4001".parse().unwrap()), &seen).await;
+        put(HOSTILE, 4002).await;
+        browser.wait_for_text(&row("127.0.0.9:4002".parse().unwrap()), &seen).await;
+        browser.wait_for_text("#feed li", &seen).await;
+        browser.wait_for_text("#left-out-rows tr", "onerror").await;
+        assert!(browser.run("return window.hurt ?? null").await.is_null());
+        let planted = "return document.querySelectorAll('img, main script, aside script, [onerror]').length";
+        assert_eq!(browser.run(planted).await, 0);
+        assert_eq!(browser.complaints().await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_phone_shows_all_of_it_in_light_and_dark() {
+    within(120, async {
+        let site = Site::start().await;
+        let wide = Browser::start(1280, 900).await;
+        wide.open(&site.page()).await;
+        wide.wait_for_text("#live", "live").await;
+        wide.wait_for_text("tr[data-a]", "UP").await;
+        let phone = Browser::start(360, 740).await;
+        phone.open(&site.page()).await;
+        phone.wait_for_text("#live", "live").await;
+        phone.wait_for_text("tr[data-a]", "UP").await;
+        for (browser, name) in [(&wide, "wide"), (&phone, "phone")] {
+            let mut backgrounds = Vec::new();
+            for scheme in ["light", "dark"] {
+                browser.prefer(scheme).await;
+                backgrounds.push(browser.run("return getComputedStyle(document.body).backgroundColor").await);
+                let overhang = "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
+                assert_eq!(browser.run(overhang).await, 0, "{name} in {scheme} scrolls sideways");
+                browser.picture(&pictures().join(format!("{name}-{scheme}.png"))).await;
+            }
+            assert_ne!(backgrounds[0], backgrounds[1], "{name}: light and dark look alike");
+            assert_eq!(browser.complaints().await, Vec::<String>::new());
+        }
+        for text in ["shop-blue", "host-1", "UP"] {
+            phone.wait_for_text("tr[data-a]", text).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_scripts_it_is_complete() {
+    within(90, async {
+        let site = Site::start().await;
+        let browser = Browser::without_scripts(1280, 900).await;
+        // HAProxy is asked for its figures when somebody looks, and the first look does not wait for them.
+        e2e::wait_until(e2e::secs(20), "all of it on the page", async || {
+            browser.open(&site.page()).await;
+            let text = browser.text().await;
+            let wanted = ["shop-blue", "shop-green", "blog-blue", "weight", "refused", "UP", "What happened"];
+            let missing: Vec<_> = wanted.iter().filter(|word| !text.contains(**word)).collect();
+            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} is not in\n{text}")) }
+        })
+        .await;
+    })
+    .await;
+}
