@@ -80,6 +80,34 @@ pub enum What {
     TemplateTaken,
 }
 
+impl What {
+    /// Its word, as JSON has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Came => "came",
+            Self::Went => "went",
+            Self::Drains => "drains",
+            Self::Undrained => "undrained",
+            Self::Suspect => "suspect",
+            Self::Returned => "returned",
+            Self::InstanceChanged => "instance_changed",
+            Self::ServiceChanged => "service_changed",
+            Self::ServiceCame => "service_came",
+            Self::ServiceWent => "service_went",
+            Self::LeftOut => "left_out",
+            Self::BackIn => "back_in",
+            Self::Reloaded => "reloaded",
+            Self::Failed => "failed",
+            Self::Recovered => "recovered",
+            Self::HaproxyRestarted => "haproxy_restarted",
+            Self::RegistryLost => "registry_lost",
+            Self::RegistryConnected => "registry_connected",
+            Self::TemplateFailed => "template_failed",
+            Self::TemplateTaken => "template_taken",
+        }
+    }
+}
+
 /// The last notes.
 #[derive(Debug, Default)]
 pub struct Feed {

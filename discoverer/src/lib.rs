@@ -27,10 +27,12 @@ pub mod plan;
 mod publish;
 mod readback;
 pub mod render;
+pub mod report;
 mod sample;
 pub mod snapshot;
 pub mod suspect;
 pub mod templates;
+pub mod trouble;
 pub mod view;
 
 use std::process::ExitCode;

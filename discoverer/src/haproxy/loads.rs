@@ -10,9 +10,9 @@ use super::runtime::{RuntimeError, unknown};
 use super::socket::ask;
 
 /// The limit on a question: what `show stat` says of 10,000 servers takes 0.2 s.
-const QUESTION_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const QUESTION_LIMIT: Duration = Duration::from_secs(3);
 /// All servers of all backends, and nothing else (management guide, section 9.3, "show stat"; 4 is "servers").
-const SHOW_SERVERS: &str = "show stat -1 4 -1";
+pub(super) const SHOW_SERVERS: &str = "show stat -1 4 -1";
 
 /// One server of one worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl Workers {
 /// Reads the reply to `show stat` for servers. None where it is not one, or a line of it is not understood: it might be the
 /// one that counts.
 fn parse_servers(reply: &str, is_meant: impl Fn(&str, Option<SocketAddr>) -> bool) -> Option<Vec<ServerLoad>> {
-    let mut records = Records(reply.strip_prefix("# ")?);
+    let mut records = Records::of(reply)?;
     let head = records.next()?;
     let column = |name: &str| head.iter().position(|field| *field == name);
     let (name, queued, running) = (column("svname")?, column("qcur")?, column("scur")?);
@@ -136,7 +136,14 @@ fn parse_servers(reply: &str, is_meant: impl Fn(&str, Option<SocketAddr>) -> boo
 }
 
 /// The records of a CSV text. A field with a comma, a quote or a line feed in it stands in quotes, which stay on it.
-struct Records<'t>(&'t str);
+pub(super) struct Records<'t>(&'t str);
+
+impl<'t> Records<'t> {
+    /// The records of a reply to `show stat`, the first of which names the columns. None where it is no such reply.
+    pub(super) fn of(reply: &'t str) -> Option<Self> {
+        reply.strip_prefix("# ").map(Self)
+    }
+}
 
 impl<'t> Iterator for Records<'t> {
     type Item = Vec<&'t str>;

@@ -6,6 +6,7 @@ mod reload;
 mod runtime;
 mod servers;
 mod socket;
+mod stats;
 mod supervise;
 
 pub use check::{CheckError, Program};
@@ -14,4 +15,5 @@ pub use reload::{ReloadError, Reloader, running_version};
 pub use runtime::{Command, Runtime, RuntimeError, Worker, is_deleted};
 pub use servers::{AdminState, Kept, ServerHealth, ServerState, parse_healths, parse_servers, with_wanted_states};
 pub use socket::{SocketError, ask};
+pub use stats::{ServerStat, Stats, pause_after};
 pub use supervise::{Layout, Order, Supervisor, SupervisorHandle};

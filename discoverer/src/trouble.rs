@@ -1,0 +1,128 @@
+//! What is wrong, in words, and what to do about it: one judgement for the page and for `discoverer status`. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::{ConnectionReport, Status, StatusReport};
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// What is served is right as far as that is known, but somebody should look.
+    Warning,
+    /// What is served may not be what is wanted.
+    Error,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// How bad it is.
+    pub level: Level,
+    /// What it is about: `registry`, `haproxy`, `template`, `left_out` or `services`.
+    pub about: String,
+    /// What is wrong, in a sentence.
+    pub what: String,
+    /// The words of etcd, HAProxy or the template engine: hostile text.
+    pub words: Option<String>,
+    /// What to do.
+    pub advice: String,
+}
+
+fn trouble(level: Level, about: &str, what: impl Into<String>, words: Option<&String>, advice: &str) -> Trouble {
+    Trouble { level, about: about.to_owned(), what: what.into(), words: words.cloned(), advice: advice.to_owned() }
+}
+
+/// All that is wrong, the worst first.
+pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
+    let mut found = Vec::new();
+    let (registry, haproxy) = (&status.registry, &status.haproxy);
+    match registry.connection {
+        ConnectionReport::Connected => {}
+        ConnectionReport::Connecting => found.push(trouble(
+            Level::Warning,
+            "registry",
+            "The registry has not answered yet.",
+            registry.error.as_ref(),
+            "Wait a moment; if it stays so, look whether etcd runs at these endpoints.",
+        )),
+        ConnectionReport::Unreachable => found.push(trouble(
+            Level::Error,
+            "registry",
+            "The registry does not answer. HAProxy keeps what it has.",
+            registry.error.as_ref(),
+            "Look whether etcd runs, and whether it is reached from here. Nothing that is served is removed meanwhile.",
+        )),
+    }
+    if let Some(error) = &status.discoverer.template_error {
+        found.push(trouble(
+            Level::Error,
+            "template",
+            "The template cannot be used. The last good one goes on.",
+            Some(error),
+            "Repair the template's file; it is read again by itself.",
+        ));
+    }
+    if haproxy.is_up == Some(false) {
+        found.push(trouble(
+            Level::Error,
+            "haproxy",
+            "HAProxy does not run.",
+            haproxy.error.as_ref(),
+            "Look into its log. Under --supervise it is started again by itself.",
+        ));
+    } else if haproxy.error.is_some() {
+        found.push(trouble(
+            Level::Error,
+            "haproxy",
+            "HAProxy does not run what is wanted. It serves the last good state.",
+            haproxy.error.as_ref(),
+            "The words below name the cause: mend it. It is tried again by itself.",
+        ));
+    } else if !status.is_ready {
+        found.push(trouble(
+            Level::Warning,
+            "haproxy",
+            "HAProxy has had no configuration of this process yet.",
+            None,
+            "Wait until the registry has answered and the template is read.",
+        ));
+    }
+    if haproxy.distrust.is_some() {
+        found.push(trouble(
+            Level::Warning,
+            "haproxy",
+            "HAProxy's runtime API is not used until the next reload.",
+            haproxy.distrust.as_ref(),
+            "Nothing to do: changes go by reloads meanwhile.",
+        ));
+    }
+    if !status.left_out.is_empty() {
+        let count = status.left_out.len();
+        let what = if count == 1 {
+            "One thing in the registry is left out.".to_owned()
+        } else {
+            format!("{count} things in the registry are left out.")
+        };
+        let advice = "See what is left out, and why; mend the labels or the key.";
+        found.push(trouble(Level::Warning, "left_out", what, None, advice));
+    }
+    let of = |wanted: Status| status.services_by_status.get(wanted.as_str()).copied().unwrap_or_default();
+    for (wanted, words, advice) in [
+        (
+            Status::Empty,
+            "no instance; HAProxy answers for it with 503",
+            "Start a container of it, or ask on its host: registrar explain CONTAINER.",
+        ),
+        (Status::Draining, "only instances that drain", "Start another one before they end."),
+        (Status::Suspect, "only instances whose keys have expired", "Look whether the registrars on their hosts run."),
+    ] {
+        let count = of(wanted);
+        if count > 0 {
+            let services = if count == 1 { "One service has".to_owned() } else { format!("{count} services have") };
+            found.push(trouble(Level::Warning, "services", format!("{services} {words}."), None, advice));
+        }
+    }
+    found.sort_by_key(|trouble| std::cmp::Reverse(trouble.level));
+    found
+}
