@@ -239,6 +239,8 @@ impl Subject {
             &format!("stats_bind={stats}"),
             "--set",
             "log=stdout format raw local0 err",
+            "--admin",
+            "off",
         ]
         .map(str::to_owned);
         let log = dir.path().join("log");

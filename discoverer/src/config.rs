@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use observe::admin::{Access, Address, Token, TokenError};
 use observe::log::Format;
 use registry::{ApiChoice, EndpointList, Password, Prefix, Security};
 
@@ -26,8 +27,12 @@ pub struct Cli {
     pub flags: Flags,
 }
 
-/// The environment variable that may hold etcd's password. No program that is started gets it.
+/// The environment variable that may hold etcd's password.
 pub const PASSWORD_VARIABLE: &str = "DISCOVERER_ETCD_PASSWORD";
+/// The environment variable that may hold the admin server's token.
+pub const TOKEN_VARIABLE: &str = "DISCOVERER_ADMIN_TOKEN";
+/// The variables that no program gets which is started.
+pub const SECRET_VARIABLES: [&str; 2] = [PASSWORD_VARIABLE, TOKEN_VARIABLE];
 
 /// What to do instead of following.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
@@ -195,6 +200,21 @@ pub struct Flags {
     #[arg(long, global = true, env = "DISCOVERER_DRY_RUN")]
     pub dry_run: bool,
 
+    /// Where the live page, the API, metrics and health are asked for by HTTP, read-only: 127.0.0.1:9401,
+    /// unix:/run/discoverer/admin.sock, or off. An address that other hosts reach needs a token
+    #[arg(long, global = true, value_name = "ADDRESS", env = "DISCOVERER_ADMIN", default_value = "127.0.0.1:9401", value_parser = Address::from_str)]
+    pub admin: Address,
+
+    /// The file that holds the token for --admin, alone on one line; or it is in the environment variable
+    /// DISCOVERER_ADMIN_TOKEN. It is sent as a bearer token, or by a browser as the password of any user
+    #[arg(long, global = true, value_name = "FILE", env = "DISCOVERER_ADMIN_TOKEN_FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Answer at --admin without a token though other hosts reach it: where something else guards it, such as a port that is
+    /// published on loopback only
+    #[arg(long, global = true, env = "DISCOVERER_ADMIN_WITHOUT_TOKEN")]
+    pub admin_without_token: bool,
+
     /// How the log is written: to standard error, or to journald with the fields of each event
     #[arg(
         long,
@@ -260,6 +280,15 @@ impl Flags {
             user: self.etcd_user.clone(),
             password: Password::from_file_or_variable(self.etcd_password_file.clone(), PASSWORD_VARIABLE),
         }
+    }
+
+    /// Who may ask at the admin address.
+    ///
+    /// # Errors
+    /// The token cannot be read, or is none.
+    pub fn access(&self) -> Result<Access, TokenError> {
+        let token = Token::from_file_or_variable(self.admin_token_file.as_deref(), TOKEN_VARIABLE)?;
+        Ok(Access { token, without_token: self.admin_without_token })
     }
 
     /// The options as a map; the last of a name counts.

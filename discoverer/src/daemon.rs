@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
+use observe::admin::Access;
 use registry::watch::Backoff;
 use registry::{
     Cause, EndpointList, Event, InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -35,8 +36,8 @@ use crate::readback::Healths;
 use crate::render::{TemplateError, Templates};
 use crate::snapshot::{self, Snapshots};
 use crate::suspect::{Health, Why};
-use crate::view::{Connection, DiscovererView, RegistryView};
-use crate::{catalog_options, reloader, store, surroundings, templates, until, version};
+use crate::view::{Connection, DiscovererView, RegistryView, View};
+use crate::{admin, catalog_options, reloader, store, surroundings, templates, until, version};
 
 /// The pause after the first failure that another try may mend.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -52,6 +53,8 @@ const WAITING_UPDATES: usize = 1024;
 /// Follows the registry until a signal says stop.
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let store = store(&flags)?;
+    let access = flags.access()?;
+    access.check(&flags.admin)?;
     let mut stop = Stop::new()?;
     if flags.runtime_socket().is_some() {
         std::fs::create_dir_all(&flags.state_dir)
@@ -104,7 +107,8 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         template: flags.template.display().to_string(),
         template_error: None,
     };
-    let (publisher, _views) = Publisher::new(discoverer, metrics.clone());
+    let (publisher, views) = Publisher::new(discoverer, metrics.clone());
+    let admin_ended = start_admin(&flags, access, views, &metrics, &mut tasks)?;
     let mut registry = Registry::new(&flags, metrics.clone());
     if let Some((kept, written)) = snapshots.read() {
         info!(instances = kept.entries.len(), %written, "snapshot of the registry read");
@@ -139,6 +143,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
             ended.context("a part of the discoverer failed")?;
             bail!("a part of the discoverer ended before it was told to");
         }
+        () = admin_ended => bail!("the admin server ended before it was told to"),
         signal = stop.next() => info!(signal, "told to stop"),
     }
     // It may have been busy with what is not kept yet.
@@ -148,6 +153,30 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let kept = daemon.registry.kept();
     let (ended, ()) = tokio::join!(stopped(supervisor, &flags, stop), daemon.snapshots.finish(kept));
     ended
+}
+
+/// Starts the admin server on its own thread. This one says that it lives as often as it is asked.
+fn start_admin(
+    flags: &Flags,
+    access: Access,
+    views: watch::Receiver<Option<Arc<View>>>,
+    metrics: &Metrics,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    let mut all = prometheus_client::registry::Registry::default();
+    observe::metrics::add_process(&mut all, "discoverer", env!("CARGO_PKG_VERSION"));
+    metrics.register(&mut all, views.clone());
+    let (alive, mut asked) = mpsc::channel::<oneshot::Sender<()>>(1);
+    tasks.spawn(async move {
+        while let Some(asked) = asked.recv().await {
+            // Who asked may have gone.
+            let _ = asked.send(());
+        }
+        std::future::pending::<()>().await;
+    });
+    let runtime = flags.runtime_socket().map(Runtime::new);
+    let sources = admin::Sources { views, runtime, metrics: Arc::new(all), alive };
+    admin::start(flags.admin.clone(), access, sources).context("the admin server has no thread")
 }
 
 /// Lets HAProxy finish, where it is ours.

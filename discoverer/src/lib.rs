@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod acknowledge;
+pub mod admin;
 pub mod apply;
 pub mod blame;
 pub mod catalog;

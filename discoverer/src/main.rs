@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use discoverer::config::{Cli, UsageError};
 use discoverer::init;
+use observe::admin::{BindError, TokenError};
 use registry::SecurityError;
 
 fn main() -> ExitCode {
@@ -26,7 +27,11 @@ fn main() -> ExitCode {
         Err(error) => {
             tracing::error!("{error:#}");
             // As clap ends after a flag that it refuses.
-            if error.is::<UsageError>() || error.is::<SecurityError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            let is_usage = error.is::<UsageError>()
+                || error.is::<SecurityError>()
+                || error.is::<TokenError>()
+                || error.downcast_ref::<BindError>().is_some_and(BindError::is_usage);
+            if is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::feed::Note;
 pub use crate::haproxy::{ServerStat, Stats};
 use crate::model::{Instance, Service, Services};
+use crate::trouble::{Trouble, troubles};
 use crate::view::{LeftOut, Part, View};
 
 /// Everything.
@@ -43,8 +44,12 @@ pub struct StatusReport {
     pub services_by_status: BTreeMap<String, usize>,
     /// How many instances there are, by status.
     pub instances_by_status: BTreeMap<String, usize>,
+    /// What is wrong, the worst first; nothing where all is well.
+    pub troubles: Vec<Trouble>,
     /// What HAProxy does not get, and why.
     pub left_out: Vec<LeftOutReport>,
+    /// How many keys besides those are no instances.
+    pub more_left_out: usize,
 }
 
 /// The discoverer.
@@ -344,7 +349,7 @@ impl StatusReport {
                 instances.add(status, count);
             }
         }
-        Self {
+        let mut status = Self {
             version: view.version,
             at: view.at,
             is_ready: view.is_ready(),
@@ -353,8 +358,12 @@ impl StatusReport {
             haproxy: HaproxyReport::new(view),
             services_by_status: services.by_word(),
             instances_by_status: instances.by_word(),
+            troubles: Vec::new(),
             left_out: view.left_out.iter().map(LeftOutReport::new).collect(),
-        }
+            more_left_out: view.more_left_out,
+        };
+        status.troubles = troubles(&status);
+        status
     }
 }
 

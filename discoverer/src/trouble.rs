@@ -97,8 +97,8 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
             "Nothing to do: changes go by reloads meanwhile.",
         ));
     }
-    if !status.left_out.is_empty() {
-        let count = status.left_out.len();
+    let count = status.left_out.len() + status.more_left_out;
+    if count > 0 {
         let what = if count == 1 {
             "One thing in the registry is left out.".to_owned()
         } else {

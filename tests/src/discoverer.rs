@@ -38,10 +38,18 @@ pub struct Builder {
     /// The sockets of an HAProxy that is somebody else's: of its master, and of its statistics.
     sockets: Option<(PathBuf, PathBuf)>,
     http: SocketAddr,
+    admin: Option<SocketAddr>,
     args: Vec<String>,
 }
 
 impl Builder {
+    /// `--admin`, where the default is `off`: many run on one machine.
+    #[must_use]
+    pub fn admin(mut self, admin: SocketAddr) -> Builder {
+        self.admin = Some(admin);
+        self
+    }
+
     /// `--key`.
     #[must_use]
     pub fn key(mut self, key: &str) -> Builder {
@@ -148,6 +156,8 @@ impl Builder {
             "log=stdout format raw local0 err",
             "--log-format",
             "json",
+            "--admin",
+            &self.admin.map_or("off".to_owned(), |admin| admin.to_string()),
         ]
         .map(str::to_owned)
         .to_vec();
@@ -190,6 +200,7 @@ impl Discoverer {
             reach: vec!["--supervise".to_owned()],
             sockets: None,
             http: free_address(),
+            admin: None,
             args: Vec::new(),
         }
     }

@@ -223,13 +223,14 @@ pub fn target_dir() -> PathBuf {
 /// The environment for every child: the test's own, less what steers the programs under test, and less what cargo sets for a
 /// test process, which would make a cargo run below it build everything anew.
 fn environment() -> impl Iterator<Item = (String, String)> {
-    const STEERING: [&str; 10] = [
+    const STEERING: [&str; 11] = [
         "DISCOVERER_",
         "REGISTRAR_",
         "ETCD",
         "COMPOSE_",
         "HTTP_PORT",
         "STATS_ADDRESS",
+        "ADMIN_ADDRESS",
         "SUITE",
         "RUST_LOG",
         "HOSTS_",

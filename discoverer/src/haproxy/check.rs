@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::config::PASSWORD_VARIABLE;
+use super::without_secrets;
 
 /// A check of 10,000 servers takes 0.6 s; one that takes this long hangs.
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
@@ -73,7 +73,8 @@ impl Program {
 
     async fn run(&self, arguments: &[&Path]) -> Result<Output, CheckError> {
         let mut command = Command::new(&self.path);
-        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).env_remove(PASSWORD_VARIABLE);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        without_secrets(&mut command);
         match tokio::time::timeout(CHECK_LIMIT, command.output()).await {
             Ok(output) => output.map_err(|error| self.unusable(&error.to_string())),
             Err(_) => Err(self.unusable(&format!("no end within {} s", CHECK_LIMIT.as_secs()))),

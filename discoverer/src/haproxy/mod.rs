@@ -17,3 +17,10 @@ pub use servers::{AdminState, Kept, ServerHealth, ServerState, parse_healths, pa
 pub use socket::{SocketError, ask};
 pub use stats::{ServerStat, Stats, pause_after};
 pub use supervise::{Layout, Order, Supervisor, SupervisorHandle};
+
+/// No program that is started gets a password or a token of ours.
+fn without_secrets(command: &mut tokio::process::Command) {
+    for name in crate::config::SECRET_VARIABLES {
+        command.env_remove(name);
+    }
+}

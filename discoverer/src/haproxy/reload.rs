@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::check::version_numbers;
 use super::socket::{SocketError, ask};
 use super::supervise::SupervisorHandle;
-use crate::config::PASSWORD_VARIABLE;
+use super::without_secrets;
 
 /// A reload with 10,000 servers takes 1 s, a bind conflict 2.4 s; one that takes this long hangs.
 const RELOAD_LIMIT: Duration = Duration::from_secs(30);
@@ -322,7 +322,8 @@ async fn through_command(command: &str) -> Result<(), ReloadError> {
     let failed = |error: String| ReloadError::Command { command: command.to_owned(), error };
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", command]).stdin(Stdio::null()).kill_on_drop(true);
-    shell.stdout(Stdio::null()).stderr(Stdio::piped()).env_remove(PASSWORD_VARIABLE);
+    shell.stdout(Stdio::null()).stderr(Stdio::piped());
+    without_secrets(&mut shell);
     let mut child = shell.spawn().map_err(|error| failed(error.to_string()))?;
     let stderr = child.stderr.take();
     let mut said = Vec::new();

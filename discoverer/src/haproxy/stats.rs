@@ -57,7 +57,6 @@ struct Server {
 
 impl Stats {
     /// Asks HAProxy's stats socket. `number` rises with each asking; what did not change since `before` keeps its own.
-    /// Gives the time that HAProxy took too.
     ///
     /// # Errors
     /// HAProxy does not answer, or in a way that is not known.
@@ -210,7 +209,7 @@ mod tests {
             stats.find_newer(backend, name, address("10.1.1.1:1"), than).is_some()
         };
         assert!(newer(&first, one, 0) && !newer(&same, one, 1) && newer(&same, one, 0));
-        let busy = read(&STAT.replace(",2,3,UP", ",2,4,UP"), "2026-01-01T00:01:03Z", &same, 3);
+        let busy = read(&STAT.replace(",2,3,UP", ",2,4,UP"), "2026-01-01T00:01:02Z", &same, 3);
         assert!(newer(&busy, one, 2) && !newer(&busy, two, 2));
     }
 }

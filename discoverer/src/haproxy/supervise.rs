@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::config::PASSWORD_VARIABLE;
+use super::without_secrets;
 use crate::until;
 
 use super::check::{Program, alerts};
@@ -271,7 +271,7 @@ impl Supervisor {
         command.arg("-p").arg(&self.layout.pid_file).arg("-f").arg(&self.layout.file);
         // A group of its own: Ctrl-C at a terminal is meant for us, and we let HAProxy finish.
         command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).process_group(0);
-        command.env_remove(PASSWORD_VARIABLE);
+        without_secrets(&mut command);
         if let Some(own) = own_stdout() {
             command.stdout(own);
         }

@@ -255,6 +255,9 @@ async fn help_is_the_reference_of_every_flag_and_its_variable() {
             "set",
             "once",
             "dry-run",
+            "admin",
+            "admin-token-file",
+            "admin-without-token",
         ];
         for flag in flags {
             let variable = format!("DISCOVERER_{}", flag.replace('-', "_").to_uppercase());

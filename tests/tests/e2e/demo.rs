@@ -24,6 +24,7 @@ impl Demo {
             ("HTTP_PORT", http_port.to_string()),
             ("ETCD_ADDRESS", format!("127.0.0.1:{}", free_port())),
             ("STATS_ADDRESS", format!("127.0.0.1:{}", free_port())),
+            ("ADMIN_ADDRESS", format!("127.0.0.1:{}", free_port())),
         ];
         Demo { project, http_port, variables: variables.map(|(name, value)| (name.to_owned(), value)).to_vec() }
     }

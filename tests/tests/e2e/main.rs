@@ -1,6 +1,7 @@
 //! End-to-end tests: the built programs against the real etcd, HAProxy and Docker. One binary, a module for each subject.
 #![allow(clippy::unwrap_used)]
 
+mod admin;
 mod agent_checks;
 mod agent_commands;
 mod agent_docker;

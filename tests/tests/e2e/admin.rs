@@ -1,0 +1,206 @@
+//! The admin server of a discoverer that does its work: what its page and API tell is what etcd and HAProxy have.
+
+use std::net::SocketAddr;
+
+use e2e::backend::Backend;
+use e2e::discoverer::{Discoverer, SOON, run_discoverer};
+use e2e::etcd::Etcd;
+use e2e::http::{self, Connection};
+use e2e::ports::free_address;
+use e2e::{wait_until, within};
+use serde_json::Value;
+
+async fn json(admin: SocketAddr, path: &str) -> Result<Value, String> {
+    let reply = http::get(admin, path).await.map_err(|error| error.to_string())?;
+    if reply.status != 200 {
+        return Err(format!("{path}: {}: {}", reply.status, reply.body));
+    }
+    serde_json::from_str(&reply.body).map_err(|error| format!("{path}: {error}: {}", reply.body))
+}
+
+async fn instance(admin: SocketAddr, service: &str, address: SocketAddr) -> Result<Value, String> {
+    let service = json(admin, &format!("/api/v1/services/{service}")).await?;
+    let instances = service["instances"].as_array().cloned().unwrap_or_default();
+    let found = instances.into_iter().find(|instance| instance["address"] == address.to_string());
+    found.ok_or_else(|| service.to_string())
+}
+
+async fn wait_check(admin: SocketAddr, service: &str, address: SocketAddr, check: &str) -> Value {
+    wait_until(SOON, &format!("HAProxy's check of {address} is {check}"), async || {
+        let instance = instance(admin, service, address).await?;
+        let is_it = instance["haproxy"]["check"].as_str().is_some_and(|words| words.starts_with(check));
+        if is_it { Ok(instance) } else { Err(instance.to_string()) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_is_registered_is_shown_with_haproxys_check_and_what_is_refused_with_its_reason() {
+    within(90, async {
+        let etcd = Etcd::start().await;
+        let admin = free_address();
+        let discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
+        let web = Backend::start("web").await;
+        let record = r#"{"name":"<i>web</i>","host":"host-1","attributes":{"host":"web.test","check_http":"/"}}"#;
+        etcd.put(&web.key_in("web"), record).await;
+        etcd.put("/service/web/127.0.0.1:1", r#"{"weight":999}"#).await;
+        let up = wait_check(admin, "web", web.address(), "UP").await;
+        assert_eq!((&up["status"], &up["name"]), (&Value::from("up"), &Value::from("<i>web</i>")), "{up}");
+        discoverer.wait_host("web.test", "web").await;
+
+        let refused = instance(admin, "web", "127.0.0.1:1".parse().unwrap()).await.unwrap();
+        assert_eq!(refused["status"], "refused", "{refused}");
+        assert!(refused["reason"].as_str().unwrap().contains("999"), "{refused}");
+        let status = json(admin, "/api/v1/status").await.unwrap();
+        assert!(status["left_out"][0]["reason"].as_str().unwrap().contains("999"), "{status}");
+        assert_eq!(status["registry"]["connection"], "connected");
+
+        let page = http::get(admin, "/").await.unwrap();
+        assert!(page.body.contains("&lt;i&gt;web&lt;/i&gt;"), "{}", page.body);
+        assert!(!page.body.contains("<i>web</i>"), "{}", page.body);
+        assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
+        let metrics = http::get(admin, "/metrics").await.unwrap();
+        assert!(
+            metrics.body.contains("discoverer_applied_total") && metrics.body.ends_with("# EOF\n"),
+            "{}",
+            metrics.body
+        );
+
+        // Its check, not its key, says that it is down.
+        let address = web.address();
+        drop(web);
+        let down = wait_check(admin, "web", address, "DOWN").await;
+        assert_eq!((&down["status"], &down["haproxy"]["is_down"]), (&Value::from("up"), &Value::from(true)), "{down}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_is_ready_only_after_the_first_configuration() {
+    within(60, async {
+        let mut etcd = Etcd::absent();
+        let admin = free_address();
+        let _discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
+        let words = wait_until(SOON, "it says that the registry is missing", async || {
+            let reply = http::get(admin, "/health/ready").await.map_err(|error| error.to_string())?;
+            assert_eq!(reply.status, 503, "{}", reply.body);
+            if reply.body.contains("the registry") { Ok(reply.body) } else { Err(reply.body) }
+        })
+        .await;
+        assert!(words.starts_with("not ready"), "{words}");
+        assert_eq!(http::get(admin, "/health/live").await.unwrap().status, 200);
+        etcd.start_again().await;
+        wait_until(SOON, "it is ready", async || {
+            let reply = http::get(admin, "/health/ready").await.map_err(|error| error.to_string())?;
+            if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+        })
+        .await;
+    })
+    .await;
+}
+
+/// The next event of that name whose data fits.
+async fn event(stream: &mut Connection, name: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    loop {
+        // One chunk, which is one event.
+        let event = stream.line().await.unwrap();
+        let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
+        if field("event: ") == Some(name) {
+            let data = serde_json::from_str(field("data: ").unwrap()).unwrap();
+            if fits(&data) {
+                return data;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_comes_over_the_stream_and_a_client_that_never_reads_slows_nothing() {
+    within(90, async {
+        let etcd = Etcd::start().await;
+        let admin = free_address();
+        let mut discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
+        let first = Backend::start("first").await;
+        etcd.put(&first.flat_key(), "running").await;
+        discoverer.wait_serves(&["first"]).await;
+
+        let mut stuck = Vec::new();
+        for _ in 0..20 {
+            let mut connection = Connection::open(admin).await.unwrap();
+            assert_eq!(connection.stream("/api/v1/events").await.unwrap(), 200);
+            stuck.push(connection);
+        }
+        let mut stream = Connection::open(admin).await.unwrap();
+        assert_eq!(stream.stream("/api/v1/events").await.unwrap(), 200);
+        for round in 0..3 {
+            let next = Backend::start(&format!("next-{round}")).await;
+            etcd.put(&next.flat_key(), "running").await;
+            let address = next.address().to_string();
+            event(&mut stream, "change", |data| {
+                let mut came = data["instances"].as_array().into_iter().flatten();
+                came.any(|instance| instance["address"] == address && instance["status"] == "up")
+            })
+            .await;
+            discoverer.wait_serves(&["first", next.name()]).await;
+            etcd.delete(&next.flat_key()).await;
+            event(&mut stream, "change", |data| {
+                data["instances_gone"].as_array().into_iter().flatten().any(|gone| gone["address"] == address)
+            })
+            .await;
+        }
+        assert_eq!(http::get(admin, "/health/live").await.unwrap().status, 200);
+        drop(stuck);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_and_an_open_address_without_one_is_a_usage_error() {
+    within(60, async {
+        let etcd = Etcd::absent();
+        let url = etcd.url();
+        let open = run_discoverer(&["--etcd", &url, "--admin", "0.0.0.0:0"]).await;
+        assert_eq!(open.code, Some(2), "{open:?}");
+        assert!(open.stderr.contains("--admin-token-file"), "{open:?}");
+        let missing = run_discoverer(&["--etcd", &url, "--admin-token-file", "/nonexistent/token"]).await;
+        assert_eq!(missing.code, Some(2), "{missing:?}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let token = dir.path().join("token");
+        std::fs::write(&token, "s3cret-word\n").unwrap();
+        let admin = free_address();
+        let discoverer = Discoverer::supervise(&url)
+            .admin(admin)
+            .args(&["--admin-token-file", &token.display().to_string(), "--log-level", "debug"])
+            .start();
+        let status = wait_until(SOON, "it answers", async || {
+            http::get(admin, "/api/v1/status").await.map(|reply| reply.status).map_err(|error| error.to_string())
+        })
+        .await;
+        assert_eq!(status, 401);
+        assert_eq!(http::get(admin, "/health/live").await.unwrap().status, 200);
+        assert!(!format!("{:?}", discoverer.events()).contains("s3cret-word"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told_and_haproxy_is_served_nevertheless() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let admin = free_address();
+        let taken = std::net::TcpListener::bind(admin).unwrap();
+        let mut discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
+        discoverer.wait_logged("no admin server", &[("error", "is taken")]).await;
+        let web = Backend::start("web").await;
+        etcd.put(&web.flat_key(), "running").await;
+        discoverer.wait_serves(&["web"]).await;
+        drop(taken);
+        wait_until(SOON, "it has the address as soon as it is free", async || {
+            let reply = http::get(admin, "/health/ready").await.map_err(|error| error.to_string())?;
+            if reply.status == 200 { Ok(()) } else { Err(reply.body) }
+        })
+        .await;
+    })
+    .await;
+}
