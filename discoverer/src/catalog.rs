@@ -276,7 +276,8 @@ impl Catalog {
             keys.filter_map(|key| Some((key, self.known.get(key.service())?.members.get(key)?))).collect();
         let (newest, older): (Vec<_>, Vec<_>) =
             with_members.into_iter().partition(|(key, member)| self.is_newest(key, member));
-        let winner = newest.first().map_or_else(String::new, |(key, _)| key.to_string());
+        // One start of one container may be the newest under several keys: the same one is named whatever came first.
+        let winner = newest.iter().map(|(key, _)| *key).min().map_or_else(String::new, ToString::to_string);
         older.into_iter().map(move |(key, _)| LeftOut {
             what: Part::Instance,
             service: Some(key.service().clone()),
