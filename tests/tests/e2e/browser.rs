@@ -37,7 +37,7 @@ impl Site {
             etcd.put(&backend.key_in(service), &record).await;
             backends.push(backend);
         }
-        etcd.put("/service/shop/127.0.0.1:1", r#"{"weight":"heavy"}"#).await;
+        etcd.put("/service/shop/127.0.0.1:1", r#"{"weight":999}"#).await;
         discoverer.wait_host("shop.test", "shop").await;
         Site { etcd, _discoverer: discoverer, backends, admin }
     }
