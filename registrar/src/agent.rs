@@ -84,7 +84,8 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     let keeper = Keepers::new(&config.etcd, &Claim::Own(id.clone()), config.ttl, &metrics)?;
     let prober = Arc::new(Prober::new()?.counting(metrics.clone()));
     let access = config.operator.access(&config.admin)?;
-    info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
+    let api = config.etcd.etcd_api;
+    info!(key = %config.scope.key, agent = id, etcd_api = %api, version = env!("CARGO_PKG_VERSION"), "the agent begins");
 
     let (sender, mut news) = mpsc::channel(EVENTS);
     // A container that was told to stop while no agent ran is still to be drained.

@@ -15,6 +15,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Subcommand, ValueEnum};
 use observe::admin::{Access, Address, BindError, Token, TokenError};
 use observe::log::Format;
@@ -66,6 +68,14 @@ impl Program {
     /// What clap says of it, `--help` included; its `exit` prints that and ends the process, with 2 for a wrong flag.
     pub fn from_args<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
         let matches = without_empty_variables(Self::command()).try_get_matches_from(args)?;
+        if let Some(("drain", drain)) = matches.subcommand()
+            && drain.value_source("timeout") == Some(ValueSource::CommandLine)
+            && !drain.get_flag("wait")
+        {
+            // In the environment it may stand for `stop`.
+            let words = "--timeout says how long --wait waits: give both, or neither";
+            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, words));
+        }
         if matches.subcommand_name().is_some() {
             return Ok(Self::Command(Box::new(Command::from_arg_matches(&matches)?)));
         }
@@ -209,6 +219,13 @@ impl FromStr for Apis {
             Some(_) => return Err(FORM),
         };
         if parts.next().is_some() { Err(FORM) } else { Ok(Self { first, second }) }
+    }
+}
+
+impl fmt::Display for Apis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.first.fmt(f)?;
+        self.second.map_or(Ok(()), |second| write!(f, ",{second}"))
     }
 }
 

@@ -6,7 +6,7 @@
 mod target;
 mod wait;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -29,6 +29,8 @@ use self::wait::{Pending, judge};
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often a key is read again that was changed just as it was to be written: its owner refreshes it now and then.
 const TRIES: usize = 10;
+/// How many agents are named.
+const AGENTS_SHOWN: usize = 10;
 /// By then the owner of a key has read what it says: an agent does with each refresh, at a third of the time to live. Before that
 /// it may write what it knew.
 const ADOPTED_AFTER: Duration = Duration::from_secs(10);
@@ -36,9 +38,45 @@ const ADOPTED_AFTER: Duration = Duration::from_secs(10);
 /// Why it could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum DrainError {
-    /// etcd could not be asked, or refuses.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    /// etcd does not say which keys there are.
+    #[error("{0}; nothing was changed")]
+    NotBegun(#[source] StoreError),
+    /// A key could not be set.
+    #[error("{key} is not {wanted}: {error}; {so_far}")]
+    NotSet {
+        /// The key.
+        key: String,
+        /// What it should say.
+        wanted: &'static str,
+        /// Why not.
+        error: StoreError,
+        /// What was done before, and how to undo it.
+        so_far: String,
+    },
+    /// It drains, and it is not known how far that is.
+    #[error(
+        "it is not known what the discoverers still have to do: {error}{}; it goes on draining, and `{undo}` takes it back",
+        right_to_read(.error)
+    )]
+    Unseen {
+        /// Why not.
+        error: StoreError,
+        /// The command.
+        undo: String,
+    },
+    /// The agent's id was given, and no key has it.
+    #[error("no key below {prefix} in etcd was written by agent {agent}, so that nothing was changed{}", known(.agents))]
+    NoKeys {
+        /// The agent's id.
+        agent: String,
+        /// The directory.
+        prefix: String,
+        /// Those who have written keys there.
+        agents: BTreeSet<String>,
+    },
+    /// The container runs on.
+    #[error("{0}. The container was not stopped")]
+    NotStopped(Box<DrainError>),
     /// Docker could not be asked, or refuses.
     #[error(transparent)]
     Docker(#[from] DockerError),
@@ -173,9 +211,9 @@ pub async fn undrain(config: &UndrainConfig) -> Result<Report, DrainError> {
 /// It was not stopped.
 pub async fn stop(config: &StopConfig) -> Result<Report, DrainError> {
     let which = WhichFlags { container: Some(config.container.clone()), all: false };
-    let (mut work, container) = Work::begin(&config.target, &which).await?;
-    work.set(Status::Draining).await?;
-    work.wait(config.limit.timeout).await?;
+    let (mut work, container) = Work::begin(&config.target, &which).await.map_err(not_stopped)?;
+    work.set(Status::Draining).await.map_err(not_stopped)?;
+    work.wait(config.limit.timeout).await.map_err(not_stopped)?;
     for pending in &work.report.pending {
         warn!("{pending}; the container is stopped all the same");
     }
@@ -184,6 +222,14 @@ pub async fn stop(config: &StopConfig) -> Result<Report, DrainError> {
         work.report.stopped = true;
     }
     Ok(work.report)
+}
+
+/// Says so, where that is not plain.
+fn not_stopped(error: DrainError) -> DrainError {
+    match error {
+        DrainError::Docker(_) | DrainError::Resolve(_) | DrainError::NoContainer(_) => error,
+        error => DrainError::NotStopped(Box::new(error)),
+    }
 }
 
 /// A container, and the Docker that has it.
@@ -202,6 +248,8 @@ struct Work {
     places: Vec<Place>,
     prefix: Prefix,
     owner: Owner,
+    /// The command that takes it back.
+    undo: String,
     /// From then on it is somebody's word where one runs again.
     adopted_at: Instant,
     report: Report,
@@ -210,7 +258,8 @@ struct Work {
 impl Work {
     /// Finds the keys.
     async fn begin(target: &TargetFlags, which: &WhichFlags) -> Result<(Self, Option<Found>), DrainError> {
-        let stores = target.etcd.all_store_options().into_iter().map(Store::new).collect::<Result<Vec<_>, _>>()?;
+        let stores = target.etcd.all_store_options().into_iter().map(Store::new).collect::<Result<Vec<_>, _>>();
+        let stores = stores.map_err(DrainError::NotBegun)?;
         let (owner, found) = match &which.container {
             Some(name) => {
                 let (client, container) = look_up(target, name).await?;
@@ -223,25 +272,38 @@ impl Work {
                 (Owner::Agent(id), None)
             }
         };
-        let of_owner = |entry: &registry::Entry| {
+        let mut agents = BTreeSet::new();
+        let mut of_owner = |entry: &registry::Entry| {
             let key = InstanceKey::parse(&target.key, &entry.path).ok()?;
             let record = Record::parse(&entry.value).ok()?;
+            agents.extend(record.agent.clone());
             is_of(&owner, &key, &record).then_some((key, 0))
         };
         let mut places = Vec::with_capacity(stores.len());
         for store in stores {
-            let keys = store.list(&target.key).await?.entries.iter().filter_map(of_owner).collect();
+            let listing = store.list(&target.key).await.map_err(DrainError::NotBegun)?;
+            let keys = listing.entries.iter().filter_map(&mut of_owner).collect();
             places.push(Place { store, keys });
         }
-        if let Some((_, container)) = &found
-            && places.iter().all(|place| place.keys.is_empty())
-        {
-            let name = container.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned();
-            return Err(DrainError::NotRegistered { name, prefix: target.key.path() });
+        let name = |container: &ContainerInspectResponse| {
+            container.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned()
+        };
+        if places.iter().all(|place| place.keys.is_empty()) {
+            let prefix = target.key.path();
+            match (&found, &target.agent_id) {
+                (Some((_, container)), _) => {
+                    return Err(DrainError::NotRegistered { name: name(container), prefix });
+                }
+                (None, Some(agent)) => return Err(DrainError::NoKeys { agent: agent.clone(), prefix, agents }),
+                // A host may have no container.
+                (None, None) => {}
+            }
         }
+        let whom = found.as_ref().map_or_else(|| "--all".to_owned(), |(_, container)| name(container));
         let report = Report { instances: Vec::new(), discoverers: None, pending: Vec::new(), stopped: false };
         let (prefix, adopted_at) = (target.key.clone(), Instant::now() + ADOPTED_AFTER);
-        Ok((Self { places, prefix, owner, adopted_at, report }, found))
+        let undo = format!("registrar undrain {whom}");
+        Ok((Self { places, prefix, owner, undo, adopted_at, report }, found))
     }
 
     /// Sets the status of all keys. One that is gone meanwhile needs none.
@@ -249,9 +311,13 @@ impl Work {
         let mut instances: BTreeMap<InstanceKey, Instance> = BTreeMap::new();
         for place in &mut self.places {
             for key in place.keys.keys().cloned().collect::<Vec<_>>() {
-                let Some(done) = set_status(&place.store, &self.owner, &key, wanted).await? else {
-                    place.keys.remove(&key);
-                    continue;
+                let done = match set_status(&place.store, &self.owner, &key, wanted).await {
+                    Ok(Some(done)) => done,
+                    Ok(None) => {
+                        place.keys.remove(&key);
+                        continue;
+                    }
+                    Err(error) => return Err(not_set(&key, wanted, error, &instances, &self.undo)),
                 };
                 let instance = Instance {
                     service: key.service().to_string(),
@@ -279,9 +345,11 @@ impl Work {
             match looked {
                 Ok(()) if self.report.pending.is_empty() || is_over => return Ok(()),
                 Ok(()) => {}
-                Err(error @ DrainError::TakenBack(_)) => return Err(error),
-                Err(error) if is_over => return Err(error),
-                Err(error) => {
+                Err(Trouble::TakenBack(key)) => return Err(DrainError::TakenBack(key)),
+                Err(Trouble::Store(error)) if is_over => {
+                    return Err(DrainError::Unseen { error, undo: self.undo.clone() });
+                }
+                Err(Trouble::Store(error)) => {
                     let error = error.to_string();
                     if trouble.as_ref() != Some(&error) {
                         warn!(error, "it is not known how far it is; looking again");
@@ -298,7 +366,7 @@ impl Work {
     }
 
     /// Reads the discoverers' words, and sees to it that the keys still drain.
-    async fn look(&mut self) -> Result<(), DrainError> {
+    async fn look(&mut self) -> Result<(), Trouble> {
         // Who follows the directory above has what is flat here.
         let above = self.prefix.parent();
         let directory = above.as_ref().unwrap_or(&self.prefix);
@@ -317,7 +385,7 @@ impl Work {
 }
 
 /// Sees to it that the keys still drain. Before `adopted_at` their owner may have written what it knew.
-async fn keep_draining(place: &mut Place, owner: &Owner, adopted_at: Instant) -> Result<(), DrainError> {
+async fn keep_draining(place: &mut Place, owner: &Owner, adopted_at: Instant) -> Result<(), Trouble> {
     for (key, index) in &mut place.keys {
         // Nothing leads to one that is gone; its owner may write it again.
         let Some(entry) = place.store.get(key).await? else { continue };
@@ -325,13 +393,63 @@ async fn keep_draining(place: &mut Place, owner: &Owner, adopted_at: Instant) ->
             continue;
         }
         if adopted_at <= Instant::now() {
-            return Err(DrainError::TakenBack(key.path()));
+            return Err(Trouble::TakenBack(key.path()));
         }
         if let Some(done) = set_status(&place.store, owner, key, Status::Draining).await? {
             *index = done.index;
         }
     }
     Ok(())
+}
+
+/// Why it is not known how far it is.
+enum Trouble {
+    Store(StoreError),
+    TakenBack(String),
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Says how far it went.
+fn not_set(
+    key: &InstanceKey,
+    wanted: Status,
+    error: StoreError,
+    before: &BTreeMap<InstanceKey, Instance>,
+    undo: &str,
+) -> DrainError {
+    let is_known = !matches!(error, StoreError::NoAnswer(_));
+    let changed: Vec<String> = before.values().filter(|one| one.changed).map(|one| one.key.clone()).collect();
+    let so_far = match (changed.is_empty(), wanted) {
+        (true, _) if is_known => "nothing was changed".to_owned(),
+        (true, Status::Running) => "it may have been changed all the same: try again".to_owned(),
+        (true, Status::Draining) => format!("it may have been changed all the same: `{undo}` takes it back"),
+        (false, Status::Running) => format!("before that were set: {}", changed.join(", ")),
+        (false, Status::Draining) => format!("before that were set: {}; `{undo}` takes them back", changed.join(", ")),
+    };
+    DrainError::NotSet { key: key.path(), wanted: status(wanted), error, so_far }
+}
+
+/// What a user lacks to whom etcd does not say it.
+fn right_to_read(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Refused { .. } => " (who waits needs the right to read there: docs/etcd.md, \"Users\")",
+        _ => "",
+    }
+}
+
+/// Who there is, in words.
+fn known(agents: &BTreeSet<String>) -> String {
+    if agents.is_empty() {
+        return ": no agent has written any".to_owned();
+    }
+    let all: Vec<&str> = agents.iter().map(String::as_str).take(AGENTS_SHOWN).collect();
+    let more = if agents.len() > AGENTS_SHOWN { ", and others" } else { "" };
+    format!(": these agents have: {}{more}", all.join(", "))
 }
 
 /// What became of a key.
@@ -350,7 +468,7 @@ async fn set_status(
     owner: &Owner,
     key: &InstanceKey,
     wanted: Status,
-) -> Result<Option<Done>, DrainError> {
+) -> Result<Option<Done>, StoreError> {
     let mut last = None;
     for _ in 0..TRIES {
         let Some(entry) = store.get(key).await? else { return Ok(None) };
@@ -368,11 +486,11 @@ async fn set_status(
             Ok(index) => return Ok(Some(Done { status: wanted, changed, index })),
             Err(StoreError::Lost { .. }) => return Ok(None),
             Err(error @ StoreError::Contended { .. }) => last = Some(error),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
     match last {
-        Some(error) => Err(error.into()),
+        Some(error) => Err(error),
         None => Ok(None),
     }
 }

@@ -65,7 +65,7 @@ pub enum ExplainError {
     Probe(#[from] ProbeError),
 }
 
-/// Follows a container from Docker to etcd.
+/// Follows a container from Docker to etcd, and says who tells the rest.
 ///
 /// # Errors
 /// Only for what is wrong with the configuration; a Docker or an etcd that does not answer is a step that says no.
@@ -121,6 +121,7 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
     explanation.add_refusals(&findings);
     let running: BTreeSet<&str> = listed.iter().filter_map(|container| container.id.as_deref()).collect();
     let here = Here { agent: id.as_deref(), running: &running };
+    let addresses: BTreeSet<String> = findings.registrations.iter().map(|one| one.key.address().to_string()).collect();
     for registration in findings.registrations {
         let (answer, asked) = ask(&prober, &client, &container, &registration.check).await;
         let mut entry = store.get(&registration.key).await;
@@ -131,6 +132,7 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
         }
         explanation.add_registration(&Evidence { registration, answer, asked, entry }, &container, here);
     }
+    explanation.add_rest_of_the_way(&addresses);
     Ok(explanation)
 }
 
@@ -287,11 +289,27 @@ impl Explanation {
         }
         let whose =
             if here.agent.is_none_or(|agent| agent == writer) { "" } else { ", which is not this host's agent" };
-        let meaning = match found.status {
-            Status::Running => "",
-            Status::Draining => ": it finishes what it has and gets nothing new",
-        };
-        self.yes(format!("{path} is in etcd: {}{meaning}; {left}, written by {writer}{whose}", status(found.status)));
+        let says = format!("{path} is in etcd: {}", status(found.status));
+        let who = format!("{left}, written by {writer}{whose}");
+        let name = container.name.as_deref().unwrap_or_default().trim_start_matches('/');
+        match found.status {
+            Status::Running => self.yes(format!("{says}; {who}")),
+            Status::Draining if found.stopping => self.no(format!(
+                "{says}: Docker has told the container to stop, so that it finishes what it has and gets nothing new; {who}. If it does not \
+                 end, its agent takes it back after --kill-grace"
+            )),
+            Status::Draining => self.no(format!(
+                "{says}: somebody has drained it, so that it finishes what it has and gets nothing new; {who}. `registrar undrain {name}` \
+                 takes it back"
+            )),
+        }
+    }
+
+    /// What comes behind etcd is another program's to tell.
+    fn add_rest_of_the_way(&mut self, addresses: &BTreeSet<String>) {
+        for address in addresses {
+            self.aside(format!("from etcd to HAProxy: `discoverer explain {address}`, on a load balancer"));
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use registry::{Entry, InstanceKey, Listing, Prefix, Store, StoreError};
+use tracing::info;
 
 use crate::config::EtcdFlags;
 use crate::keeper::{Claim, Keeper, Told, WITHDRAW_LIMIT};
@@ -109,5 +110,14 @@ pub type Listed = (usize, Result<Listing, StoreError>);
 /// than its limits.
 pub async fn list(stores: Vec<(usize, Store)>, prefix: Prefix) -> Vec<Listed> {
     let prefix = &prefix;
-    join_all(stores.into_iter().map(async |(number, store)| (number, store.list(prefix).await))).await
+    let list = async |(number, store): (usize, Store)| {
+        let listing = store.list(prefix).await;
+        if listing.is_ok()
+            && let Ok(Some(api)) = store.api().await
+        {
+            info!(%api, "etcd answers");
+        }
+        (number, listing)
+    };
+    join_all(stores.into_iter().map(list)).await
 }

@@ -103,10 +103,22 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
 
     std::fs::write(state.path().join("agent-id"), "agent-1\n").unwrap();
     let id = container(1, 1, &[])["Id"].as_str().unwrap().to_owned();
-    put(&store, &below, &json!({ "id": id, "agent": "agent-1", "status": "draining" }).to_string()).await;
+    put(&store, &below, &json!({ "id": id, "agent": "agent-1" }).to_string()).await;
     let (code, text) = explain("web", &[]).await;
     assert_eq!((code, marks(&text)), (0, vec!["yes"; 4]), "{text}");
-    assert!(text.contains(&format!("{key} is in etcd: draining: it finishes what it has")), "{text}");
+    assert!(text.contains(&format!("{key} is in etcd: running;")), "{text}");
+    assert!(
+        text.ends_with(&format!("from etcd to HAProxy: `discoverer explain {at}`, on a load balancer\n")),
+        "{text}"
+    );
+    for (stopping, way_out) in [(false, "`registrar undrain web-owner` takes it back"), (true, "after --kill-grace")] {
+        let record = json!({ "id": id, "agent": "agent-1", "status": "draining", "stopping": stopping });
+        put(&store, &below, &record.to_string()).await;
+        let (code, text) = explain("web", &[]).await;
+        assert_eq!((code, marks(&text)), (1, vec!["yes", "yes", "yes", "-> NO"]), "{text}");
+        assert!(text.contains(&format!("{key} is in etcd: draining: ")) && text.contains(way_out), "{text}");
+    }
+    put(&store, &below, &json!({ "id": id, "agent": "agent-1" }).to_string()).await;
     let (_, text) = explain("web", &["--agent-id", "other"]).await;
     assert!(text.contains("written by agent-1, which is not this host's agent"), "{text}");
 
@@ -299,11 +311,22 @@ fn completions_and_manual_pages_know_every_command() {
 }
 
 #[test]
+fn what_is_known_to_be_a_limit_for_stop_may_stand_in_the_environment_of_drain() {
+    let mut command = registrar();
+    let args = ["drain", "--all", "--etcd", "http://127.0.0.1:1", "--etcd-timeout", "100ms", "--agent-id", "a1"];
+    let output = command.env("REGISTRAR_DRAIN_TIMEOUT", "5s").args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("nothing was changed"), "{}", text(&output));
+}
+
+#[test]
 fn a_wrong_value_is_refused_with_what_is_right() {
     let etcd = ["--etcd", "http://h1:2379"];
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 11] = [
         (&["list", "--key", "_x"], "begins with '_'"),
-        (&["explain"], "<CONTAINER>"),
+        (&["explain"], "For example: registrar explain web-1"),
+        (&["drain", "web", "--timeout", "5s"], "--timeout says how long --wait waits"),
+        (&["stop"], "<CONTAINER>"),
         (&["explain", "a/b"], "no name or id"),
         (&["explain", "web", "--domains", "*"], "write a.example"),
         (&["static", "--name", "db"], "--address"),

@@ -38,8 +38,9 @@ pub struct ListConfig {
 /// first that says no, and what to do about it.
 ///
 /// It judges by the same flags and variables as the agent: run it with those of the agent, or in the agent's container.
-/// Ends with 0 when no step says no, else with 1.
+/// Ends with 0 when no step says no, else with 1. What happens behind etcd, up to HAProxy, `discoverer explain` says.
 #[derive(Debug, Clone, Args)]
+#[command(override_usage = "registrar explain [OPTIONS] <CONTAINER>\n       For example: registrar explain web-1")]
 pub struct ExplainConfig {
     /// The container's name or id.
     #[arg(value_name = "CONTAINER", value_parser = container_name)]

@@ -105,7 +105,7 @@ pub struct TargetFlags {
     #[arg(long, env = "REGISTRAR_STATE_DIR", value_name = "DIR", default_value = "/var/lib/registrar")]
     pub state_dir: PathBuf,
 
-    /// For --all: the agent's id, instead of the one in --state-dir.
+    /// For --all: the agent's id, instead of the one in --state-dir. It is an error when no key is that agent's.
     #[arg(long, env = "REGISTRAR_AGENT_ID", value_name = "ID", value_parser = agent_id)]
     pub agent_id: Option<String>,
 
@@ -121,7 +121,7 @@ pub struct TargetFlags {
 /// How long is waited.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LimitFlags {
-    /// How long to wait for the discoverers. As long as the longest request, and as HAProxy's old workers live after a
+    /// How long to wait for the discoverers; `drain` takes it with --wait only. As long as the longest request, and as HAProxy's old workers live after a
     /// reload.
     #[arg(long, env = "REGISTRAR_DRAIN_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub timeout: Duration,

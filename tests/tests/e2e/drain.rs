@@ -366,6 +366,12 @@ async fn where_no_discoverer_is_nobody_is_waited_for() {
         assert!(said.code == Some(0) && said.stdout.contains("No discoverer says that it is there"), "{said:?}");
         assert_eq!(etcd.get("/service/10.9.9.9:80").await.unwrap().get("ttl"), None, "it lives on without an end");
         let said = registrar(&etcd, &["drain", "--all", "--agent-id", "nobody"]).await;
+        let words = "no key below /service in etcd was written by agent nobody, so that nothing was changed: these agents have: mine";
+        assert!(said.code == Some(1) && said.stderr.contains(words) && said.stdout.is_empty(), "{said:?}");
+        // A host whose agent has no container has nothing to drain.
+        let state = tempfile::tempdir().unwrap();
+        std::fs::write(state.path().join("agent-id"), "idle\n").unwrap();
+        let said = registrar(&etcd, &["drain", "--all", "--state-dir", state.path().to_str().unwrap()]).await;
         assert!(said.code == Some(0) && said.stdout.contains("Nothing of this host's"), "{said:?}");
     })
     .await;
