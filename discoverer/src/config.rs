@@ -35,13 +35,40 @@ pub const TOKEN_VARIABLE: &str = "DISCOVERER_ADMIN_TOKEN";
 pub const SECRET_VARIABLES: [&str; 2] = [PASSWORD_VARIABLE, TOKEN_VARIABLE];
 
 /// What to do instead of following.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Print the configuration for what the registry holds now, and change nothing
     Render,
     /// Check the template with HAProxy: for made-up services of every kind and, with --etcd, for what the registry
     /// holds now; change nothing
     Check,
+    /// Say how the discoverer that runs at --admin stands: etcd, HAProxy, what is left out, each service with its instances
+    ///
+    /// Ends with 0 where all is well; with 1 where something is wrong: etcd does not answer, HAProxy does not run or not what is
+    /// wanted, the template cannot be used, a service is left out or has no instance that is up; with 2 for wrong flags; with 3
+    /// where the discoverer cannot be reached.
+    Status {
+        /// Print the API's JSON, instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say why something is routed to, or why not: each step from its key in etcd over the discoverer and the file to HAProxy,
+    /// with the first that says no, and what to do about it
+    ///
+    /// Give the flags of the discoverer, or ask in its container: etcd is asked at --etcd, the discoverer at --admin, the file is
+    /// --output, and HAProxy is asked at --runtime-socket, else over the discoverer. What happens before etcd, on the container's
+    /// host, `registrar explain` says. Ends with 0 when each step says yes, else with 1; with 2 for wrong flags.
+    #[command(
+        override_usage = "discoverer explain [OPTIONS] <NAME>\n       For example: discoverer explain web, or discoverer explain 10.0.0.1:8000"
+    )]
+    Explain {
+        /// A service, an instance as host:port, a container's name, or the beginning of its id
+        #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        name: String,
+        /// Print the steps as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Flags that do not go together, or are missing for what is asked.

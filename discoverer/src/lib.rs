@@ -12,10 +12,12 @@ pub mod apply;
 pub mod blame;
 pub mod catalog;
 mod checks;
+pub mod client;
 pub mod compose;
 pub mod config;
 mod daemon;
 pub mod drain;
+pub mod explain;
 pub mod feed;
 pub mod haproxy;
 mod identity;
@@ -31,6 +33,7 @@ pub mod render;
 pub mod report;
 mod sample;
 pub mod snapshot;
+pub mod status;
 pub mod suspect;
 pub mod templates;
 pub mod trouble;
@@ -53,6 +56,8 @@ pub async fn main(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Some(Command::Render) => once::render(&flags).await,
         Some(Command::Check) => once::check(&flags).await,
+        Some(Command::Status { json }) => once::status(&flags, json).await,
+        Some(Command::Explain { name, json }) => once::explain(&flags, &name, json).await,
         None if flags.dry_run => once::dry_run(&flags).await,
         None if flags.once => once::apply(&flags).await,
         None => daemon::run(flags).await,

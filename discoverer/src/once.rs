@@ -1,23 +1,29 @@
-//! What is done once and ends: `render`, `check`, `--once`, `--dry-run`.
+//! What is done once and ends: `render`, `check`, `status`, `explain`, `--once`, `--dry-run`.
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use similar::{ChangeTag, TextDiff};
 use tracing::{info, warn};
 
 use crate::apply::{Applier, ApplyConfig};
 use crate::catalog::Catalog;
+use crate::client::Client;
 use crate::compose::{Composer, Wanted};
 use crate::config::Flags;
 use crate::haproxy::{Program, Reloader, Runtime};
 use crate::metrics::Metrics;
 use crate::model::Services;
 use crate::output::Output;
-use crate::{catalog_options, reloader, sample, store, surroundings, templates, version};
+use crate::{catalog_options, explain, reloader, sample, status, store, surroundings, templates, version};
+
+/// The exit code of `status` where no discoverer can be asked.
+const AWAY: u8 = 3;
 
 /// Prints the configuration for what the registry holds now.
 pub(crate) async fn render(flags: &Flags) -> anyhow::Result<ExitCode> {
@@ -46,6 +52,48 @@ pub(crate) async fn check(flags: &Flags) -> anyhow::Result<ExitCode> {
         println!("{}: good with {name}", flags.template.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says how a running discoverer stands.
+pub(crate) async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitCode> {
+    let report = match Client::new(flags)? {
+        Ok(client) => client.report_with_stats().await,
+        Err(error) => Err(error),
+    };
+    match report {
+        Ok(report) => {
+            let is_well = status::wrongs(&report).is_empty();
+            if as_json {
+                say(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+            } else {
+                say(&status::Table { report: &report, now: Timestamp::now() }.to_string())?;
+            }
+            Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Err(error) => {
+            eprintln!("discoverer: {}. {}", explain::shown(&error.to_string()), error.advice());
+            Ok(if error.is_answer() { ExitCode::FAILURE } else { ExitCode::from(AWAY) })
+        }
+    }
+}
+
+/// Says whether a service or an instance is routed to, or why not.
+pub(crate) async fn explain(flags: &Flags, name: &str, as_json: bool) -> anyhow::Result<ExitCode> {
+    let explanation = explain::run(flags, name).await?;
+    if as_json {
+        say(&(serde_json::to_string_pretty(&explanation)? + "\n"))?;
+    } else {
+        say(&explanation.to_string())?;
+    }
+    Ok(if explanation.routed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes to the standard output. Who reads it may have seen enough.
+fn say(text: &str) -> anyhow::Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing to the standard output"),
+        _ => Ok(()),
+    }
 }
 
 /// Says what would change in the file.

@@ -25,6 +25,8 @@ pub use self::directives::{Bind, WorkerLimits};
 pub use self::reason::Reason;
 pub use self::servers::ServerSettings;
 pub use self::text::Parsed;
+pub(crate) use self::text::is_section;
+pub(crate) use self::words::words;
 
 use self::context::Context;
 use self::difference::{Difference, references, unnamed_elsewhere};

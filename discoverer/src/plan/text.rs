@@ -340,6 +340,12 @@ impl Reader {
     }
 }
 
+/// Whether a line that begins with this word begins a section. In a `backend` some of these words are keywords too; those
+/// of sections that have servers or take connections are not.
+pub(crate) fn is_section(word: &str) -> bool {
+    matches!(word, "backend" | "listen" | "defaults") || SECTIONS.contains(&word)
+}
+
 /// The keywords that begin a section, of HAProxy 2.6 to 3.4, but for those that [`Kind`] names.
 const SECTIONS: &[&str] = &[
     "frontend",

@@ -6,11 +6,11 @@
 use std::borrow::Cow;
 
 /// A word with its quotes and escapes resolved.
-pub(super) type Word<'t> = Cow<'t, str>;
+pub(crate) type Word<'t> = Cow<'t, str>;
 
 /// Why the words of a line cannot be told from its text alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unclear {
+pub(crate) enum Unclear {
     #[error("an environment variable stands in it")]
     Environment,
     #[error("a quote in it has no end")]
@@ -22,7 +22,7 @@ pub(super) enum Unclear {
 }
 
 /// The words of a line, without its comment.
-pub(super) fn words(line: &str) -> Result<Vec<Word<'_>>, Unclear> {
+pub(crate) fn words(line: &str) -> Result<Vec<Word<'_>>, Unclear> {
     let (mut end, mut comment, mut special) = (line.len(), None, false);
     for (place, byte) in line.bytes().enumerate() {
         match byte {

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
-use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::uri::{Authority, Uri};
+use axum::http::{HeaderMap, HeaderValue};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq;
@@ -77,6 +77,14 @@ impl Token {
                 None => Err(TokenError::Form(variable.to_owned())),
             },
         }
+    }
+
+    /// The header `Authorization` of a client who knows it.
+    pub fn authorization(&self) -> HeaderValue {
+        let text = format!("Bearer {}", self.0);
+        let mut value = HeaderValue::try_from(text).expect("a token has only visible ASCII characters");
+        value.set_sensitive(true);
+        value
     }
 
     /// Whether it is that. Takes as long whatever is the first character that differs.
