@@ -20,7 +20,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// The most bytes of a reply that are read: 10,000 instances are some 10 MB.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// So long HAProxy's own figures are waited for: the discoverer asks HAProxy only once somebody looks.
-const STATS_LIMIT: Duration = Duration::from_secs(3);
+const LOOK_LIMIT: Duration = Duration::from_secs(3);
 /// How often they are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How many characters of a reply that is none are shown.
@@ -106,6 +106,7 @@ pub struct Client {
 /// What `/api/v1/services` says, as far as it is used.
 #[derive(Deserialize)]
 struct Reply {
+    version: u64,
     services: Vec<ServiceReport>,
 }
 
@@ -139,8 +140,7 @@ impl Client {
     /// # Errors
     /// It does not tell.
     pub async fn report(&self) -> Result<Report, ApiError> {
-        let status: StatusReport = self.get("/api/v1/status").await?;
-        Ok(Report { status, services: self.services().await? })
+        self.report_when(|_| true).await
     }
 
     /// The same, with what HAProxy itself says where that can be had.
@@ -148,18 +148,21 @@ impl Client {
     /// # Errors
     /// It does not tell.
     pub async fn report_with_stats(&self) -> Result<Report, ApiError> {
-        let deadline = Instant::now() + STATS_LIMIT;
-        let mut report = self.report().await?;
-        while !has_stats(&report.services) && Instant::now() < deadline {
-            sleep(LOOK_EVERY).await;
-            report.services = self.services().await?;
-        }
-        Ok(report)
+        self.report_when(has_stats).await
     }
 
-    async fn services(&self) -> Result<Vec<ServiceReport>, ApiError> {
-        let reply: Reply = self.get("/api/v1/services").await?;
-        Ok(reply.services)
+    /// The services may be told of a picture that is a moment older than the rest: they are asked for again until they are not,
+    /// and all is there that is wanted; or the time is over.
+    async fn report_when(&self, is_enough: impl Fn(&[ServiceReport]) -> bool) -> Result<Report, ApiError> {
+        let status: StatusReport = self.get("/api/v1/status").await?;
+        let deadline = Instant::now() + LOOK_LIMIT;
+        loop {
+            let Reply { version, services } = self.get("/api/v1/services").await?;
+            if (version >= status.version && is_enough(&services)) || deadline <= Instant::now() {
+                return Ok(Report { status, services });
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {

@@ -189,6 +189,20 @@ async fn explain_says_which_of_docker_and_etcd_does_not_answer() {
 }
 
 #[tokio::test]
+async fn where_etcd_is_away_a_container_is_neither_drained_nor_stopped_and_that_is_said() {
+    let docker = Docker::start();
+    docker.knows("web", container(8000, 40001, &[]).to_string());
+    let dead = format!("http://127.0.0.1:{}", free_port());
+    let socket = docker.socket.to_str().unwrap();
+    for command in ["drain", "undrain", "stop"] {
+        let (code, text) = run(&dead, &[command, "web", "--docker", socket]).await;
+        assert!(code == 1 && text.contains("no usable answer from etcd"), "{text}");
+        assert!(text.contains("; nothing was changed"), "{text}");
+        assert_eq!(text.contains(". The container was not stopped"), command == "stop", "{text}");
+    }
+}
+
+#[tokio::test]
 async fn static_keeps_a_key_while_its_address_answers_and_takes_it_over_after_a_kill() {
     let etcd = Etcd::start();
     let store = store(&etcd.url());

@@ -161,6 +161,10 @@ impl Builder {
         ]
         .map(str::to_owned)
         .to_vec();
+        // Its page is at no port, so that two of them do not meet.
+        if !self.args.iter().any(|arg| arg == "--admin") {
+            args.extend(["--admin".to_owned(), format!("unix:{}", state.join("admin.sock").display())]);
+        }
         args.extend(self.reach);
         args.extend(self.args);
         let sockets = self.sockets.unwrap_or_else(|| (state.join("master.sock"), state.join("runtime.sock")));
@@ -251,6 +255,12 @@ impl Discoverer {
     /// Gives the process away, after which [`Discoverer::start_again`] may follow.
     pub fn take_process(&mut self) -> Process {
         self.process.take().expect("the discoverer runs")
+    }
+
+    /// Runs one of its commands, such as `status`, with its own flags.
+    pub async fn ask(&self, command: &[&str]) -> Finished {
+        let all: Vec<&str> = command.iter().copied().chain(self.args.iter().map(String::as_str)).collect();
+        run(&self.program, &all, &[], secs(30)).await
     }
 
     /// The address that the configuration's frontend listens on.

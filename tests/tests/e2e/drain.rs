@@ -14,6 +14,7 @@ use e2e::load::Load;
 use e2e::ports::free_port;
 use e2e::process::{Finished, find_workspace_binary, run};
 use e2e::registrar::Registrar;
+use e2e::users;
 use e2e::{secs, stays_true, wait_until, within};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -525,6 +526,29 @@ async fn wait_none_of(etcd: &Etcd, service: &str, container: &Container) {
         } else {
             Err(format!("{found:?}"))
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_may_not_read_what_discoverers_say_is_told_that_it_drains_and_how_to_undo_it() {
+    within(60, async {
+        let etcd = Etcd::start_with_both().await;
+        users::make(&etcd.url(), "v3");
+        let root = format!("etcdctl --user root:{} ", users::ROOT);
+        let revoke = "role revoke-permission registrar /_discoverers/service/ --prefix";
+        users::run(&etcd.url(), "v3", &format!("{root} {revoke}\n{root} put /service/10.9.9.9:80 '{MINE}'"));
+        let password = [("REGISTRAR_ETCD_PASSWORD", users::REGISTRAR)];
+        let program = find_workspace_binary("registrar");
+        let url = etcd.url();
+        let flags = ["--etcd", &url, "--etcd-api", "v3", "--etcd-user", "registrar", "--all", "--agent-id", "mine"];
+        let drain = [&["drain"], &flags[..], &["--wait", "--timeout", "1s"]].concat();
+        let said = run(&program, &drain, &password, secs(20)).await;
+        assert!(said.code == Some(1) && said.stderr.contains("who waits needs the right to read there"), "{said:?}");
+        assert!(said.stderr.contains("it goes on draining, and `registrar undrain --all` takes it back"), "{said:?}");
+        let undrain = [&["undrain"], &flags[..]].concat();
+        let said = run(&program, &undrain, &password, secs(20)).await;
+        assert!(said.code == Some(0) && said.stdout == "/service/10.9.9.9:80: running\n", "{said:?}");
     })
     .await;
 }

@@ -19,6 +19,7 @@ mod docs;
 mod drain;
 mod etcd_secure;
 mod etcd_trouble;
+mod explain;
 mod faults;
 mod harness;
 mod hostile;
