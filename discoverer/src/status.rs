@@ -83,7 +83,7 @@ impl Table<'_> {
             let _ = write!(text, "; last change {}", self.ago(last));
         }
         if let Some(since) = registry.stale_since {
-            let _ = write!(text, "; stale since {since}");
+            let _ = write!(text, "; stale since {since:.0}");
         }
         let _ = write!(text, "; {}", registry.endpoints.join(", "));
         text
@@ -103,7 +103,8 @@ impl Table<'_> {
             let _ = write!(text, ", worker started {}", self.ago(started));
         }
         let reloads: u64 = haproxy.reloads.values().sum();
-        let _ = write!(text, "; {reloads} reloads (--{})", haproxy.way);
+        let word = if reloads == 1 { "reload" } else { "reloads" };
+        let _ = write!(text, "; {reloads} {word} (--{})", haproxy.way);
         if let Some(reload) = &haproxy.last_reload {
             let _ = write!(text, ", the last {}: {}", self.ago(reload.at), reload.reason);
         }

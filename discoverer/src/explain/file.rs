@@ -57,7 +57,7 @@ impl File {
         for (at, text) in text.lines().enumerate() {
             let Ok(words) = words(text) else { continue };
             let Some(first) = words.first() else { continue };
-            let second = words.get(1).map(|word| word.to_string());
+            let second = words.get(1).map(ToString::to_string);
             if is_section(first) {
                 let name = second.unwrap_or_default();
                 file.sections.push(Section { keyword: first.to_string(), name, ..Section::default() });

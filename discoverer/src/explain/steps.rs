@@ -72,26 +72,27 @@ impl Way {
         self.steps.iter().find(|step| step.says == Says::No)
     }
 
-    pub(super) fn yes(&mut self, part: Part, text: impl Into<String>) {
-        self.push(part, Says::Yes, text.into(), None);
+    pub(super) fn yes(&mut self, part: Part, text: impl AsRef<str>) {
+        self.push(part, Says::Yes, text.as_ref(), "");
     }
 
-    pub(super) fn no(&mut self, part: Part, text: impl Into<String>, advice: impl Into<String>) {
-        self.push(part, Says::No, text.into(), Some(advice.into()).filter(|advice| !advice.is_empty()));
+    pub(super) fn no(&mut self, part: Part, text: impl AsRef<str>, advice: impl AsRef<str>) {
+        self.push(part, Says::No, text.as_ref(), advice.as_ref());
     }
 
     /// What a part does not tell.
     pub(super) fn away(&mut self, part: Part, away: &Away) {
-        self.push(part, away.says, away.why.clone(), Some(away.advice.clone()));
+        self.push(part, away.says, &away.why, &away.advice);
     }
 
-    pub(super) fn aside(&mut self, part: Part, text: impl Into<String>) {
-        self.push(part, Says::Aside, text.into(), None);
+    pub(super) fn aside(&mut self, part: Part, text: impl AsRef<str>) {
+        self.push(part, Says::Aside, text.as_ref(), "");
     }
 
     /// Whatever comes from elsewhere may hold what a terminal would obey.
-    fn push(&mut self, part: Part, says: Says, text: String, advice: Option<String>) {
-        self.steps.push(Step { part, says, text: shown(&text), advice: advice.as_deref().map(shown) });
+    fn push(&mut self, part: Part, says: Says, text: &str, advice: &str) {
+        let advice = (!advice.is_empty()).then(|| shown(advice));
+        self.steps.push(Step { part, says, text: shown(text), advice });
     }
 }
 

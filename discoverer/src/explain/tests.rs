@@ -113,7 +113,7 @@ fn each_cause_is_the_first_no_with_its_advice() {
                 report(it).services.clear();
             },
             Part::Etcd,
-            "its value is none: its value is neither",
+            "and cannot be read: its value is neither",
             "Whoever wrote it",
         ),
         (

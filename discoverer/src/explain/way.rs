@@ -307,7 +307,7 @@ fn add_discoverer(way: &mut Way, evidence: &Evidence) {
         ),
         ConnectionReport::Unreachable => way.no(
             Part::Discoverer,
-            format!("discoverer {id} gets no answer of etcd since {}{error}", registry.since),
+            format!("discoverer {id} gets no answer of etcd since {:.0}{error}", registry.since),
             format!(
                 "HAProxy goes on with what was known then. Does etcd run, and can this host reach it at {endpoints}?"
             ),
@@ -459,7 +459,9 @@ fn instance_way(evidence: &Evidence, service: &str, address: SocketAddr, known: 
         let head = find(report, service);
         let is_shared = head.is_some_and(|service| service.head.status == Status::Refused);
         let left: &[LeftOutReport] = head.map_or(&[], |service| &service.head.left_out);
-        let left = left.iter().find(|left| left.address == Some(address));
+        let left = left.iter().chain(&report.status.left_out);
+        let left =
+            left.into_iter().find(|left| left.address == Some(address) && left.service.as_deref() == Some(service));
         add_instance(&mut way, known, left, is_shared, is_drained);
     }
     let mut servers = Vec::new();
@@ -515,7 +517,7 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
         Err(error) => {
             way.no(
                 Part::Etcd,
-                format!("{path} is in etcd, {left}, and its value is none: {error}"),
+                format!("{path} is in etcd, {left}, and cannot be read: {error}"),
                 "A value is `running` or one JSON object (docs/registrar.md). Whoever wrote it has to write another; an agent writes it anew \
                  when the key is deleted",
             );
