@@ -55,8 +55,7 @@ pub enum DrainError {
     },
     /// It drains, and it is not known how far that is.
     #[error(
-        "it is not known what the discoverers still have to do: {error}{}; it goes on draining, and `{undo}` takes it back",
-        right_to_read(.error)
+        "it is not known what the discoverers still have to do: {error}; it goes on draining, and `{undo}` takes it back"
     )]
     Unseen {
         /// Why not.
@@ -432,14 +431,6 @@ fn not_set(
         (false, Status::Draining) => format!("before that were set: {}; `{undo}` takes them back", changed.join(", ")),
     };
     DrainError::NotSet { key: key.path(), wanted: status(wanted), error, so_far }
-}
-
-/// What a user lacks to whom etcd does not say it.
-fn right_to_read(error: &StoreError) -> &'static str {
-    match error {
-        StoreError::Refused { .. } => " (who waits needs the right to read there: docs/etcd.md, \"Users\")",
-        _ => "",
-    }
 }
 
 /// Who there is, in words.

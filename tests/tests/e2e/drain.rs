@@ -544,7 +544,10 @@ async fn who_may_not_read_what_discoverers_say_is_told_that_it_drains_and_how_to
         let flags = ["--etcd", &url, "--etcd-api", "v3", "--etcd-user", "registrar", "--all", "--agent-id", "mine"];
         let drain = [&["drain"], &flags[..], &["--wait", "--timeout", "1s"]].concat();
         let said = run(&program, &drain, &password, secs(20)).await;
-        assert!(said.code == Some(1) && said.stderr.contains("who waits needs the right to read there"), "{said:?}");
+        assert!(
+            said.code == Some(1) && said.stderr.contains("no role of the user allows that there (docs/etcd.md)"),
+            "{said:?}"
+        );
         assert!(said.stderr.contains("it goes on draining, and `registrar undrain --all` takes it back"), "{said:?}");
         let undrain = [&["undrain"], &flags[..]].concat();
         let said = run(&program, &undrain, &password, secs(20)).await;
