@@ -70,6 +70,7 @@ pub(crate) fn report() -> Report {
         services_by_status: BTreeMap::from([("up".to_owned(), 1)]),
         instances_by_status: BTreeMap::from([("up".to_owned(), 1)]),
         left_out: Vec::new(),
+        more_left_out: 0,
         troubles: Vec::new(),
     };
     Report { status, services: vec![service("web", &["10.0.0.1:80"])] }
