@@ -43,7 +43,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// `--admin`, where the default is `off`: many run on one machine.
+    /// `--admin`, where the default is a socket in its state directory.
     #[must_use]
     pub fn admin(mut self, admin: SocketAddr) -> Builder {
         self.admin = Some(admin);
@@ -157,14 +157,11 @@ impl Builder {
             "--log-format",
             "json",
             "--admin",
-            &self.admin.map_or("off".to_owned(), |admin| admin.to_string()),
+            // By default its page is at no port, so that two of them do not meet.
+            &self.admin.map_or(format!("unix:{}", state.join("admin.sock").display()), |admin| admin.to_string()),
         ]
         .map(str::to_owned)
         .to_vec();
-        // Its page is at no port, so that two of them do not meet.
-        if !self.args.iter().any(|arg| arg == "--admin") {
-            args.extend(["--admin".to_owned(), format!("unix:{}", state.join("admin.sock").display())]);
-        }
         args.extend(self.reach);
         args.extend(self.args);
         let sockets = self.sockets.unwrap_or_else(|| (state.join("master.sock"), state.join("runtime.sock")));

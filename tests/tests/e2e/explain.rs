@@ -166,9 +166,9 @@ async fn a_token_is_asked_for_and_sent() {
         let (token, other) = (dir.path().join("token"), dir.path().join("other"));
         std::fs::write(&token, "hunter2hunter2\n").unwrap();
         std::fs::write(&other, "hunter3\n").unwrap();
-        let admin = free_address().to_string();
-        let flags = ["--admin", &admin, "--admin-token-file", token.to_str().unwrap()];
-        let discoverer = Discoverer::supervise(&etcd.url()).args(&flags).start();
+        let address = free_address();
+        let (admin, flags) = (address.to_string(), ["--admin-token-file", token.to_str().unwrap()]);
+        let discoverer = Discoverer::supervise(&etcd.url()).admin(address).args(&flags).start();
         let web = Backend::start("web").await;
         etcd.put(&web.key_in("web"), &at_host("web", "")).await;
         wait_status(&discoverer, 0, "All is well.").await;
