@@ -12,16 +12,41 @@ use e2e::ports::free_address;
 use e2e::{secs, wait_until, within};
 use serde_json::Value;
 
-/// The series that an admin address exports, from when it says this: before the first picture there are no states.
-async fn exported(admin: SocketAddr, said: &str) -> BTreeSet<String> {
+/// What an admin address exports, from when it says this: before the first picture there are no states.
+async fn metrics(admin: SocketAddr, said: &str) -> String {
     let text = wait_until(secs(20), "metrics", async || {
         let reply = http::get(admin, "/metrics").await.map_err(|error| error.to_string())?;
         if reply.status == 200 && reply.body.contains(said) { Ok(reply.body) } else { Err(reply.body) }
     })
     .await;
     assert!(text.ends_with("# EOF\n"), "{text}");
+    text
+}
+
+/// The names of the series in it.
+fn series(text: &str) -> BTreeSet<String> {
     let series = text.lines().filter(|line| !line.starts_with('#'));
     series.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
+}
+
+/// The discoverer's own families in it, as its page names them, with their types.
+fn families(text: &str) -> BTreeSet<(String, String)> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let ours = types.filter(|(name, kind)| name.starts_with("discoverer_") && *kind != "info");
+    let suffix = |kind: &str| if kind == "counter" { "_total" } else { "" };
+    ours.map(|(name, kind)| (format!("{name}{}", suffix(kind)), kind.to_owned())).collect()
+}
+
+/// The names and types in the table of a page of the docs.
+fn listed(page: &str) -> BTreeSet<(String, String)> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page)).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| `discoverer_"));
+    let cell = |cell: Option<&str>| cell.unwrap_or_default().trim().trim_matches('`').to_owned();
+    let pair = |line: &str| {
+        let mut cells = line.trim_matches('|').split('|');
+        (cell(cells.next()), cell(cells.next()))
+    };
+    rows.map(pair).collect()
 }
 
 /// The words of an expression that name metrics of ours.
@@ -53,15 +78,17 @@ fn expressions(value: &Value, found: &mut Vec<String>) {
 }
 
 #[tokio::test]
-async fn the_dashboard_and_the_alerts_ask_for_what_the_programs_export() {
+async fn the_dashboard_and_the_alerts_ask_for_what_the_programs_export_and_the_docs_list_it() {
     within(90, async {
         let (etcd, admin) = (Etcd::start().await, free_address());
         let discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
         etcd.put("/service/web/127.0.0.1:9", "running").await;
         discoverer.wait_config("127.0.0.1:9").await;
         let agent = Agent::start(&etcd, &["--admin", "127.0.0.1:0"]);
-        let mut exported = exported(admin, "discoverer_instances{").await;
-        exported.extend(self::exported(agent.admin().await, "registrar_etcd_connected{").await);
+        let of_discoverer = metrics(admin, "discoverer_instances{").await;
+        let mut exported = series(&of_discoverer);
+        exported.extend(series(&metrics(agent.admin().await, "registrar_etcd_connected{").await));
+        assert_eq!(listed("metrics.md"), families(&of_discoverer), "docs/metrics.md, and what is exported");
 
         let mut asked = Vec::new();
         expressions(&serde_json::from_str(&packaging("grafana/dashboard.json")).unwrap(), &mut asked);
