@@ -31,7 +31,7 @@ use crate::metrics::{ChangeKind, Metrics};
 use crate::model::{Service, Services};
 use crate::output::Output;
 use crate::plan::Version;
-use crate::publish::Publisher;
+use crate::publish::{Publisher, Stage};
 use crate::readback::Healths;
 use crate::render::{TemplateError, Templates};
 use crate::snapshot::{self, Snapshots};
@@ -287,7 +287,7 @@ impl Daemon {
             let forget_at = self.registry.catalog.next_forget().map(Instant::from_std);
             self.checks.wanted(self.registry.catalog.has_suspects());
             if std::mem::take(&mut self.registry.is_news) {
-                self.publish(self.registry.services(&self.services));
+                self.publish(self.registry.services(&self.services), false);
             }
             if self.registry.is_to_be_kept() {
                 self.snapshots.changed();
@@ -357,9 +357,11 @@ impl Daemon {
     }
 
     /// Shows an operator where everything stands.
-    fn publish(&mut self, services: Arc<Services>) {
+    fn publish(&mut self, services: Arc<Services>, is_applied: bool) {
         self.services = Arc::clone(&services);
-        self.publisher.publish(services, &self.registry.catalog, &self.registry.view, &mut self.applier);
+        let stage = Stage { is_listed: self.registry.listed, is_applied };
+        let Registry { catalog, view, .. } = &self.registry;
+        self.publisher.publish(services, catalog, view, &mut self.applier, stage);
     }
 
     /// Tells HAProxy of a change: in short where that is possible, and the whole follows right behind. Says whether it was
@@ -445,7 +447,7 @@ impl Daemon {
             }
         }
         self.registry.is_news = false;
-        self.publish(wanted.services);
+        self.publish(wanted.services, is_applied);
         is_applied
     }
 

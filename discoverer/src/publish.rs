@@ -20,6 +20,15 @@ const WAITING_LIMIT: usize = 10_000;
 /// Where pictures are seen.
 pub(crate) type Views = watch::Receiver<Option<Arc<View>>>;
 
+/// What is known of what a picture shows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stage {
+    /// The registry has been listed, or what was kept of it is used.
+    pub(crate) is_listed: bool,
+    /// HAProxy runs it.
+    pub(crate) is_applied: bool,
+}
+
 /// Makes pictures, and keeps what is only told by comparing two of them.
 #[derive(Debug)]
 pub(crate) struct Publisher {
@@ -28,6 +37,8 @@ pub(crate) struct Publisher {
     discoverer: DiscovererView,
     feed: Feed,
     version: u64,
+    /// Whether a picture was shown of a registry that is known.
+    is_listed: bool,
     /// What was shown last.
     services: Arc<Services>,
     left_out: BTreeSet<(Part, String, String)>,
@@ -48,6 +59,7 @@ impl Publisher {
             discoverer,
             feed: Feed::default(),
             version: 0,
+            is_listed: false,
             services: Arc::default(),
             left_out: BTreeSet::new(),
             haproxy: None,
@@ -109,22 +121,25 @@ impl Publisher {
         self.views.send_replace(Some(Arc::new(view)));
     }
 
-    /// Shows everything.
+    /// Shows everything. `stage` says what is known of it.
     pub(crate) fn publish(
         &mut self,
         services: Arc<Services>,
         catalog: &Catalog,
         registry: &RegistryView,
         applier: &mut Applier,
+        stage: Stage,
     ) {
         let now = Timestamp::now();
         self.take_notes(applier);
         self.compare_registry(registry, now);
-        self.compare_services(&services, now);
+        // What is there at the beginning has not come.
+        let is_first = !std::mem::replace(&mut self.is_listed, stage.is_listed);
+        self.compare_services(&services, is_first, now);
         let left_out = self.compare_left_out(catalog, applier, now);
         self.compare_template(applier.composer().complaint(), now);
         let haproxy = applier.view();
-        if haproxy.applied.is_some() && haproxy.error.is_none() {
+        if stage.is_applied {
             self.all_told();
         }
         self.haproxy = Some(haproxy.clone());
@@ -166,9 +181,7 @@ impl Publisher {
         }
     }
 
-    fn compare_services(&mut self, services: &Arc<Services>, now: Timestamp) {
-        // What is there at the beginning has not come.
-        let is_first = self.version == 0 || self.views.borrow().is_none();
+    fn compare_services(&mut self, services: &Arc<Services>, is_first: bool, now: Timestamp) {
         let before = std::mem::replace(&mut self.services, Arc::clone(services));
         let told = std::mem::take(&mut self.told);
         if is_first {

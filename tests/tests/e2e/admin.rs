@@ -204,3 +204,41 @@ async fn a_port_that_is_taken_is_told_and_haproxy_is_served_nevertheless() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_is_there_at_the_beginning_has_not_come_and_what_comes_later_is_timed() {
+    within(60, async {
+        let (etcd, admin) = (Etcd::start().await, free_address());
+        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+        let record = |from: jiff::Timestamp| format!(r#"{{"registered":"{from}"}}"#);
+        etcd.put(&one.key_in("web"), &record(jiff::Timestamp::now())).await;
+        let discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
+        instance_is_up(admin, one.address()).await;
+        let told = async |what: &str| {
+            let feed = json(admin, "/api/v1/feed").await.unwrap();
+            let notes = feed["notes"].as_array().cloned().unwrap_or_else(|| panic!("{feed}"));
+            notes.iter().filter(|note| note["what"] == what).cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(told("came").await, Vec::<Value>::new());
+        assert_eq!(told("registry_connected").await.len(), 1);
+        let count = async || {
+            let text = http::get(admin, "/metrics").await.unwrap().body;
+            let line = text.lines().find_map(|line| line.strip_prefix("discoverer_propagation_seconds_count "));
+            line.unwrap().to_owned()
+        };
+        assert_eq!(count().await, "0", "what started before this process is no measure");
+
+        etcd.put(&two.key_in("web"), &record(jiff::Timestamp::now())).await;
+        instance_is_up(admin, two.address()).await;
+        let came = told("came").await;
+        assert_eq!(came.len(), 1, "{came:?}");
+        assert_eq!(came[0]["address"], two.address().to_string());
+        assert_eq!(count().await, "1");
+        drop(discoverer);
+    })
+    .await;
+}
+
+async fn instance_is_up(admin: SocketAddr, address: SocketAddr) {
+    wait_check(admin, "web", address, "UP").await;
+}
