@@ -297,7 +297,7 @@ impl Applier {
     pub fn view(&self) -> HaproxyView {
         let worker = self.worker.as_ref().map(|(worker, _)| worker);
         let is_up = match &self.config.reloader {
-            Reloader::Supervised(_) => Some(!self.config.reloader.is_down()),
+            Reloader::Supervised(_) => Some(!self.config.reloader.is_down() && self.answers != Some(false)),
             _ => self.answers,
         };
         HaproxyView {

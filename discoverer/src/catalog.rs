@@ -65,6 +65,8 @@ pub struct Outcome {
     pub steps: Vec<Step>,
     /// What was newly left out.
     pub refused: Vec<Refusal>,
+    /// A key that was left out is so no more: it is gone, or it is an instance now.
+    pub has_fewer_refused: bool,
     /// The keys that expired and whose instances stay for now.
     pub suspected: Vec<InstanceKey>,
     /// How many keys are back whose instances had stayed.
@@ -320,7 +322,9 @@ impl Catalog {
                 self.expire_key(&key, now, &mut touched, &mut outcome);
             }
         }
+        let before = self.refused.len();
         self.refused.retain(|path, _| listed.contains(path.as_str()));
+        outcome.has_fewer_refused = self.refused.len() < before;
         for entry in listing.entries {
             self.put(&entry, now, &mut touched, &mut outcome);
         }
@@ -341,13 +345,15 @@ impl Catalog {
         match event {
             Event::Put(entry) => self.put(&entry, now, &mut touched, &mut outcome),
             Event::Removed { path, cause } => {
-                self.refused.remove(&path);
+                outcome.has_fewer_refused = self.refused.remove(&path).is_some();
                 let key = InstanceKey::parse(&self.options.prefix, &path);
                 key.iter().for_each(|key| self.lose_key(key, cause, now, &mut touched, &mut outcome));
             }
             Event::RemovedTree { path, cause } => {
                 let root = format!("{}/", path.trim_end_matches('/'));
+                let before = self.refused.len();
                 self.refused.retain(|path, _| !path.starts_with(&root));
+                outcome.has_fewer_refused = self.refused.len() < before;
                 let gone: Vec<_> = self.keys().filter(|key| key.path().starts_with(&root)).cloned().collect();
                 gone.iter().for_each(|key| self.lose_key(key, cause, now, &mut touched, &mut outcome));
             }
@@ -436,7 +442,7 @@ impl Catalog {
                 return self.refuse(&entry.path, &error.to_string(), outcome);
             }
         };
-        self.refused.remove(&entry.path);
+        outcome.has_fewer_refused |= self.refused.remove(&entry.path).is_some();
         self.note_drain(&key, record.status == Status::Draining);
         let mut member = Member::new(entry, record, now);
         let known = self.known.entry(key.service().clone()).or_default();

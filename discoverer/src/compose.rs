@@ -70,12 +70,23 @@ pub struct Composer {
     set_aside: BTreeMap<ServiceName, (Arc<Service>, String)>,
     /// What was last said about a refused template or file, to say it once.
     said: Option<String>,
+    /// Why the wanted templates are not in use.
+    complaint: Option<String>,
 }
 
 impl Composer {
     /// A composer to whom no templates are known to be good yet.
     pub fn new(program: Option<Program>, output: Output, surroundings: Surroundings) -> Self {
-        Self { program, output, surroundings, good: None, rejected: None, set_aside: BTreeMap::new(), said: None }
+        Self {
+            program,
+            output,
+            surroundings,
+            good: None,
+            rejected: None,
+            set_aside: BTreeMap::new(),
+            said: None,
+            complaint: None,
+        }
     }
 
     /// What templates get besides the services.
@@ -83,9 +94,9 @@ impl Composer {
         &self.surroundings
     }
 
-    /// What is wrong with the templates that are wanted, where others are in use; or with the file they make.
+    /// Why the templates that are wanted are not in use; none where they are.
     pub fn complaint(&self) -> Option<&str> {
-        self.said.as_deref()
+        self.complaint.as_deref()
     }
 
     /// The services that are left out, with the reason.
@@ -109,7 +120,7 @@ impl Composer {
     pub fn reject(&mut self, templates: &Reading, why: &str) -> bool {
         let can = self.good.is_some() && !self.is_good(templates);
         if can {
-            self.said = Some(why.to_owned());
+            self.complaint = Some(why.to_owned());
             self.rejected = Some(Rc::clone(templates));
         }
         can
@@ -135,7 +146,7 @@ impl Composer {
     /// of other templates are to be tried again.
     pub fn took(&mut self, templates: &Reading, wanted: &Wanted) -> bool {
         if Rc::ptr_eq(templates, &wanted.templates) {
-            self.said = None;
+            (self.said, self.complaint) = (None, None);
         }
         let before = self.good.replace(Rc::clone(templates));
         let is_other = before.is_some_and(|before| !Rc::ptr_eq(&before, templates));
@@ -175,11 +186,18 @@ impl Composer {
         if !self.is_good(templates) {
             return None;
         }
+        let is_wanted = Rc::ptr_eq(templates, &wanted.templates);
         let templates = templates.as_ref().as_ref().ok()?;
-        if self.set_aside.is_empty() {
-            return templates.render(&wanted.services, &self.surroundings).ok();
+        let text = if self.set_aside.is_empty() {
+            templates.render(&wanted.services, &self.surroundings).ok()?
+        } else {
+            templates.render(&self.included(wanted), &self.surroundings).ok()?
+        };
+        if is_wanted {
+            // What they could not make a text of is gone.
+            self.complaint = None;
         }
-        templates.render(&self.included(wanted), &self.surroundings).ok()
+        Some(text)
     }
 
     /// Finds a text that HAProxy takes, and leaves it prepared beside the file.
@@ -191,7 +209,10 @@ impl Composer {
             match self.try_text(&self.included(wanted), &templates).await {
                 Ok(text) => return Ok((text, templates)),
                 Err(error) if error.may_pass() => return Err(error),
-                Err(error) => self.say(&error),
+                Err(error) => {
+                    self.complaint = Some(error.to_string());
+                    self.say(&error);
+                }
             }
             templates = good;
         }
@@ -263,6 +284,9 @@ impl Composer {
         let words = error.to_string();
         if self.said.as_ref() == Some(&words) {
             return;
+        }
+        if let ComposeError::Template(_) = error {
+            self.complaint = Some(words.clone());
         }
         match error {
             ComposeError::Template(error) => error!(%error, "template error"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
-use observe::admin::Access;
+use observe::admin::{Access, Address};
 use registry::watch::Backoff;
 use registry::{
     Cause, EndpointList, Event, InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry,
@@ -47,6 +47,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_millis(50);
 /// What takes longer is shown while it goes on.
 const LONG: Duration = Duration::from_millis(200);
+/// What is news, and nothing that HAProxy has to be told of, is shown at most this often: keys that are no instances may come
+/// in thousands.
+const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How many updates may wait: a burst is worked off in one go, and the registry is not read ahead of that.
 const WAITING_UPDATES: usize = 1024;
 
@@ -107,7 +110,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         template: flags.template.display().to_string(),
         template_error: None,
     };
-    let (publisher, views) = Publisher::new(discoverer, metrics.clone());
+    let (publisher, views) = Publisher::new(discoverer, metrics.clone(), flags.admin != Address::Off);
     let admin_ended = start_admin(&flags, access, views, &metrics, &mut tasks)?;
     let mut registry = Registry::new(&flags, metrics.clone());
     if let Some((kept, written)) = snapshots.read() {
@@ -130,6 +133,8 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         applier: Applier::new(config, composer),
         pause: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
         apply_at: None,
+        news_at: None,
+        untold_since: None,
         first_unproven: None,
         max_delay: flags.max_delay,
     };
@@ -271,6 +276,10 @@ struct Daemon {
     pause: Backoff,
     /// When the whole text is to be made.
     apply_at: Option<Instant>,
+    /// When what is news is to be shown.
+    news_at: Option<Instant>,
+    /// When the first change came that HAProxy has not been told of.
+    untold_since: Option<std::time::Instant>,
     /// Since when HAProxy has been told of changes that no whole text has proved.
     first_unproven: Option<Instant>,
     max_delay: Duration,
@@ -280,30 +289,33 @@ impl Daemon {
     /// Runs for ever. While HAProxy is being told something, updates wait, and go together afterwards.
     async fn run(
         &mut self,
-        mut updated: mpsc::Receiver<Update>,
+        mut updated: mpsc::Receiver<Arrived>,
         mut loads: mpsc::Receiver<Result<Templates, TemplateError>>,
     ) {
+        // Who looks at once sees that nothing is known yet.
+        self.publish(self.registry.services(&self.services), false);
         loop {
             let forget_at = self.registry.catalog.next_forget().map(Instant::from_std);
             self.checks.wanted(self.registry.catalog.has_suspects());
-            if std::mem::take(&mut self.registry.is_news) {
-                self.publish(self.registry.services(&self.services), false);
+            if self.registry.is_news {
+                self.news_at.get_or_insert_with(|| Instant::now() + NEWS_EVERY);
             }
             if self.registry.is_to_be_kept() {
                 self.snapshots.changed();
             }
             tokio::select! {
                 update = updated.recv() => {
-                    let Some(update) = update else { return };
-                    let came = std::time::Instant::now();
+                    let Some(Arrived { at, update }) = update else { return };
                     let mut change = self.registry.update(update);
-                    while let Ok(update) = updated.try_recv() {
+                    while let Ok(Arrived { update, .. }) = updated.try_recv() {
                         change.add(self.registry.update(update));
                     }
                     self.registry.say_suspects();
-                    let is_told = self.changed(change).await;
-                    if is_told {
-                        self.metrics.told(came);
+                    if !matches!(change, Change::Nothing) {
+                        self.untold_since.get_or_insert(at);
+                    }
+                    if self.changed(change).await {
+                        self.all_told();
                     }
                     self.tell();
                 }
@@ -328,6 +340,9 @@ impl Daemon {
                 }
                 () = until(self.apply_at) => {
                     self.apply().await;
+                }
+                () = until(self.news_at) => {
+                    self.publish(self.registry.services(&self.services), false);
                 }
                 state = self.checks.wait() => {
                     let healths = state.as_deref().map(Healths::of).unwrap_or_default();
@@ -356,8 +371,16 @@ impl Daemon {
         });
     }
 
+    /// HAProxy was told of all that has changed.
+    fn all_told(&mut self) {
+        if let Some(since) = self.untold_since.take() {
+            self.metrics.told(since);
+        }
+    }
+
     /// Shows an operator where everything stands.
     fn publish(&mut self, services: Arc<Services>, is_applied: bool) {
+        (self.registry.is_news, self.news_at) = (false, None);
         self.services = Arc::clone(&services);
         let stage = Stage { is_listed: self.registry.listed, is_applied };
         let Registry { catalog, view, .. } = &self.registry;
@@ -371,6 +394,7 @@ impl Daemon {
             Change::Nothing => false,
             // After a failure, or a reload that was too short ago, it is known when to try again. Servers need not wait.
             Change::Steps(steps) if self.is_waiting() => {
+                self.registry.is_news = true;
                 if steps.is_empty() {
                     // The whole text is waited for, and it has them.
                     false
@@ -384,6 +408,7 @@ impl Daemon {
                 }
             }
             Change::More if self.is_waiting() => {
+                self.registry.is_news = true;
                 self.meanwhile().await;
                 false
             }
@@ -446,7 +471,9 @@ impl Daemon {
                 self.first_unproven = (!error.may_pass()).then_some(at);
             }
         }
-        self.registry.is_news = false;
+        if is_applied {
+            self.all_told();
+        }
         self.publish(wanted.services, is_applied);
         is_applied
     }
@@ -462,6 +489,18 @@ impl Daemon {
                 applying.await
             }
         }
+    }
+}
+
+/// An update of the registry, and when it came.
+struct Arrived {
+    at: std::time::Instant,
+    update: Update,
+}
+
+impl From<Update> for Arrived {
+    fn from(update: Update) -> Self {
+        Self { at: std::time::Instant::now(), update }
     }
 }
 
@@ -565,6 +604,7 @@ impl Registry {
             Update::Event { event, index } => {
                 self.view.index = index;
                 self.view.last_change = Some(Timestamp::now());
+                self.is_news = true;
                 self.metrics.changed(kind(&event));
                 self.catalog.reached(index);
                 self.change(|catalog| catalog.apply(event, now))
@@ -641,7 +681,7 @@ impl Registry {
     fn change(&mut self, change: impl FnOnce(&mut Catalog) -> Outcome) -> Change {
         let outcome = change(&mut self.catalog);
         self.metrics.refused(outcome.refused.len());
-        self.is_news |= !outcome.refused.is_empty();
+        self.is_news |= outcome.has_fewer_refused || !outcome.refused.is_empty();
         for refusal in outcome.refused {
             warn!(key = refusal.key, reason = refusal.reason, "key refused");
         }

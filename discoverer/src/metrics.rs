@@ -21,7 +21,7 @@ use registry::{Sign, Trouble};
 use tokio::sync::watch;
 
 use crate::plan::Reason;
-use crate::view::{Connection, Part, View};
+use crate::view::{Connection, LeftOut, Part, View};
 
 /// One label, and its value.
 type Label = [(&'static str, &'static str); 1];
@@ -313,7 +313,8 @@ fn encode_instances(encoder: &mut DescriptorEncoder<'_>, view: &View) -> fmt::Re
     let of = |part| view.left_out.iter().filter(move |l| l.what == part).filter_map(|l| l.service.as_ref());
     let set_aside: BTreeSet<_> = of(Part::Service).collect();
     let mut refused: BTreeMap<_, usize> = BTreeMap::new();
-    for name in of(Part::Instance) {
+    let with_address = |out: &&LeftOut| matches!(out.what, Part::Instance | Part::Key) && out.address.is_some();
+    for name in view.left_out.iter().filter(with_address).filter_map(|out| out.service.as_ref()) {
         *refused.entry(name).or_default() += 1;
     }
     for (name, service) in &view.shut_out {

@@ -1,6 +1,6 @@
 //! Makes the picture that an operator is shown, and swaps it in whole. It decides nothing.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -39,19 +39,23 @@ pub(crate) struct Publisher {
     version: u64,
     /// Whether a picture was shown of a registry that is known.
     is_listed: bool,
+    /// Not all keys that are left out were told one by one.
+    had_more: bool,
     /// What was shown last.
     services: Arc<Services>,
     left_out: BTreeSet<(Part, String, String)>,
     haproxy: Option<HaproxyView>,
     /// Instances of which HAProxy was told in short since the last picture.
     told: HashSet<(ServiceName, Option<InstanceAddress>)>,
-    /// The starts of those that have come and of which HAProxy is still to be told.
-    waiting: Vec<Timestamp>,
+    /// Those that have come and of which HAProxy is still to be told, with their starts.
+    waiting: HashMap<(ServiceName, Option<InstanceAddress>), Timestamp>,
+    /// Whether anybody can look.
+    is_shown: bool,
 }
 
 impl Publisher {
-    /// One that has shown nothing yet, and where its pictures are seen.
-    pub(crate) fn new(discoverer: DiscovererView, metrics: Metrics) -> (Self, Views) {
+    /// One that has shown nothing yet, and where its pictures are seen. Where nobody can look it makes none.
+    pub(crate) fn new(discoverer: DiscovererView, metrics: Metrics, is_shown: bool) -> (Self, Views) {
         let (views, seen) = watch::channel(None);
         let publisher = Self {
             views,
@@ -60,17 +64,22 @@ impl Publisher {
             feed: Feed::default(),
             version: 0,
             is_listed: false,
+            had_more: false,
             services: Arc::default(),
             left_out: BTreeSet::new(),
             haproxy: None,
             told: HashSet::new(),
-            waiting: Vec::new(),
+            waiting: HashMap::new(),
+            is_shown,
         };
         (publisher, seen)
     }
 
     /// HAProxy was told of single instances, before the next picture.
     pub(crate) fn stepped(&mut self, steps: &[Step]) {
+        if !self.is_shown {
+            return;
+        }
         let now = Timestamp::now();
         for step in steps.iter().filter(|step| step.came) {
             if let Some(start) = self.start(&step.instance) {
@@ -91,13 +100,16 @@ impl Publisher {
     /// HAProxy runs what is wanted.
     fn all_told(&mut self) {
         let now = Timestamp::now();
-        for start in self.waiting.drain(..) {
+        for (_, start) in self.waiting.drain() {
             self.metrics.propagated((now - start).as_secs_f64());
         }
     }
 
     /// Shows how HAProxy stands now, where that is not what was shown last, and nothing else has changed.
     pub(crate) fn publish_haproxy(&mut self, applier: &mut Applier) {
+        if !self.is_shown {
+            return;
+        }
         let has_notes = self.take_notes(applier);
         let haproxy = applier.view();
         if !has_notes && self.haproxy.as_ref() == Some(&haproxy) {
@@ -130,6 +142,9 @@ impl Publisher {
         applier: &mut Applier,
         stage: Stage,
     ) {
+        if !self.is_shown {
+            return;
+        }
         let now = Timestamp::now();
         self.take_notes(applier);
         self.compare_registry(registry, now);
@@ -198,7 +213,10 @@ impl Publisher {
                 && !told.contains(&(service.name.clone(), address(instance)))
                 && self.waiting.len() < WAITING_LIMIT
             {
-                self.waiting.push(start);
+                self.waiting.insert((service.name.clone(), address(instance)), start);
+            }
+            if let (What::Went, Some(instance)) = (what, instance) {
+                self.waiting.remove(&(service.name.clone(), address(instance)));
             }
         }
     }
@@ -215,14 +233,23 @@ impl Publisher {
         left_out.sort();
         let identity = |left_out: &LeftOut| (left_out.what, left_out.subject.clone(), left_out.reason.clone());
         let now_out: BTreeSet<_> = left_out.iter().map(identity).collect();
-        for LeftOut { service, address, subject, reason, .. } in
-            left_out.iter().filter(|left_out| !self.left_out.contains(&identity(left_out)))
-        {
+        // Where not all keys are told, others are told each time.
+        let has_more = catalog.more_left_out() > 0;
+        let had_more = std::mem::replace(&mut self.had_more, has_more);
+        let is_whole = !has_more && !had_more;
+        let is_news = |out: &LeftOut| (is_whole || out.what != Part::Key) && !self.left_out.contains(&identity(out));
+        for LeftOut { service, address, subject, reason, .. } in left_out.iter().filter(|out| is_news(out)) {
             self.feed.add(now, What::LeftOut, service.as_ref(), *address, &format!("{subject}: {reason}"));
         }
+        // A key is not back in because it is gone, and one that is an instance now has come.
         let still_out: BTreeSet<_> = now_out.iter().map(|(what, subject, _)| (*what, subject)).collect();
+        let is_back = |what: Part, subject: &String| {
+            matches!(what, Part::Setting | Part::Route | Part::Service)
+                && !still_out.contains(&(what, subject))
+                && self.services.keys().any(|name| name.as_str() == subject)
+        };
         for (what, subject, _) in self.left_out.difference(&now_out) {
-            if !still_out.contains(&(*what, subject)) {
+            if is_back(*what, subject) {
                 self.feed.say(now, What::BackIn, subject);
             }
         }

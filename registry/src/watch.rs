@@ -67,12 +67,12 @@ pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) 
 
 /// As [`watch`] for one who knows what was there at a position: what etcd still knows of the changes since then is told before
 /// the first listing, so that what was deleted is told from what expired. `signs` hears how the watch fares, and must not
-/// take time.
-pub async fn watch_since(
+/// take time. What is sent may be made of an update at once, such as to keep in mind when it came.
+pub async fn watch_since<T: From<Update>>(
     store: Store,
     prefix: Prefix,
     since: Option<Position>,
-    updates: mpsc::Sender<Update>,
+    updates: mpsc::Sender<T>,
     signs: impl Fn(Sign<'_>),
 ) {
     let pause = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
@@ -93,7 +93,7 @@ pub async fn watch_since(
             told = watcher.step() => told,
         };
         for update in told {
-            if updates.send(update).await.is_err() {
+            if updates.send(update.into()).await.is_err() {
                 return;
             }
         }

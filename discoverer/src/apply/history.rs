@@ -41,9 +41,11 @@ impl History {
         self.last_reload = Some(ReloadView { at, reason: reason.to_owned(), took_ms, error });
     }
 
-    /// HAProxy was told of single servers.
+    /// HAProxy was told of single servers. It runs what is wanted then, but for where it did not before.
     pub(super) fn stepped(&mut self) {
-        self.success("runtime");
+        if self.error.is_none() && self.applied.is_some() {
+            self.success("runtime");
+        }
     }
 
     /// What an attempt to bring HAProxy to what is wanted has led to.

@@ -8,6 +8,8 @@ use e2e::etcd::Etcd;
 use e2e::http::{self, Connection};
 use e2e::ports::free_address;
 use e2e::{wait_until, within};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 async fn json(admin: SocketAddr, path: &str) -> Result<Value, String> {
@@ -241,4 +243,93 @@ async fn what_is_there_at_the_beginning_has_not_come_and_what_comes_later_is_tim
 
 async fn instance_is_up(admin: SocketAddr, address: SocketAddr) {
     wait_check(admin, "web", address, "UP").await;
+}
+
+/// The value of a series, as `/metrics` has it.
+async fn metric(admin: SocketAddr, series: &str) -> Result<String, String> {
+    let text = http::get(admin, "/metrics").await.map_err(|error| error.to_string())?.body;
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::to_owned);
+    value.ok_or_else(|| format!("no {series} in\n{text}"))
+}
+
+async fn wait_metric(admin: SocketAddr, series: &str, wanted: &str) {
+    wait_until(SOON, &format!("{series} is {wanted}"), async || {
+        let value = metric(admin, series).await?;
+        if value == wanted { Ok(()) } else { Err(value) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_key_that_is_deleted_is_left_out_no_more() {
+    within(60, async {
+        let (etcd, admin) = (Etcd::start().await, free_address());
+        let _discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
+        etcd.put("/service/web/nonsense", "running").await;
+        etcd.put("/service/web/127.0.0.1:1", "{").await;
+        wait_metric(admin, "discoverer_left_out{part=\"key\"}", "2").await;
+        etcd.delete("/service/web/nonsense").await;
+        wait_metric(admin, "discoverer_left_out{part=\"key\"}", "1").await;
+        etcd.put("/service/web/127.0.0.1:1", "running").await;
+        wait_metric(admin, "discoverer_left_out{part=\"key\"}", "0").await;
+        wait_metric(admin, "discoverer_instances{service=\"web\",status=\"up\"}", "1").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_waits_for_a_reload_is_shown_at_once_and_timed_until_haproxy_has_it() {
+    within(90, async {
+        let (etcd, admin) = (Etcd::start().await, free_address());
+        let discoverer = Discoverer::supervise(&etcd.url()).admin(admin).args(&["--min-interval", "6s"]).start();
+        let (one, two, three) = (Backend::start("1").await, Backend::start("2").await, Backend::start("3").await);
+        let at_host = |host: &str| format!(r#"{{"attributes":{{"host":"{host}"}}}}"#);
+        etcd.put(&one.key_in("one"), &at_host("one.test")).await;
+        discoverer.wait_host("one.test", "1").await;
+        // This reload has to wait, or the next one has to.
+        etcd.put(&two.key_in("two"), &at_host("two.test")).await;
+        discoverer.wait_host("two.test", "2").await;
+        let timed = metric(admin, "discoverer_apply_seconds_count").await.unwrap();
+        etcd.put(&three.key_in("three"), &at_host("three.test")).await;
+        wait_until(SOON, "it is shown", async || instance(admin, "three", three.address()).await).await;
+        assert_ne!(discoverer.answer("three.test").await, "3", "it did not have to wait");
+        assert_eq!(metric(admin, "discoverer_apply_seconds_count").await.unwrap(), timed);
+        discoverer.wait_host("three.test", "3").await;
+        wait_until(SOON, "it is timed", async || {
+            let now = metric(admin, "discoverer_apply_seconds_count").await?;
+            if now == timed { Err(now) } else { Ok(()) }
+        })
+        .await;
+        // It took more than a second.
+        let quick = metric(admin, "discoverer_apply_seconds_bucket{le=\"1.0\"}").await.unwrap();
+        let all = metric(admin, "discoverer_apply_seconds_count").await.unwrap();
+        assert!(quick.parse::<u64>().unwrap() < all.parse::<u64>().unwrap(), "{quick} of {all}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_haproxy_that_hangs_is_not_up_and_a_template_that_is_mended_is_in_use() {
+    within(90, async {
+        let (etcd, admin) = (Etcd::start().await, free_address());
+        let discoverer = Discoverer::supervise(&etcd.url()).admin(admin).start();
+        let web = Backend::start("web").await;
+        etcd.put(&web.key_in("web"), r#"{"attributes":{"host":"web.test"}}"#).await;
+        discoverer.wait_host("web.test", "web").await;
+        wait_metric(admin, "discoverer_haproxy_up", "1").await;
+        let template = discoverer.templates().join("haproxy.cfg.tera");
+        let good = std::fs::read_to_string(&template).unwrap();
+        std::fs::write(&template, format!("{good}\n{{{{ nobody.knows }}}}\n")).unwrap();
+        wait_metric(admin, "discoverer_template_good", "0").await;
+        std::fs::write(&template, good).unwrap();
+        wait_metric(admin, "discoverer_template_good", "1").await;
+
+        let worker = e2e::haproxy::worker(&discoverer.runtime_socket()).await.unwrap();
+        let worker = Pid::from_raw(i32::try_from(worker).unwrap());
+        kill(worker, Signal::SIGSTOP).unwrap();
+        wait_metric(admin, "discoverer_haproxy_up", "0").await;
+        kill(worker, Signal::SIGCONT).unwrap();
+        wait_metric(admin, "discoverer_haproxy_up", "1").await;
+    })
+    .await;
 }
