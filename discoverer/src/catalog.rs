@@ -253,7 +253,12 @@ impl Catalog {
             .known
             .iter()
             .flat_map(|(name, known)| known.refusals.iter().map(move |reason| of_service(Part::Setting, name, reason)));
-        let routes = self.shut_out.iter().map(|(name, reason)| of_service(Part::Route, name, reason));
+        // One that has gone is not kept out of anything.
+        let has_instances = |name: &ServiceName| {
+            self.known.get(name).and_then(|known| known.built.as_ref()).is_some_and(|built| !built.instances.is_empty())
+        };
+        let shut_out = self.shut_out.iter().filter(|(name, _)| has_instances(name));
+        let routes = shut_out.map(|(name, reason)| of_service(Part::Route, name, reason));
         let outdone = self.contested.iter().flat_map(|address| self.outdone(*address));
         let mut all: Vec<_> = keys.chain(settings).chain(routes).chain(outdone).collect();
         all.sort();

@@ -254,7 +254,7 @@ pub struct Flags {
     pub log_format: Format,
 
     /// What is logged: error, warn, info, debug, trace, or tracing's filters such as info,discoverer=debug
-    #[arg(long, global = true, value_name = "LEVEL", env = "DISCOVERER_LOG_LEVEL", default_value = "info")]
+    #[arg(long, global = true, value_name = "LEVEL", env = "DISCOVERER_LOG_LEVEL", default_value = "info", value_parser = parse_filter)]
     pub log_level: String,
 }
 
@@ -358,6 +358,18 @@ fn parse_positive(text: &str) -> Result<Duration, String> {
         .and_then(|duration| if duration < least { Err("less than 100ms".to_owned()) } else { Ok(duration) })
 }
 
+/// What the log is filtered by: a level, or tracing's directives, of which a word alone would name a part of a program.
+fn parse_filter(text: &str) -> Result<String, String> {
+    let is_level = |word: &str| ["off", "error", "warn", "info", "debug", "trace"].contains(&word);
+    let is_directive = |part: &str| is_level(part) || part.contains('=');
+    if text.split(',').map(str::trim).all(is_directive) {
+        Ok(text.to_owned())
+    } else {
+        Err("neither a level (error, warn, info, debug, trace, off) nor filters such as info,discoverer=debug"
+            .to_owned())
+    }
+}
+
 fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| text.trim().parse::<u16>().ok().filter(|&port| port != 0);
     let range = match text.split_once('-') {
@@ -396,6 +408,8 @@ mod tests {
             ["--key", "_hidden"],
             ["--min-interval", "5"],
             ["--log-format", "xml"],
+            ["--log-level", "loud"],
+            ["--log-level", "info,discoverer"],
         ];
         for pair in bad {
             assert!(Cli::try_parse_from(["discoverer", pair[0], pair[1]]).is_err(), "{pair:?}");

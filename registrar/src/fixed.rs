@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 
 use jiff::Timestamp;
-use registry::{InstanceKey, Record, Status, StoreError};
+use registry::{InstanceAddress, InstanceKey, Record, ServiceName, Status, StoreError};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;
@@ -44,7 +44,7 @@ pub enum StaticError {
 /// Only for what cannot get better by waiting: no client can be made from the configuration.
 pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Output = ()>) -> Result<(), StaticError> {
     let host_name = config.host.clone().unwrap_or_else(host::host_name);
-    let agent = config.agent_id.clone().unwrap_or_else(|| mark(&host_name));
+    let agent = config.agent_id.clone().unwrap_or_else(|| mark(config.address, &config.name));
     let metrics = Metrics::default();
     let mut keeper = Keepers::new(&config.etcd, &Claim::Own(agent.clone()), config.ttl, &metrics)?;
     let prober = Prober::new()?.counting(metrics.clone());
@@ -124,10 +124,15 @@ fn answered(health: &mut Health, result: &Result<(), ProbeError>, told_missing: 
     result.is_err()
 }
 
-/// By what a key of this host's is known that no agent keeps.
-fn mark(host_name: &str) -> String {
+/// By what a key is known that no agent keeps: each has a process of its own, and that another one lives says nothing of it.
+fn mark(address: InstanceAddress, name: &ServiceName) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' };
-    format!("static-{host_name}").chars().map(allowed).take(registry::key::NAME_LIMIT).collect()
+    format!("static-{address}-{name}")
+        .replace(['[', ']'], "")
+        .chars()
+        .map(allowed)
+        .take(registry::key::NAME_LIMIT)
+        .collect()
 }
 
 fn check(config: &StaticConfig) -> CheckKind {
@@ -166,10 +171,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_of_a_host_is_an_agents_id() {
-        let long = "a".repeat(100);
-        for name in ["host-1", "", "höst 1", long.as_str()] {
-            assert!(crate::config::is_agent_id(&mark(name)), "{name:?}: {}", mark(name));
+    fn each_key_has_a_mark_of_its_own_and_it_is_an_agents_id() {
+        let long = "a".repeat(64);
+        let marks: Vec<String> = [
+            ("10.0.0.5:8080", "db"),
+            ("10.0.0.5:8081", "db"),
+            ("10.0.0.5:8080", "web"),
+            ("[2001:db8:1111:2222:3333:4444:5555:6666]:65535", long.as_str()),
+        ]
+        .map(|(address, name)| mark(address.parse().unwrap(), &name.parse().unwrap()))
+        .into();
+        assert_eq!(marks[0], "static-10.0.0.5-8080-db");
+        for mark in &marks {
+            assert!(crate::config::is_agent_id(mark), "{mark}");
+            assert_eq!(marks.iter().filter(|other| *other == mark).count(), 1, "{mark}");
         }
     }
 }

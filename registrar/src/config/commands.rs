@@ -115,8 +115,9 @@ pub struct StaticConfig {
     #[arg(long, env = "REGISTRAR_LINGER", value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub linger: Duration,
 
-    /// Whose mark the key carries, by which it is known after a restart. Without it, `static-` and this host's name. Not
-    /// that of an agent, which would take the key for one of its own.
+    /// Whose mark the key carries, by which it is known after a restart. Without it, `static-` with the address and the name.
+    /// Not that of an agent, which would take the key for one of its own, nor of another one like this: that one lives is
+    /// taken for a sign that all keys of its mark are kept.
     #[arg(long, env = "REGISTRAR_AGENT_ID", value_name = "ID", value_parser = agent_id)]
     pub agent_id: Option<String>,
 
