@@ -40,7 +40,7 @@ async fn by(tools: &Tools, api: Api) -> anyhow::Result<Row> {
     let mut keepers = JoinSet::new();
     for registrar in 0..REGISTRARS {
         let claim = Claim::Own(format!("agent-{registrar}"));
-        let mut keeper = Keeper::new(Store::new(options.clone())?, Duration::from_secs(1), claim, TTL);
+        let mut keeper = Keeper::new(Store::new(options.clone())?, prefix.clone(), Duration::from_secs(1), claim, TTL);
         for key in 0..KEYS {
             let path = format!("{}/web/127.{registrar}.0.1:{}", prefix.path(), 1000 + key);
             let value = format!("{{\"agent\":\"agent-{registrar}\"}}");

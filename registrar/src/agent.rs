@@ -81,7 +81,7 @@ pub enum AgentError {
 pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let id = host::id(&config.scope)?;
     let metrics = Metrics::default();
-    let keeper = Keepers::new(&config.etcd, &Claim::Own(id.clone()), config.ttl, &metrics)?;
+    let keeper = Keepers::new(&config.etcd, &config.scope.key, &Claim::Own(id.clone()), config.ttl, &metrics)?;
     let prober = Arc::new(Prober::new()?.counting(metrics.clone()));
     let access = config.operator.access(&config.admin)?;
     let api = config.etcd.etcd_api;

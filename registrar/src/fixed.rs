@@ -46,7 +46,7 @@ pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Out
     let host_name = config.host.clone().unwrap_or_else(host::host_name);
     let agent = config.agent_id.clone().unwrap_or_else(|| mark(config.address, &config.name));
     let metrics = Metrics::default();
-    let mut keeper = Keepers::new(&config.etcd, &Claim::Own(agent.clone()), config.ttl, &metrics)?;
+    let mut keeper = Keepers::new(&config.etcd, &config.key, &Claim::Own(agent.clone()), config.ttl, &metrics)?;
     let prober = Prober::new()?.counting(metrics.clone());
     let access = config.operator.access(&config.admin)?;
     let mut desk = Desk::open(config.admin.clone(), access, metrics, Daemon::Static, config.ttl);

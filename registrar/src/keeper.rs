@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use registry::watch::Backoff;
-use registry::{Api, Deleted, Entry, InstanceKey, Kept, Lease, Ownership, Record, Status, Store, StoreError};
+use registry::{Api, Deleted, Entry, InstanceKey, Kept, Lease, Ownership, Prefix, Record, Status, Store, StoreError};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, error, info, warn};
@@ -116,6 +116,8 @@ enum Answer {
     },
     /// To look for keys that the lease keeps without our knowing.
     Strays(Result<Vec<(InstanceKey, Entry)>, StoreError>),
+    /// To say whether it is there.
+    There { begun: Instant, result: Result<(), StoreError> },
     /// To do a step.
     Done(Done),
 }
@@ -144,6 +146,8 @@ enum Effect {
 #[derive(Debug)]
 pub struct Keeper {
     store: Store,
+    /// Below this etcd is asked whether it is there.
+    prefix: Prefix,
     claim: Claim,
     ttl: Duration,
     /// The limit on a request in a hurry: one member that hangs must leave time to ask the others.
@@ -172,6 +176,10 @@ pub struct Keeper {
     has_renewed: bool,
     /// When to look for keys that it keeps without our knowing.
     strays_at: Instant,
+    /// When etcd is to be asked whether it is there, unless something else is asked before.
+    ask_at: Instant,
+    /// That goes on.
+    asking: Option<AbortHandle>,
     /// Not before this moment is etcd to be asked again.
     write_at: Instant,
     pause: Backoff,
@@ -194,12 +202,13 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Prepares to keep keys that live for `ttl` after their last refresh. Asks nobody anything. `hurried` is the limit on
-    /// one request to one member of etcd when the keys are removed at the end.
-    pub fn new(store: Store, hurried: Duration, claim: Claim, ttl: Duration) -> Self {
+    /// Prepares to keep keys below `prefix` that live for `ttl` after their last refresh. Asks nobody anything. `hurried` is
+    /// the limit on one request to one member of etcd when the keys are removed at the end.
+    pub fn new(store: Store, prefix: Prefix, hurried: Duration, claim: Claim, ttl: Duration) -> Self {
         let now = Instant::now();
         Self {
             store,
+            prefix,
             claim,
             ttl,
             hurried,
@@ -217,6 +226,8 @@ impl Keeper {
             keep_at: now,
             has_renewed: false,
             strays_at: now + ttl * STRAYS_EVERY,
+            ask_at: now,
+            asking: None,
             write_at: now,
             pause: Backoff::new(PAUSES.0, PAUSES.1),
             trouble: None,
@@ -328,6 +339,10 @@ impl Keeper {
         self.pause = Backoff::new(WITHDRAW_PAUSE, WITHDRAW_PAUSE);
         self.key_pauses = (WITHDRAW_PAUSE, WITHDRAW_PAUSE);
         self.write_at = Instant::now();
+        self.ask_at = limit + self.ttl;
+        if let Some(asking) = self.asking.take() {
+            asking.abort();
+        }
         for (key, known) in &mut self.keys {
             known.wanted = None;
             known.trouble = None;
@@ -365,9 +380,31 @@ impl Keeper {
         }
     }
 
-    /// Begins what is to be done now, the most urgent first.
+    /// Begins what is to be done now, or asks etcd whether it is there where nothing has told that for a while.
     fn start(&mut self) {
         let now = Instant::now();
+        self.start_steps(now);
+        if self.is_quiet() && self.ask_at <= now && self.write_at <= now {
+            self.ask_at = self.next_asking(now);
+            let (store, prefix) = (self.store.clone(), self.prefix.clone());
+            let asking =
+                self.requests.spawn(async move { Answer::There { begun: now, result: store.confirm(&prefix).await } });
+            self.asking = Some(asking);
+        }
+    }
+
+    /// Nothing goes on that will tell whether etcd is there.
+    fn is_quiet(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// When etcd is to be asked whether it is there, where nothing else is asked from now on. Keys are renewed more often.
+    fn next_asking(&self, now: Instant) -> Instant {
+        Instant::from_std(due_after(self.ttl / 2, now.into_std(), self.epoch))
+    }
+
+    /// Begins what is to be done now, the most urgent first.
+    fn start_steps(&mut self, now: Instant) {
         while self.due.first().is_some_and(|(at, _)| *at <= now) {
             self.dirty.extend(self.due.pop_first().map(|(_, key)| key));
         }
@@ -505,6 +542,7 @@ impl Keeper {
             true => self.due.first().map(|(at, _)| *at),
             false => Some(self.write_at),
         };
+        let next = next.into_iter().chain(self.is_quiet().then_some(self.ask_at)).min();
         let free = self.requests.len() < self.at_once();
         tokio::select! {
             biased;
@@ -545,6 +583,21 @@ impl Keeper {
                 debug!(%error, "etcd does not say what the lease keeps");
             }
             Answer::Kept { keys, lease, begun, result } => self.kept(keys, lease, begun, result),
+            Answer::There { begun, result } => self.there(begun, result),
+        }
+    }
+
+    /// Takes it whether etcd answers at all, whatever it says.
+    fn there(&mut self, begun: Instant, result: Result<(), StoreError>) {
+        self.asking = None;
+        let now = Instant::now();
+        let Err(error) = result else { return self.answered(now) };
+        self.metrics.etcd_failed(self.api(), error.trouble());
+        match Failure::from(error) {
+            Failure::OfKey(_) => self.answered(now),
+            // Others were answered meanwhile.
+            Failure::NoAnswer(_) if self.answered_at.is_some_and(|at| at >= begun) => {}
+            Failure::NoAnswer(what) => self.no_answer(&what),
         }
     }
 
@@ -742,7 +795,7 @@ impl Keeper {
 
     /// etcd has answered, whatever it said.
     fn answered(&mut self, now: Instant) {
-        self.answered_at = Some(now);
+        (self.answered_at, self.ask_at) = (Some(now), self.next_asking(now));
         self.pause.reset();
         if self.trouble.take().is_some() && std::mem::take(&mut self.is_trouble_told) {
             info!("etcd answers again");
@@ -806,8 +859,8 @@ impl Keeper {
 
     /// etcd gives no answer, to any key; told once.
     fn no_answer(&mut self, what: &str) {
-        self.write_at = Instant::now() + self.pause.pause();
         let now = Instant::now();
+        (self.write_at, self.ask_at) = (now + self.pause.pause(), self.next_asking(now));
         // What comes and goes, such as answers to some requests and not to others, is told now and then.
         let is_known = self.told_trouble.as_ref().is_some_and(|(told, at)| told == what && now < *at + SAME_TROUBLE);
         if self.trouble.as_deref() == Some(what) || is_known {

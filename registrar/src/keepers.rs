@@ -21,16 +21,22 @@ pub struct Keepers {
 }
 
 impl Keepers {
-    /// Prepares to keep keys that live for `ttl` after their last refresh, and counts what is done. Asks nobody anything.
+    /// Prepares to keep keys below `prefix` that live for `ttl` after their last refresh, and counts what is done. Asks nobody anything.
     ///
     /// # Errors
     /// As [`Store::new`].
-    pub fn new(etcd: &EtcdFlags, claim: &Claim, ttl: Duration, metrics: &Metrics) -> Result<Self, StoreError> {
+    pub fn new(
+        etcd: &EtcdFlags,
+        prefix: &Prefix,
+        claim: &Claim,
+        ttl: Duration,
+        metrics: &Metrics,
+    ) -> Result<Self, StoreError> {
         let members = etcd.endpoints.likely_members();
         let hurried = etcd.etcd_timeout.min(WITHDRAW_LIMIT / members);
         let keeper = |options| {
             let store = Store::new(options)?;
-            Ok(Keeper::new(store, hurried, claim.clone(), ttl).counting(metrics.clone()))
+            Ok(Keeper::new(store, prefix.clone(), hurried, claim.clone(), ttl).counting(metrics.clone()))
         };
         Ok(Self { first: keeper(etcd.store_options())?, second: etcd.second_store_options().map(keeper).transpose()? })
     }

@@ -70,7 +70,7 @@ type Doing<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 /// Only for what cannot get better by waiting: no client can be made from the configuration.
 pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Metrics::default();
-    let keeper = Keepers::new(&config.etcd, &Claim::Any, config.ttl, &metrics)?;
+    let keeper = Keepers::new(&config.etcd, &config.key, &Claim::Any, config.ttl, &metrics)?;
     let (prober, check) = (Arc::new(Prober::new()?.counting(metrics.clone())), Arc::new(check(&config)));
     let access = config.operator.access(&config.admin)?;
     let candidates = candidates(config.container.as_deref(), &traces);

@@ -280,16 +280,46 @@ async fn static_leaves_alone_what_someone_else_has_written_and_needs_no_answer_w
     assert_eq!(paths(&store).await, ["/service/db/127.0.0.1:1"]);
 }
 
+/// Where a program with `--admin` is asked.
+async fn admin(program: &Program) -> String {
+    let line = program.says("metrics and health are here").await;
+    line.split('"').find(|part| part.starts_with("http://")).unwrap().to_owned()
+}
+
+/// What is said there.
+async fn got(url: &str, path: &str) -> String {
+    registry::store::use_ring();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    client.get(format!("{url}{path}")).send().await.unwrap().text().await.unwrap()
+}
+
+#[tokio::test]
+async fn whether_etcd_is_there_is_known_also_while_there_is_no_key_to_keep() {
+    let mut etcd = Etcd::start();
+    let args = ["--name", "db", "--address", "127.0.0.1:1", "--check", "tcp", "--ttl", "2s", "--admin", "127.0.0.1:0"];
+    for api in ["v2", "v3"] {
+        let mut command = registrar();
+        let program = Program::start(command.arg("static").args(args).args(["--etcd", &etcd.url(), "--etcd-api", api]));
+        let url = admin(&program).await;
+        let is_told = async |what: u8| {
+            let line = format!("registrar_etcd_connected{{api=\"{api}\"}} {what}\n");
+            eventually(&line, async || got(&url, "metrics").await.contains(&line)).await;
+        };
+        is_told(1).await;
+        assert_eq!(got(&url, "health/ready").await, "it is not ready:\nthe address has not answered yet\n");
+        etcd.stop();
+        is_told(0).await;
+        etcd.run();
+        is_told(1).await;
+    }
+}
+
 #[tokio::test]
 async fn static_and_the_sidekick_tell_an_operator_what_is_missing_where_that_is_asked_for() {
     let etcd = format!("http://127.0.0.1:{}", free_port());
     let ask = async |program: &Program| {
-        let line = program.says("metrics and health are here").await;
-        let url = line.split('"').find(|part| part.starts_with("http://")).unwrap();
-        registry::store::use_ring();
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let body = async |path: &str| client.get(format!("{url}{path}")).send().await.unwrap().text().await.unwrap();
-        (body("health/live").await, body("health/ready").await, body("metrics").await)
+        let url = admin(program).await;
+        (got(&url, "health/live").await, got(&url, "health/ready").await, got(&url, "metrics").await)
     };
     let mut command = registrar();
     command.args(["static", "--check", "none", "--name", "db", "--address", "127.0.0.1:1"]);

@@ -45,7 +45,13 @@ fn keeper(api: Api, etcd: &Etcd, ttl: Duration) -> Keeper {
 }
 
 fn keeper_at(api: Api, url: &str, ttl: Duration) -> Keeper {
-    Keeper::new(store_of(api, url), Duration::from_secs(1), Claim::Own("a1".to_owned()), ttl)
+    Keeper::new(
+        store_of(api, url),
+        "service".parse().unwrap(),
+        Duration::from_secs(1),
+        Claim::Own("a1".to_owned()),
+        ttl,
+    )
 }
 
 /// Writes a key as somebody else does, with a lease of its own.

@@ -852,7 +852,8 @@ fn agent() -> super::Agent {
     let Program::Command(command) = Program::from_args(args).unwrap() else { unreachable!() };
     let Command::Agent(config) = *command else { unreachable!() };
     let metrics = Metrics::default();
-    let keeper = Keepers::new(&config.etcd, &Claim::Own("a1".to_owned()), config.ttl, &metrics).unwrap();
+    let keeper =
+        Keepers::new(&config.etcd, &config.scope.key, &Claim::Own("a1".to_owned()), config.ttl, &metrics).unwrap();
     super::Agent::new(config, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()), metrics)
 }
 
