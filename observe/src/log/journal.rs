@@ -4,9 +4,9 @@
 //! nobody anything. (The crate tracing-journald sends the bare message.)
 
 use std::fmt::{Debug, Write};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracing::field::{Field, Visit};
@@ -26,6 +26,7 @@ const SEND_LIMIT: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Journal {
     socket: UnixDatagram,
+    path: PathBuf,
     identifier: String,
 }
 
@@ -37,7 +38,18 @@ impl Journal {
         socket.set_write_timeout(Some(SEND_LIMIT))?;
         let program = std::env::current_exe().ok();
         let name = program.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-        Ok(Self { socket, identifier: name.unwrap_or_default() })
+        Ok(Self { socket, path: path.to_owned(), identifier: name.unwrap_or_default() })
+    }
+
+    /// Sends it, also where another socket is in the place of the one that was there: systemd may make it anew.
+    fn send(&self, datagram: &[u8]) -> io::Result<usize> {
+        match self.socket.send(datagram) {
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotConnected) => {
+                self.socket.connect(&self.path)?;
+                self.socket.send(datagram)
+            }
+            sent => sent,
+        }
     }
 }
 
@@ -52,7 +64,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         put(&mut datagram, "TARGET", event.metadata().target());
         event.record(&mut Fields { datagram: &mut datagram, left: FIELDS });
         // There is nobody to tell.
-        let _sent = self.socket.send(&datagram);
+        let _sent = self.send(&datagram);
     }
 }
 
@@ -132,6 +144,37 @@ mod tests {
             datagram = &rest[length + 1..];
         }
         fields
+    }
+
+    #[test]
+    fn events_come_also_to_a_socket_that_was_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let bind = || {
+            let journald = UnixDatagram::bind(&path).unwrap();
+            journald.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            journald
+        };
+        let message = |journald: &UnixDatagram| {
+            let mut buffer = vec![0; 4096];
+            let length = journald.recv(&mut buffer).unwrap();
+            fields(&buffer[..length]).swap_remove(0).1
+        };
+        let journald = bind();
+        let log = tracing_subscriber::registry().with(Journal::open(&path).unwrap());
+        tracing::subscriber::with_default(log, || {
+            info!("first");
+            assert_eq!(message(&journald), "first");
+            drop(journald);
+            info!("to nobody");
+            std::fs::remove_file(&path).unwrap();
+            info!("to nobody, without a socket");
+            let journald = bind();
+            for text in ["second", "third"] {
+                info!("{text}");
+                assert_eq!(message(&journald), text);
+            }
+        });
     }
 
     #[test]
