@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use bollard::models::ContainerInspectResponse;
+use observe::escape::escaped;
 use registry::{Entry, Record, Status, Store, StoreError};
 
 use crate::ask::{ask_once, healthcheck_says};
@@ -379,7 +380,7 @@ impl fmt::Display for Explanation {
                 Says::No => "   no   ",
                 Says::Aside => "        ",
             };
-            writeln!(f, "{mark}{text}")?;
+            writeln!(f, "{mark}{}", escaped(text))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use observe::escape::escaped;
 use registry::{Entry, InstanceKey, Prefix, Record, Status, Store, StoreError};
 use serde::{Serialize, Serializer};
 
@@ -35,7 +36,7 @@ struct Instance {
 /// A key that nobody routes to.
 #[derive(Debug, Serialize)]
 struct Refused {
-    /// With control characters escaped.
+    /// Escaped.
     key: String,
     reason: String,
 }
@@ -59,7 +60,7 @@ impl List {
             match read(prefix, &entry) {
                 Ok((key, record)) => list.instances.push(Instance { key, ttl: entry.ttl, record }),
                 Err(reason) => {
-                    let key = entry.path.chars().take(SHOWN_LIMIT).flat_map(char::escape_debug).collect();
+                    let key = escaped(&entry.path.chars().take(SHOWN_LIMIT).collect::<String>());
                     list.refused.push(Refused { key, reason });
                 }
             }
@@ -85,10 +86,9 @@ fn read(prefix: &Prefix, entry: &Entry) -> Result<(InstanceKey, Record), String>
     Ok((key, record))
 }
 
-/// What is wrong with something of etcd's, for a terminal: without the control characters that may be in it.
+/// What is wrong with something of etcd's, for a terminal.
 pub(crate) fn shown(error: &impl fmt::Display) -> String {
-    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    error.to_string().chars().map(escaped).collect()
+    escaped(&error.to_string())
 }
 
 fn key_parts<S: Serializer>(key: &InstanceKey, serializer: S) -> Result<S::Ok, S::Error> {
@@ -117,8 +117,9 @@ pub(crate) fn status(status: Status) -> &'static str {
 impl fmt::Display for List {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rows = vec![["SERVICE", "INSTANCE", "STATUS", "TTL", "HOST", "CONTAINER", "AGENT"].map(str::to_owned)];
-        let known =
-            |text: &Option<String>| text.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned());
+        let known = |text: &Option<String>| {
+            text.as_deref().filter(|text| !text.is_empty()).map_or_else(|| "-".to_owned(), escaped)
+        };
         for Instance { key, ttl, record } in &self.instances {
             rows.push([
                 key.service().to_string(),
@@ -193,6 +194,22 @@ No instances, so that nothing is routed to them:
             nothing.to_string(),
             "SERVICE  INSTANCE  STATUS  TTL  HOST  CONTAINER  AGENT\nNothing is registered here.\n"
         );
+    }
+
+    #[test]
+    fn nothing_in_the_table_turns_the_direction_of_what_follows() {
+        let record = r#"{"host":"h\u202e1","name":"w\u2066eb","agent":"a\u200f1","status":"running"}"#;
+        let list = List::of(
+            &"service".parse().unwrap(),
+            vec![
+                Entry::new("/service/web/10.0.0.1:80", record),
+                Entry::new("/service/web/10.0.0.2:80", r#"{"status":"\u202eup"}"#),
+                Entry::new("/service/web/\u{202e}", "running"),
+            ],
+        );
+        let text = list.to_string();
+        assert!(!text.contains(['\u{202e}', '\u{2066}', '\u{200f}']), "{text:?}");
+        assert!(text.contains(r"h\u{202e}1  w\u{2066}eb  a\u{200f}1"), "{text}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use observe::escape::escaped_lines;
 use observe::log::{self, LogError};
 use registrar::config::{Command, LogFlags, Program};
 use registrar::{Traces, agent, docker, drain, explain, fixed, list, manual, run};
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
             if is_daemon {
                 error!(error = format!("{error:#}"), "the registrar cannot run");
             } else {
-                eprintln!("registrar: {error:#}");
+                eprintln!("registrar: {}", escaped_lines(&format!("{error:#}")));
             }
             ExitCode::FAILURE
         }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+/// A text with line feeds, and no other control characters.
+pub(crate) use observe::escape::escaped_lines as shown;
 use serde::Serialize;
 
 use super::way::Away;
@@ -94,25 +96,6 @@ impl Way {
         let advice = (!advice.is_empty()).then(|| shown(advice));
         self.steps.push(Step { part, says, text: shown(text), advice });
     }
-}
-
-/// A text with line feeds that begin an indented line, and no other control characters.
-pub(crate) fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for (at, line) in text.trim_end().lines().enumerate() {
-        if at > 0 {
-            shown.push('\n');
-        }
-        for c in line.chars() {
-            if is_unsafe(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
-        }
-    }
-    shown
-}
-
-/// Control characters, and those that turn the direction of what follows.
-fn is_unsafe(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Everything: first what all instances share, then the way of each.

@@ -7,6 +7,8 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
+use crate::escape::Escaped;
+
 /// Writes fields as `message name=value name=value`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OneLine;
@@ -71,29 +73,6 @@ impl Visit for Line<'_> {
     }
 }
 
-/// Writes on, with control characters written out, and those that change the direction or the line of what is read.
-struct Escaped<'a>(&'a mut dyn Write);
-
-impl Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        while let Some(at) = rest.find(is_unsafe) {
-            let (before, from) = rest.split_at(at);
-            self.0.write_str(before)?;
-            let mut characters = from.chars();
-            if let Some(first) = characters.next() {
-                write!(self.0, "{}", first.escape_default())?;
-            }
-            rest = characters.as_str();
-        }
-        self.0.write_str(rest)
-    }
-}
-
-fn is_unsafe(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -102,6 +81,7 @@ mod tests {
     use tracing::{Level, info};
 
     use super::*;
+    use crate::escape::is_unsafe;
 
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
