@@ -46,7 +46,7 @@ pub enum RecordError {
     #[error("{field} has a control character or more than {limit} characters")]
     Text {
         /// The field.
-        field: &'static str,
+        field: String,
         /// How many characters it may have.
         limit: usize,
     },
@@ -142,17 +142,24 @@ impl Record {
         }
         for (name, value) in &self.attributes {
             check_text("an attribute's name", name, TEXT_LIMIT)?;
-            check_text("an attribute", value, ATTRIBUTE_LIMIT)?;
+            if is_too_long_or_hidden(value, ATTRIBUTE_LIMIT) {
+                let field = format!("attribute {name}");
+                return Err(RecordError::Text { field, limit: ATTRIBUTE_LIMIT });
+            }
         }
         Ok(())
     }
 }
 
-pub(crate) fn check_text(field: &'static str, text: &str, limit: usize) -> Result<(), RecordError> {
-    if text.chars().count() > limit || text.chars().any(char::is_control) {
-        return Err(RecordError::Text { field, limit });
+pub(crate) fn check_text(field: &str, text: &str, limit: usize) -> Result<(), RecordError> {
+    if is_too_long_or_hidden(text, limit) {
+        return Err(RecordError::Text { field: field.to_owned(), limit });
     }
     Ok(())
+}
+
+fn is_too_long_or_hidden(text: &str, limit: usize) -> bool {
+    text.chars().count() > limit || text.chars().any(char::is_control)
 }
 
 #[cfg(test)]
@@ -195,7 +202,7 @@ mod tests {
             (r#"{"registered":"yesterday"}"#, "no record"),
             (r#"{"name":"a\nb"}"#, "name has a control character"),
             (r#"{"tags":["a\u0000"]}"#, "a tag has a control character"),
-            (r#"{"attributes":{"a":"x\n  http-request deny"}}"#, "an attribute has a control character"),
+            (r#"{"attributes":{"a":"x\n  http-request deny"}}"#, "attribute a has a control character"),
             (many.as_str(), "more than 128 tags"),
         ];
         for (value, reason) in cases {
