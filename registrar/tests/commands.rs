@@ -238,7 +238,7 @@ async fn static_keeps_a_key_while_its_address_answers_and_takes_it_over_after_a_
     let before = entries(&store).await.remove(0);
     assert_eq!(before.path, format!("/service/db/{address}"));
     let record = Record::parse(&before.value).unwrap();
-    let mark = format!("static-{}-db", address.to_string().replace(':', "-"));
+    let mark = format!("static-{}-db", address.replace(':', "-"));
     let attributes: Vec<_> = record.attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(attributes, ["listen=5432", "mode=tcp", "region=eu"]);
     assert_eq!((record.tags, record.weight), (vec!["blue".to_owned(), "v1".to_owned()], Some(7)));
