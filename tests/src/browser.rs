@@ -84,6 +84,11 @@ impl Browser {
         self.client.goto(url).await.unwrap();
     }
 
+    /// Runs a script in each page that is opened from now on, before any of the page's own.
+    pub async fn before_pages(&self, script: &str) {
+        self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({ "source": script })).await;
+    }
+
     /// Prefers a colour scheme: `light` or `dark`.
     pub async fn prefer(&self, scheme: &str) {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});

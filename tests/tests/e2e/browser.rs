@@ -198,3 +198,113 @@ async fn without_scripts_it_is_complete() {
     })
     .await;
 }
+
+/// Lets a test hold what the page loads, and put words into the mouth of its stream, or keep it from hearing.
+const HOLD: &str = r#"
+    window.held = []; window.isHolding = false; window.isDeaf = false;
+    const real = window.fetch;
+    window.fetch = async (...given) => {
+        const reply = await real(...given);
+        if (window.isHolding) await new Promise((release) => window.held.push(release));
+        return reply;
+    };
+    window.release = () => { window.isHolding = false; window.held.splice(0).forEach((release) => release()); };
+    window.EventSource = class extends EventSource {
+        constructor(...given) { super(...given); window.stream = this; }
+        addEventListener(name, listener) {
+            super.addEventListener(name, (event) => { if (!window.isDeaf || !event.isTrusted) listener(event); });
+        }
+    };
+    window.say = (name, data) =>
+        window.stream.dispatchEvent(new MessageEvent(name, { data: JSON.stringify(data) }));
+"#;
+
+/// Makes the page load everything again, and waits until it holds the services in its hand, as they are now.
+async fn begin_to_load(browser: &Browser) {
+    browser.run("window.isHolding = true; window.say('reset', { version: 0 })").await;
+    e2e::wait_until(e2e::secs(20), "the page loads", async || match browser.run("return window.held.length").await {
+        count if count == 0 => Err("it asks for nothing".to_owned()),
+        _ => Ok(()),
+    })
+    .await;
+}
+
+async fn open_held(site: &Site) -> Browser {
+    let browser = Browser::start(1280, 900).await;
+    browser.before_pages(HOLD).await;
+    browser.open(&site.page()).await;
+    browser.wait_for_text("#live", "live").await;
+    browser
+}
+
+#[tokio::test]
+async fn a_reset_while_everything_is_loaded_again_loses_nothing() {
+    within(120, async {
+        let site = Site::start().await;
+        let browser = open_held(&site).await;
+        begin_to_load(&browser).await;
+        // So much happens now that the server says `reset` in place of it.
+        browser.run("window.isDeaf = true").await;
+        let address: SocketAddr = "127.0.0.9:4001".parse().unwrap();
+        site.etcd.put(&format!("/service/shop/{address}"), "running").await;
+        e2e::wait_until(e2e::secs(20), "the server knows it", async || {
+            let known = e2e::http::get(site.admin, "/api/v1/services/shop").await.map_err(|error| error.to_string())?;
+            if known.body.contains(&address.to_string()) { Ok(()) } else { Err(known.body) }
+        })
+        .await;
+        browser.run("window.isDeaf = false; window.say('reset', { version: 0 }); window.release()").await;
+        browser.wait_for_text("tr[data-a]", &address.to_string()).await;
+        assert_eq!(browser.complaints().await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_comes_while_everything_is_loaded_again_is_taken_in_once() {
+    within(120, async {
+        let site = Site::start().await;
+        let browser = open_held(&site).await;
+        browser.wait_for_text(&row(site.backends[0].address()), "UP").await;
+        begin_to_load(&browser).await;
+        let shop = site.backends[0].address().to_string();
+        let rows = serde_json::json!({"rows": [["shop", shop, "DOWN 7/9", 1, "L4TOUT", "words", 1, 0, 0, null]]});
+        browser.run(&format!("window.say('stats', {rows})")).await;
+        let address: SocketAddr = "127.0.0.9:4001".parse().unwrap();
+        browser.run("window.stream.addEventListener('change', () => { window.isChanged = true; })").await;
+        site.etcd.put(&format!("/service/later/{address}"), "running").await;
+        e2e::wait_until(e2e::secs(20), "the change has come", async || match browser.run("return !!window.isChanged").await
+        {
+            is_changed if is_changed == true => Ok(()),
+            _ => Err("not yet".to_owned()),
+        })
+        .await;
+        browser.run("window.release()").await;
+        browser.wait_for_text("tr[data-a]", &address.to_string()).await;
+        browser.wait_for_text(&row(site.backends[0].address()), "DOWN 7/9 L4TOUT").await;
+        let notes = browser.texts("#feed li").await;
+        let of_it = notes.iter().filter(|note| note.contains(&address.to_string())).count();
+        assert_eq!(of_it, 1, "{notes:?}");
+        assert_eq!(browser.complaints().await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn to_skip_to_the_services_leaves_the_filters_as_they_are() {
+    within(120, async {
+        let site = Site::start().await;
+        let browser = Browser::start(1280, 900).await;
+        browser.open(&format!("{}#service=blog", site.page())).await;
+        browser.wait_for_text("#live", "live").await;
+        browser.run("addEventListener('hashchange', () => { window.isSkipped = true; })").await;
+        browser.run("document.querySelector('a.skip').click()").await;
+        e2e::wait_until(e2e::secs(20), "it has skipped", async || match browser.run("return !!window.isSkipped").await {
+            is_skipped if is_skipped == true => Ok(()),
+            _ => Err("not yet".to_owned()),
+        })
+        .await;
+        assert_eq!(browser.texts("tr[data-a] th").await, [site.backends[2].address().to_string()]);
+        assert_eq!(browser.run("return location.hash").await, "#service=blog");
+    })
+    .await;
+}

@@ -213,7 +213,10 @@
     $("left-out-rows").replaceChildren(...list.map((entry) => make("tr", {}, make("td", {}, entry.what),
       make("th", { scope: "row" }, entry.subject), make("td", {}, entry.reason))));
   }
+  let noted = 0; // the number of the last note
   function note(n) {
+    if (n.number <= noted) return;
+    noted = n.number;
     const item = make("li", { class: n.what }, make("span", { class: "what" }, spaced(n.what)));
     if (n.service) item.append(" ", make("b", {}, n.service));
     if (n.address) item.append(" ", make("code", {}, n.address));
@@ -318,7 +321,10 @@
     let pause = 0;
     controls.q.addEventListener("input", () => { clearTimeout(pause); pause = setTimeout(toHash, 120); });
     for (const name of ["status", "service", "tag"]) controls[name].addEventListener("change", toHash);
-    addEventListener("hashchange", fromHash);
+    addEventListener("hashchange", () => {
+      // Another kind of hash, as the skip link's: the filters stay, and the address says so.
+      if (location.hash && !location.hash.includes("=")) toHash(); else fromHash();
+    });
     addEventListener("keydown", (event) => {
       const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName || "");
       if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) { event.preventDefault(); controls.q.focus(); }
@@ -329,9 +335,10 @@
 
   // --- the stream ------------------------------------------------------------------------------------------------------
   let version = 0;
-  let loading = null; // changes that come while everything is loaded again
+  let loading = null; // what is to be taken in when everything has been loaded again
+  let isOvertaken = false; // what is being loaded is older than the last reset
+  const take = (what) => { if (loading) loading.push(what); else what(); };
   function change(delta) {
-    if (loading) { loading.push(delta); return; }
     if (delta.version <= version) return;
     version = delta.version;
     for (const name of delta.services_gone || []) {
@@ -386,42 +393,54 @@
     }
     sectionsLater();
   }
+  async function get(path) {
+    const reply = await fetch(path, { cache: "no-store" });
+    if (!reply.ok) throw new Error(String(reply.status));
+    return reply.json();
+  }
+  // What came before a loading begins is in what it loads; what comes meanwhile waits. A reset meanwhile stands for changes
+  // that are in neither: then everything is loaded once more.
   async function reload() {
-    if (loading) return;
-    loading = [];
-    try {
-      const get = async (path) => {
-        const reply = await fetch(path, { cache: "no-store" });
-        if (!reply.ok) throw new Error(String(reply.status));
-        return reply.json();
-      };
-      const [all, now, feed] = await Promise.all([get("api/v1/services"), get("api/v1/status"), get("api/v1/feed")]);
-      services.clear();
-      $("list").replaceChildren();
-      for (const s of all.services) {
-        const service = head(s);
-        for (const i of s.instances) {
-          const row = make("tr", { "data-a": i.address });
-          fill(row, i);
-          service.rows.set(i.address, row);
-          append(service, row);
-        }
+    if (loading) { isOvertaken = true; return; }
+    for (;;) {
+      loading = [];
+      isOvertaken = false;
+      try {
+        // The rest must not be older than the services: their version says which changes are still to come.
+        const all = await get("api/v1/services");
+        const [now, feed] = await Promise.all([get("api/v1/status"), get("api/v1/feed")]);
+        if (isOvertaken) continue;
+        showAll(all, now, feed);
+        break;
+      } catch {
+        await new Promise((again) => setTimeout(again, 2000 + Math.random() * 2000));
       }
-      status(now);
-      registry(now.registry);
-      haproxy(now.haproxy);
-      leftOut(now.left_out.slice(0, 100), now.left_out.length + now.more_left_out);
-      $("feed").replaceChildren();
-      feed.notes.slice(-60).forEach(note);
-      version = all.version;
-      const missed = loading;
-      loading = null;
-      missed.forEach(change);
-      sift();
-    } catch {
-      loading = null;
-      setTimeout(reload, 2000 + Math.random() * 2000);
     }
+    const waiting = loading;
+    loading = null;
+    for (const what of waiting) what();
+    sift();
+  }
+  function showAll(all, now, feed) {
+    services.clear();
+    $("list").replaceChildren();
+    for (const s of all.services) {
+      const service = head(s);
+      for (const i of s.instances) {
+        const row = make("tr", { "data-a": i.address });
+        fill(row, i);
+        service.rows.set(i.address, row);
+        append(service, row);
+      }
+    }
+    status(now);
+    registry(now.registry);
+    haproxy(now.haproxy);
+    leftOut(now.left_out.slice(0, 100), now.left_out.length + now.more_left_out);
+    $("feed").replaceChildren();
+    noted = 0;
+    feed.notes.slice(-60).forEach(note);
+    version = all.version;
   }
   function live(isOn) {
     $("live").setAttribute("class", isOn ? "live on" : "live off");
@@ -436,8 +455,8 @@
       // A server that answers otherwise than with a stream ends it for good: begin anew.
       if (source.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 3000 + Math.random() * 3000);
     });
-    source.addEventListener("change", (event) => change(JSON.parse(event.data)));
-    source.addEventListener("stats", (event) => figures(JSON.parse(event.data).rows));
+    source.addEventListener("change", (event) => { const delta = JSON.parse(event.data); take(() => change(delta)); });
+    source.addEventListener("stats", (event) => { const { rows } = JSON.parse(event.data); take(() => figures(rows)); });
     source.addEventListener("reset", reload);
     addEventListener("pagehide", () => source.close());
   }
