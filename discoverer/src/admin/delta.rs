@@ -202,12 +202,22 @@ pub(super) fn stat_rows(view: &View, stats: &Stats, newer_than: u64) -> Vec<Valu
 
 /// The instances that HAProxy does not know any more, as [`stat_rows`] has them.
 pub(super) fn lost_rows(view: &View, before: &Stats, now: &Stats) -> Vec<Value> {
+    rows_without(view, |name, server, address| {
+        before.find(name, server, address).is_some() && now.find(name, server, address).is_none()
+    })
+}
+
+/// The instances that HAProxy does not know, as [`stat_rows`] has them.
+pub(super) fn unknown_rows(view: &View, stats: &Stats) -> Vec<Value> {
+    rows_without(view, |name, server, address| stats.find(name, server, address).is_none())
+}
+
+fn rows_without(view: &View, is_without: impl Fn(&str, &str, SocketAddr) -> bool) -> Vec<Value> {
     let mut rows = Vec::new();
     for (name, service) in view.services.iter() {
         for instance in &service.instances {
             let address = SocketAddr::new(instance.address, instance.port);
-            let knows = |stats: &Stats| stats.find(name.as_str(), &instance.server, address).is_some();
-            if knows(before) && !knows(now) {
+            if is_without(name.as_str(), &instance.server, address) {
                 rows.push(serde_json::json!([name.as_str(), address]));
             }
         }

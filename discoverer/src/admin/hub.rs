@@ -19,7 +19,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::delta::{delta, lost_rows, stat_rows};
+use super::delta::{delta, lost_rows, stat_rows, unknown_rows};
 use crate::haproxy::{Runtime, RuntimeError, Stats, pause_after};
 use crate::until;
 use crate::view::View;
@@ -35,6 +35,8 @@ const BEHIND_LIMIT: usize = 64;
 /// How many changes, and how many bytes of them, are kept for clients that come back.
 const KEPT_EVENTS: usize = 256;
 const KEPT_BYTES: usize = 512 * 1024;
+/// The longest pause after HAProxy has not answered: what it says is not known meanwhile.
+const FAILURE_PAUSE: Duration = Duration::from_secs(5);
 /// How long a question waits for HAProxy's first figures.
 const FIGURES_LIMIT: Duration = Duration::from_millis(300);
 
@@ -282,25 +284,27 @@ impl Hub {
         let number = self.asked;
         let Some(live) = &mut self.live else { return };
         live.asking = None;
-        live.ask_at = Some(Instant::now() + pause_after(asked, Instant::now()));
-        match stats {
-            Ok(stats) => {
-                let stats = Arc::new(stats);
-                let before = live.stats.replace(Arc::clone(&stats));
-                let newer_than = std::mem::replace(&mut live.stats_number, number);
-                let (told, someone) = (live.told.clone(), live.events.receiver_count() > 0);
-                if let Some(told) = told.filter(|_| someone) {
-                    let mut rows = stat_rows(&told, &stats, newer_than);
-                    rows.extend(before.iter().flat_map(|before| lost_rows(&told, before, &stats)));
-                    let id = self.id();
-                    if let Some(live) = &self.live {
-                        for event in stats_events(id, &rows) {
-                            let _ = live.events.send(event);
-                        }
-                    }
+        let now = Instant::now();
+        let pause = pause_after(asked, now);
+        live.ask_at = Some(now + if stats.is_ok() { pause } else { pause.min(FAILURE_PAUSE) });
+        // What it said before it stopped answering is not what it says now.
+        let stats = stats.inspect_err(|error| debug!(%error, "HAProxy's figures are not known")).ok().map(Arc::new);
+        let before = std::mem::replace(&mut live.stats, stats.clone());
+        let newer_than = live.stats_number;
+        if stats.is_some() || before.is_some() {
+            live.stats_number = number;
+        }
+        let (told, someone) = (live.told.clone(), live.events.receiver_count() > 0);
+        if let Some(told) = told.filter(|_| someone) {
+            let stats = stats.unwrap_or_default();
+            let mut rows = stat_rows(&told, &stats, newer_than);
+            rows.extend(before.iter().flat_map(|before| lost_rows(&told, before, &stats)));
+            let id = self.id();
+            if let Some(live) = &self.live {
+                for event in stats_events(id, &rows) {
+                    let _ = live.events.send(event);
                 }
             }
-            Err(error) => debug!(%error, "HAProxy's figures are not known"),
         }
         self.answer_waiting();
     }
@@ -320,8 +324,11 @@ impl Live {
         let mut first = vec![event("hello", None, &json!({ "version": id.version }))];
         first
             .extend(self.kept.iter().filter(|(version, _)| *version > known.version).map(|(_, change)| change.clone()));
-        if let (Some(told), Some(stats)) = (&self.told, &self.stats) {
-            first.extend(stats_events(id, &stat_rows(told, stats, known.stats)));
+        if let Some(told) = self.told.as_deref().filter(|_| known.stats < id.stats) {
+            let stats = self.stats.clone().unwrap_or_default();
+            let mut rows = stat_rows(told, &stats, known.stats);
+            rows.extend(unknown_rows(told, &stats));
+            first.extend(stats_events(id, &rows));
         }
         Joined { first, rest }
     }

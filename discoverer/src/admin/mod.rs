@@ -27,7 +27,7 @@ use observe::admin::{Access, Address, Listener, bind};
 use prometheus_client::registry::Registry;
 use registry::watch::Backoff;
 use serde::Serialize;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info};
 
@@ -47,6 +47,8 @@ const COME_BACK: u64 = 1000;
 /// The pauses between two tries to have the address.
 const BIND_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_BIND_PAUSE: Duration = Duration::from_secs(60);
+/// How many streams there are at once: fewer than connections, so that health checks, scrapers and pages find room.
+const STREAMS: usize = 48;
 /// So much of a long answer is made at once, in bytes.
 const CHUNK: usize = 32 * 1024;
 
@@ -117,6 +119,7 @@ struct Desk {
     metrics: Arc<Registry>,
     alive: mpsc::Sender<oneshot::Sender<()>>,
     hub: mpsc::Sender<Ask>,
+    streams: Arc<Semaphore>,
 }
 
 /// The routes, and the task behind them, which must be polled beside them.
@@ -126,7 +129,8 @@ pub fn router(sources: Sources) -> (Router, impl Future<Output = ()> + Send) {
     let (asks, asked) = mpsc::channel(WAITING);
     let start = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
     let hub = Hub::new(sources.views.clone(), sources.runtime, start);
-    let desk = Desk { views: sources.views, metrics: sources.metrics, alive: sources.alive, hub: asks };
+    let streams = Arc::new(Semaphore::new(STREAMS));
+    let desk = Desk { views: sources.views, metrics: sources.metrics, alive: sources.alive, hub: asks, streams };
     let router = Router::new()
         .route("/", get(page))
         .route("/assets/app.js", get(|query, headers| asset(&assets::SCRIPT, query, headers)))
@@ -243,6 +247,9 @@ async fn service(State(desk): State<Desk>, Path(name): Path<String>) -> Response
 }
 
 async fn events(State(desk): State<Desk>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    let Ok(place) = Arc::clone(&desk.streams).try_acquire_owned() else {
+        return failure(StatusCode::SERVICE_UNAVAILABLE, "too many streams");
+    };
     // EventSource sends the header when it comes back; the first time a page can only say it in the query.
     let asked = url::form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes())
         .find_map(|(name, value)| (name == "last_event_id").then(|| value.into_owned()));
@@ -254,20 +261,23 @@ async fn events(State(desk): State<Desk>, RawQuery(query): RawQuery, headers: He
     }
     let Ok(joined) = answer.await else { return gone() };
     let headers = [(CONTENT_TYPE, "text/event-stream; charset=utf-8"), (CACHE_CONTROL, "no-store")];
-    (headers, Body::from_stream(event_stream(joined))).into_response()
+    (headers, Body::from_stream(event_stream(joined, place))).into_response()
 }
 
-/// What one client is sent. It ends for whoever is too far behind.
-fn event_stream(joined: Joined) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send {
+/// What one client is sent, who has a place as long. It ends for whoever is too far behind.
+fn event_stream(
+    joined: Joined,
+    place: OwnedSemaphorePermit,
+) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send {
     let mut first: Vec<Bytes> = vec![format!("retry: {COME_BACK}\n\n").into()];
     first.extend(joined.first);
-    stream::unfold((first.into_iter(), joined.rest), async |(mut first, mut rest)| {
+    stream::unfold((first.into_iter(), joined.rest, place), async |(mut first, mut rest, place)| {
         if let Some(event) = first.next() {
-            return Some((Ok(event), (first, rest)));
+            return Some((Ok(event), (first, rest, place)));
         }
         match timeout(KEEP_ALIVE, rest.recv()).await {
-            Ok(Ok(event)) => Some((Ok(event), (first, rest))),
-            Err(_) => Some((Ok(Bytes::from_static(b": still here\n\n")), (first, rest))),
+            Ok(Ok(event)) => Some((Ok(event), (first, rest, place))),
+            Err(_) => Some((Ok(Bytes::from_static(b": still here\n\n")), (first, rest, place))),
             Ok(Err(broadcast::error::RecvError::Closed | broadcast::error::RecvError::Lagged(_))) => None,
         }
     })

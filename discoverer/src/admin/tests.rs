@@ -192,9 +192,13 @@ struct Site {
 
 impl Site {
     fn new(view: Option<View>) -> Self {
+        Self::with(view, None)
+    }
+
+    fn with(view: Option<View>, runtime: Option<Runtime>) -> Self {
         let (views, seen) = watch::channel(view.map(Arc::new));
         let (alive, mut asked) = mpsc::channel::<oneshot::Sender<()>>(1);
-        let sources = Sources { views: seen, runtime: None, metrics: Arc::default(), alive };
+        let sources = Sources { views: seen, runtime, metrics: Arc::default(), alive };
         let (router, hub) = super::router(sources);
         let daemon = async move {
             while let Some(asked) = asked.recv().await {
@@ -594,7 +598,7 @@ async fn a_client_that_never_reads_is_cut_off_and_holds_up_nobody() {
     let site = Site::new(Some(well()));
     let mut stuck = site.follow(None).await;
     let mut others = Vec::new();
-    for _ in 0..63 {
+    for _ in 1..STREAMS {
         let mut stream = site.follow(None).await;
         stream.named("hello").await;
         others.push(stream);
@@ -611,6 +615,20 @@ async fn a_client_that_never_reads_is_cut_off_and_holds_up_nobody() {
         last = event.id.or(last);
     }
     assert_eq!(last, None, "it was too far behind, and is told nothing that has a gap before it");
+}
+
+#[tokio::test]
+async fn streams_leave_room_for_others_and_give_it_back() {
+    let site = Site::new(Some(well()));
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        streams.push(site.follow(None).await);
+    }
+    let (status, words) = site.get("/api/v1/events").await;
+    assert_eq!((status, words.as_str()), (503, "{\"error\":\"too many streams\"}\n"));
+    assert_eq!(site.get("/health/live").await.0, 200);
+    streams.pop();
+    streams.push(site.follow(None).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -632,6 +650,48 @@ async fn nothing_is_kept_when_nobody_looks() {
     tokio::time::sleep(Duration::from_secs(11)).await;
     site.publish(|view| view.registry.index += 1);
     site.follow(Some(&id)).await.named("reset").await;
+}
+
+/// HAProxy's stats socket: it answers once, and then shuts each connection without a word.
+fn haproxy_that_answers_once(path: &std::path::Path) -> JoinHandle<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::UnixListener::bind(path).unwrap();
+    let mut reply = Some(
+        "# pxname,svname,qcur,scur,status,weight,lastchg,check_status,last_chk,check_desc,addr,\n\
+         web,10.0.0.1_8000,0,3,UP,100,60,L4OK,,,10.0.0.1:8000,\n\n",
+    );
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _asked = stream.read(&mut [0; 1024]).await.unwrap();
+            if let Some(reply) = reply.take() {
+                stream.write_all(reply.as_bytes()).await.unwrap();
+            }
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_haproxy_said_is_forgotten_once_it_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("runtime.sock");
+    let haproxy = haproxy_that_answers_once(&path);
+    let site = Site::with(Some(well()), Some(Runtime::new(path)));
+    let figures = async || {
+        let web = site.json("/api/v1/services/web").await;
+        web["instances"][0]["haproxy"]["check"].clone()
+    };
+    assert_eq!(figures().await, "UP");
+    let known = site.json("/api/v1/services").await["event_id"].as_str().unwrap().to_owned();
+    let mut stream = site.follow(None).await;
+    stream.named("hello").await;
+    assert_eq!(stream.named("stats").await.data["rows"], json!([["web", "10.0.0.1:8000"]]));
+    assert_eq!(figures().await, Value::Null);
+    let mut again = site.follow(Some(&known)).await;
+    again.named("hello").await;
+    let rows = again.named("stats").await.data["rows"].clone();
+    assert!(rows.as_array().unwrap().contains(&json!(["web", "10.0.0.1:8000"])), "{rows}");
+    haproxy.abort();
 }
 
 /// What a client makes of an event: the services as the API has them.
