@@ -17,6 +17,9 @@ use crate::view::View;
 /// How much of what is left out is told in the stream, and on the page: `/api/v1/status` has all of it.
 pub(super) const LEFT_OUT_SHOWN: usize = 100;
 
+/// How much of what is left out of one service is told there: `/api/v1/services` has all of it.
+pub(super) const OF_SERVICE_SHOWN: usize = 20;
+
 /// What has changed. Empty parts are not written.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Delta {
@@ -37,9 +40,9 @@ pub(super) struct Delta {
     /// How much that is in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     left_out_total: Option<usize>,
-    /// The services that are new or have changed, each whole but for its instances.
+    /// The services that are new or have changed, as [`head_change`] has them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    services: Vec<ServiceHead>,
+    services: Vec<Map<String, Value>>,
     /// The instances that are new or have changed, each whole.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     instances: Vec<Placed>,
@@ -105,9 +108,9 @@ pub(super) fn delta(before: &View, now: &View, stats: Option<&Stats>) -> Delta {
             delta.services_gone.push(name.to_string());
             continue;
         };
-        let head = new.head(name);
-        if old.head(name) != head {
-            delta.services.extend(head);
+        let (was, head) = (old.head(name), new.head(name));
+        if was != head {
+            delta.services.extend(head.map(|head| head_change(head, was.as_ref())));
         }
         if whole.contains(name) {
             delta.compare_all(name, old, new, stats);
@@ -155,6 +158,20 @@ impl Delta {
             }
         }
     }
+}
+
+/// A service whole, but for its instances. What is left out of it only where that is another than before, and the first of it.
+fn head_change(mut head: ServiceHead, before: Option<&ServiceHead>) -> Map<String, Value> {
+    let is_as_before = before.is_some_and(|before| before.left_out == head.left_out);
+    let total = head.left_out.len();
+    head.left_out.truncate(if is_as_before { 0 } else { OF_SERVICE_SHOWN });
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(head) else { return Map::new() };
+    if is_as_before {
+        fields.remove("left_out");
+    } else {
+        fields.insert("left_out_total".to_owned(), total.into());
+    }
+    fields
 }
 
 /// The fields that are not as before.

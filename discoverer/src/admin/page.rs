@@ -8,7 +8,7 @@ use tera::{Context, Kwargs, State, Tera, Value};
 use tracing::error;
 
 use super::assets::{SCRIPT, STYLE};
-use super::delta::LEFT_OUT_SHOWN;
+use super::delta::{LEFT_OUT_SHOWN, OF_SERVICE_SHOWN};
 use super::hub::EventId;
 use super::walk::{Filter, Piece, Walk};
 use crate::report::{
@@ -199,7 +199,10 @@ fn haproxy_fields(haproxy: &HaproxyReport) -> Vec<Field> {
 }
 
 fn begin(service: &ServiceHead) -> String {
+    let shown = service.left_out.len().min(OF_SERVICE_SHOWN);
     let values = [
+        ("why", Value::from_serializable(&service.left_out[..shown])),
+        ("more", Value::from((service.left_out.len() - shown) as u64)),
         ("meta", Value::from(meta(service))),
         ("sum", Value::from(sum(service))),
         ("service", Value::from_serializable(service)),

@@ -527,6 +527,48 @@ async fn a_change_of_one_instance_is_a_short_event() {
     assert_eq!(change.data["notes"][0]["number"], 2);
 }
 
+/// So many keys of `web` that are no instances.
+fn refused(count: usize) -> Vec<LeftOut> {
+    let address = |number: usize| format!("10.9.{}.{}:80", number / 250, number % 250);
+    let key = |number| LeftOut {
+        subject: format!("/service/web/{}", address(number)),
+        ..left_out(Part::Key, "web", Some(&address(number)), "weight 999 is over 256")
+    };
+    let mut all: Vec<_> = (0..count).map(key).collect();
+    all.sort();
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_out_of_a_service_is_told_only_where_it_changes_and_never_all_of_much() {
+    let mut view = well();
+    view.left_out = refused(12);
+    let site = Site::new(Some(view));
+    let mut stream = site.follow(None).await;
+    stream.named("hello").await;
+    let third = || {
+        let all = ["10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000"].map(plain);
+        Arc::new(services([service("web", all.to_vec())]))
+    };
+    site.publish(|view| view.services = third());
+    let change = stream.named("change").await;
+    assert!(change.raw.len() < 2000, "{} bytes: {}", change.raw.len(), change.raw);
+    assert_eq!(change.data["services"][0]["instances_by_status"], json!({ "up": 3, "refused": 12 }));
+    assert_eq!(change.data["services"][0].get("left_out"), None);
+
+    site.publish(|view| view.left_out = refused(499));
+    stream.next().await;
+    site.publish(|view| view.left_out = refused(500));
+    let change = stream.named("change").await;
+    let web = &change.data["services"][0];
+    assert_eq!((web["left_out"].as_array().unwrap().len(), &web["left_out_total"]), (20, &json!(500)), "{web}");
+    let openapi = site.json("/api/v1/openapi.json").await;
+    check(&openapi, &json!({ "$ref": "#/components/schemas/Change" }), &change.data);
+    assert_eq!(site.json("/api/v1/services/web").await["left_out"].as_array().unwrap().len(), 500);
+    let (_, page) = site.get("/").await;
+    assert!(page.contains("<li>and 480 more</li>"), "{page}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn changes_that_follow_each_other_go_together() {
     let site = Site::new(Some(well()));
@@ -703,9 +745,14 @@ fn take_in(services: &mut Value, change: &Value) {
     }
     for head in change["services"].as_array().into_iter().flatten() {
         let known = list.iter().position(|service| service["name"] == head["name"]);
-        let instances = known.map_or(json!([]), |at| list[at]["instances"].clone());
+        let of_known = |field: &str| known.map_or(json!([]), |at| list[at][field].clone());
+        let (instances, why) = (of_known("instances"), of_known("left_out"));
         list.retain(|service| service["name"] != head["name"]);
         let mut service = head.clone();
+        service.as_object_mut().unwrap().remove("left_out_total");
+        if service.get("left_out").is_none() {
+            service["left_out"] = why;
+        }
         service["instances"] = instances;
         list.push(service);
     }

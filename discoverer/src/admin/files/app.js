@@ -9,6 +9,7 @@
 
   const $ = (id) => document.getElementById(id);
   const FEED_LIMIT = 200;
+  const REASONS = 20; // of one service
   const PART = 100; // rows of one table, as the server makes them
   const services = new Map(); // name -> { name, section, rows: Map(address -> row) }
   const order = new Intl.Collator("en", { numeric: true });
@@ -142,8 +143,12 @@
     service.section.firstElementChild.replaceChildren(make("h3", {}, s.name), " ",
       make("span", { class: `st ${s.status}` }, s.status), " ", make("span", { class: "meta" }, settings(s)), " ",
       make("span", { class: "sum" }, sum(s)));
-    service.section.children[1].replaceChildren(
-      ...s.left_out.map((entry) => make("li", {}, `${entry.subject}: ${entry.reason}`)));
+    if (s.left_out) {
+      const why = s.left_out.slice(0, REASONS).map((entry) => make("li", {}, `${entry.subject}: ${entry.reason}`));
+      const more = (s.left_out_total ?? s.left_out.length) - why.length;
+      if (more > 0) why.push(make("li", {}, `and ${more} more`));
+      service.section.children[1].replaceChildren(...why);
+    }
     return service;
   }
   function adopt() {
