@@ -37,6 +37,8 @@ fn trouble(level: Level, about: &str, what: impl Into<String>, words: Option<&St
 pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
     let mut found = Vec::new();
     let (registry, haproxy) = (&status.registry, &status.haproxy);
+    // Before the first success there is nothing good to go on with: HAProxy may run what an earlier process gave it, or not run.
+    let goes_on = |words: &'static str| if status.is_ready { words } else { "This process has given HAProxy nothing yet." };
     match registry.connection {
         ConnectionReport::Connected => {}
         ConnectionReport::Connecting => found.push(trouble(
@@ -49,7 +51,7 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
         ConnectionReport::Unreachable => found.push(trouble(
             Level::Error,
             "registry",
-            "The registry does not answer. HAProxy keeps what it has.",
+            format!("The registry does not answer. {}", goes_on("HAProxy keeps what it has.")),
             registry.error.as_ref(),
             "Look whether etcd runs, and whether it is reached from here. Nothing that is served is removed meanwhile.",
         )),
@@ -58,7 +60,7 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
         found.push(trouble(
             Level::Error,
             "template",
-            "The template cannot be used. The last good one goes on.",
+            format!("The template cannot be used. {}", goes_on("The last good one goes on.")),
             Some(error),
             "Repair the template's file; it is read again by itself.",
         ));
@@ -75,7 +77,7 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
         found.push(trouble(
             Level::Error,
             "haproxy",
-            "HAProxy does not run what is wanted. It serves the last good state.",
+            format!("HAProxy does not run what is wanted. {}", goes_on("It serves the last good state.")),
             haproxy.error.as_ref(),
             "The words below name the cause: mend it. It is tried again by itself.",
         ));
@@ -125,4 +127,28 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
     }
     found.sort_by_key(|trouble| std::cmp::Reverse(trouble.level));
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::explain::sample;
+
+    #[test]
+    fn before_the_first_success_nothing_good_goes_on() {
+        type Change = fn(&mut StatusReport);
+        let cases: [(Change, &str); 3] = [
+            (|status| status.registry.connection = ConnectionReport::Unreachable, "HAProxy keeps what it has."),
+            (|status| status.discoverer.template_error = Some("line 3".to_owned()), "The last good one goes on."),
+            (|status| status.haproxy.error = Some("no such luck".to_owned()), "It serves the last good state."),
+        ];
+        for (change, goes_on) in cases {
+            let mut status = sample::report().status;
+            change(&mut status);
+            assert!(troubles(&status)[0].what.ends_with(goes_on), "{status:?}");
+            status.is_ready = false;
+            let what = troubles(&status)[0].what.clone();
+            assert!(what.ends_with("This process has given HAProxy nothing yet."), "{what}");
+        }
+    }
 }
