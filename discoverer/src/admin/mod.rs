@@ -301,9 +301,9 @@ async fn ready(State(desk): State<Desk>) -> Response {
     let missing = match &view {
         Some(view) if view.is_ready() => return "HAProxy runs what is registered\n".into_response(),
         Some(view) => page::missing(view),
-        None => "the discoverer has only just begun".to_owned(),
+        None => "the discoverer has only just begun",
     };
-    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")).into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}; see /api/v1/status\n")).into_response()
 }
 
 /// A walk as JSON: services, with a comma between them.

@@ -290,20 +290,17 @@ fn health(server: &tera::Map) -> &'static str {
     }
 }
 
-/// What is still missing until it is ready.
-pub(super) fn missing(view: &View) -> String {
-    if let Some(error) = &view.discoverer.template_error {
-        return format!("the template cannot be used: {error}");
+/// What is still missing until it is ready. Whoever asks is told, also without the token: no foreign words, and no names.
+pub(super) fn missing(view: &View) -> &'static str {
+    if view.discoverer.template_error.is_some() {
+        return "the template cannot be used";
     }
-    if let Some(error) = &view.haproxy.error {
-        return format!("HAProxy has not taken the configuration: {error}");
+    if view.haproxy.error.is_some() {
+        return "HAProxy has not taken the configuration";
     }
     match view.registry.connection {
-        Connection::Connecting => "the registry has not answered yet".to_owned(),
-        Connection::Unreachable => match &view.registry.error {
-            Some(error) => format!("the registry does not answer: {error}"),
-            None => "the registry does not answer".to_owned(),
-        },
-        Connection::Connected => "the first configuration is being applied".to_owned(),
+        Connection::Connecting => "the registry has not answered yet",
+        Connection::Unreachable => "the registry does not answer",
+        Connection::Connected => "the first configuration is being applied",
     }
 }

@@ -487,8 +487,21 @@ async fn it_is_ready_once_a_configuration_was_applied_and_says_what_is_missing_b
     site.views.send(Some(Arc::new(view))).unwrap();
     let (status, words) = site.get("/health/ready").await;
     assert_eq!((status, words.contains("registry has not answered")), (503, true), "{words}");
-    site.publish(|view| view.haproxy.error = Some("port 80 is taken".to_owned()));
-    assert!(site.get("/health/ready").await.1.contains("port 80 is taken"));
+    for (what, change) in [
+        ("the registry does not answer", (|view| *view = View { haproxy: well().haproxy, ..ill() }) as fn(&mut View)),
+        ("HAProxy has not taken", |view| view.haproxy.error = Some(HOSTILE.to_owned())),
+        ("the template cannot be used", |view| view.discoverer.template_error = Some(HOSTILE.to_owned())),
+    ] {
+        site.publish(|view| {
+            change(view);
+            view.haproxy.applied = None;
+            if !what.contains("template") {
+                view.discoverer.template_error = None;
+            }
+        });
+        let (status, words) = site.get("/health/ready").await;
+        assert_eq!((status, words.contains(what), words.contains("alert")), (503, true, false), "{what}: {words}");
+    }
     site.publish(|view| *view = well());
     assert_eq!(site.get("/health/ready").await.0, 200);
 }
