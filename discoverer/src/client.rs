@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use crate::config::{Flags, TOKEN_VARIABLE};
-use crate::report::{Report, ServiceReport, Status, StatusReport};
+use crate::report::{FiguresReport, Report, ServiceReport, Status, StatusReport};
 
 /// The limit on one reply: one with 5000 instances takes a fraction of a second.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -107,6 +107,7 @@ pub struct Client {
 #[derive(Deserialize)]
 struct Reply {
     version: u64,
+    figures: FiguresReport,
     services: Vec<ServiceReport>,
 }
 
@@ -153,13 +154,13 @@ impl Client {
 
     /// The services may be told of a picture that is a moment older than the rest: they are asked for again until they are not,
     /// and all is there that is wanted; or the time is over.
-    async fn report_when(&self, is_enough: impl Fn(&[ServiceReport]) -> bool) -> Result<Report, ApiError> {
+    async fn report_when(&self, is_enough: impl Fn(&Reply) -> bool) -> Result<Report, ApiError> {
         let status: StatusReport = self.get("/api/v1/status").await?;
         let deadline = Instant::now() + LOOK_LIMIT;
         loop {
-            let Reply { version, services } = self.get("/api/v1/services").await?;
-            if (version >= status.version && is_enough(&services)) || deadline <= Instant::now() {
-                return Ok(Report { status, services });
+            let reply: Reply = self.get("/api/v1/services").await?;
+            if (reply.version >= status.version && is_enough(&reply)) || deadline <= Instant::now() {
+                return Ok(Report { status, services: reply.services });
             }
             sleep(LOOK_EVERY).await;
         }
@@ -193,14 +194,15 @@ impl Client {
     }
 }
 
-/// Whether HAProxy's figures are there of what HAProxy has.
-fn has_stats(services: &[ServiceReport]) -> bool {
-    let mut served = services
+/// Whether HAProxy's figures are there of what HAProxy has, or cannot be had.
+fn has_stats(reply: &Reply) -> bool {
+    let mut served = reply
+        .services
         .iter()
         .flat_map(|service| &service.instances)
         .filter(|instance| matches!(instance.status, Status::Up | Status::Suspect | Status::Draining))
         .peekable();
-    served.peek().is_none() || served.any(|instance| instance.haproxy.is_some())
+    reply.figures == FiguresReport::Unknown || served.peek().is_none() || served.any(|instance| instance.haproxy.is_some())
 }
 
 /// Who listens at all addresses is reached at loopback.
@@ -251,12 +253,20 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_waited_for_only_of_what_haproxy_has() {
-        let mut report = sample::report();
-        assert!(has_stats(&report.services));
-        report.services[0].instances[0].haproxy = None;
-        assert!(!has_stats(&report.services));
-        report.services[0].instances[0].status = Status::Refused;
-        assert!(has_stats(&report.services) && has_stats(&[]));
+    fn figures_are_waited_for_only_of_what_haproxy_has_and_where_they_can_be_had() {
+        let figures = FiguresReport::Known;
+        let mut reply = Reply { version: 1, figures, services: sample::report().services };
+        assert!(has_stats(&reply));
+        reply.services[0].instances[0].haproxy = None;
+        assert!(!has_stats(&reply));
+        for (figures, expected) in [(FiguresReport::Asked, false), (FiguresReport::Unknown, true)] {
+            reply.figures = figures;
+            assert_eq!(has_stats(&reply), expected, "{figures:?}");
+        }
+        reply.figures = FiguresReport::Asked;
+        reply.services[0].instances[0].status = Status::Refused;
+        assert!(has_stats(&reply));
+        reply.services.clear();
+        assert!(has_stats(&reply));
     }
 }

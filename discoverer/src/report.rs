@@ -102,6 +102,18 @@ pub enum ConnectionReport {
     Unreachable,
 }
 
+/// Whether HAProxy's own figures stand beside the instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FiguresReport {
+    /// They do, of those servers that HAProxy knows.
+    Known,
+    /// It is being asked: a moment later they may.
+    Asked,
+    /// It does not answer, or there is no way to ask it.
+    Unknown,
+}
+
 /// HAProxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaproxyReport {

@@ -134,12 +134,13 @@ impl fmt::Display for Table<'_> {
         if self.report.services.is_empty() {
             writeln!(f, "No service is registered.")?;
         }
-        if !status.left_out.is_empty() {
+        let left_out = status.left_out.len() + status.more_left_out;
+        if left_out > 0 {
             writeln!(f, "\nLeft out:")?;
             for left in status.left_out.iter().take(SHOWN) {
                 writeln!(f, "  {} {}: {}", shown(&left.what), shown(&left.subject), shown(&left.reason))?;
             }
-            more(f, status.left_out.len())?;
+            more(f, left_out - status.left_out.len().min(SHOWN))?;
         }
         let wrongs = wrongs(self.report);
         if wrongs.is_empty() {
@@ -153,12 +154,12 @@ impl fmt::Display for Table<'_> {
             }
             writeln!(f, "      {}", shown(&wrong.advice))?;
         }
-        more(f, wrongs.len())
+        more(f, wrongs.len().saturating_sub(SHOWN))
     }
 }
 
 fn more(f: &mut fmt::Formatter<'_>, count: usize) -> fmt::Result {
-    if count > SHOWN { writeln!(f, "  and {} more", count - SHOWN) } else { Ok(()) }
+    if count > 0 { writeln!(f, "  and {count} more") } else { Ok(()) }
 }
 
 /// What a terminal would obey, and what would break a line, is escaped.
@@ -271,7 +272,10 @@ mod tests {
         report.services[0].instances.push(other);
         assert_eq!(wrongs(&report), []);
         let told = Table { report: &report, now: sample::now() }.to_string();
-        assert!(told.contains("Left out:\n  key /service/web/nonsense: \"nonsense\" is not an address"), "{told}");
+        assert!(told.contains("Left out:\n  key /service/web/nonsense: \"nonsense\" is not an address\n\n"), "{told}");
+        report.status.more_left_out = 7;
+        let told = Table { report: &report, now: sample::now() }.to_string();
+        assert!(told.contains("not an address\n  and 7 more\n\n"), "{told}");
     }
 
     #[test]

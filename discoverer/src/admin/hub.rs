@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::delta::{delta, lost_rows, stat_rows, unknown_rows};
 use crate::haproxy::{Runtime, RuntimeError, Stats, pause_after};
+use crate::report::FiguresReport;
 use crate::until;
 use crate::view::View;
 
@@ -83,6 +84,8 @@ pub(super) struct Look {
     pub(super) view: Option<Arc<View>>,
     /// HAProxy's figures, where it was asked and has answered.
     pub(super) stats: Option<Arc<Stats>>,
+    /// Whether it was.
+    pub(super) figures: FiguresReport,
     /// What a client knows who has been told of both.
     pub(super) id: EventId,
 }
@@ -216,7 +219,7 @@ impl Hub {
             }
             Ask::Look(sender) => {
                 // Who asked may have gone.
-                let _ = sender.send(Look { view: live.told.clone(), stats: live.stats.clone(), id });
+                let _ = sender.send(live.look(id));
             }
             Ask::Join { last, joined } => {
                 let _ = joined.send(live.join(last.as_deref(), id));
@@ -229,7 +232,7 @@ impl Hub {
         let Some(live) = &mut self.live else { return };
         live.waiting_until = None;
         for sender in std::mem::take(&mut live.waiting) {
-            let _ = sender.send(Look { view: live.told.clone(), stats: live.stats.clone(), id });
+            let _ = sender.send(live.look(id));
         }
     }
 
@@ -311,6 +314,15 @@ impl Hub {
 }
 
 impl Live {
+    fn look(&self, id: EventId) -> Look {
+        let figures = match (&self.stats, &self.asking) {
+            (Some(_), _) => FiguresReport::Known,
+            (None, Some(_)) => FiguresReport::Asked,
+            (None, None) => FiguresReport::Unknown,
+        };
+        Look { view: self.told.clone(), stats: self.stats.clone(), figures, id }
+    }
+
     /// What a client is told that comes now.
     fn join(&self, last: Option<&str>, id: EventId) -> Joined {
         let rest = self.events.subscribe();

@@ -223,7 +223,8 @@ async fn services(State(desk): State<Desk>, RawQuery(query): RawQuery) -> Respon
         Ok(looked) => looked,
         Err(response) => return *response,
     };
-    let head = serde_json::json!({ "version": view.version, "at": view.at, "event_id": look.id.to_string() });
+    let (version, at, event_id) = (view.version, view.at, look.id.to_string());
+    let head = serde_json::json!({ "version": version, "at": at, "event_id": event_id, "figures": look.figures });
     let mut head = head.to_string();
     head.pop();
     head.push_str(",\"services\":[");

@@ -733,15 +733,17 @@ async fn what_haproxy_said_is_forgotten_once_it_does_not_answer() {
     let haproxy = haproxy_that_answers_once(&path);
     let site = Site::with(Some(well()), Some(Runtime::new(path)));
     let figures = async || {
-        let web = site.json("/api/v1/services/web").await;
-        web["instances"][0]["haproxy"]["check"].clone()
+        let all = site.json("/api/v1/services").await;
+        json!([all["figures"], all["services"][0]["instances"][0]["haproxy"]["check"]])
     };
-    assert_eq!(figures().await, "UP");
+    assert_eq!(figures().await, json!(["known", "UP"]));
     let known = site.json("/api/v1/services").await["event_id"].as_str().unwrap().to_owned();
     let mut stream = site.follow(None).await;
     stream.named("hello").await;
     assert_eq!(stream.named("stats").await.data["rows"], json!([["web", "10.0.0.1:8000"]]));
-    assert_eq!(figures().await, Value::Null);
+    assert_eq!(figures().await, json!(["unknown", null]));
+    let without = Site::new(Some(well())).json("/api/v1/services").await;
+    assert_eq!(without["figures"], "unknown", "there is nothing to ask");
     let mut again = site.follow(Some(&known)).await;
     again.named("hello").await;
     let rows = again.named("stats").await.data["rows"].clone();
