@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
 };
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 /// The limit of one exchange, connecting included.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -44,6 +44,14 @@ impl Connection {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         Ok(Connection { stream: BufReader::new(stream) })
+    }
+
+    /// Connects with the least room for what is not read, so that whoever sends has to wait.
+    pub async fn open_narrow(address: SocketAddr) -> io::Result<Connection> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // The kernel takes its own least in place of it.
+        socket.set_recv_buffer_size(1)?;
+        Ok(Connection { stream: BufReader::new(socket.connect(address).await?) })
     }
 }
 

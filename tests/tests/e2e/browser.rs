@@ -272,10 +272,11 @@ async fn what_comes_while_everything_is_loaded_again_is_taken_in_once() {
         let address: SocketAddr = "127.0.0.9:4001".parse().unwrap();
         browser.run("window.stream.addEventListener('change', () => { window.isChanged = true; })").await;
         site.etcd.put(&format!("/service/later/{address}"), "running").await;
-        e2e::wait_until(e2e::secs(20), "the change has come", async || match browser.run("return !!window.isChanged").await
-        {
-            is_changed if is_changed == true => Ok(()),
-            _ => Err("not yet".to_owned()),
+        e2e::wait_until(e2e::secs(20), "the change has come", async || {
+            match browser.run("return !!window.isChanged").await {
+                is_changed if is_changed == true => Ok(()),
+                _ => Err("not yet".to_owned()),
+            }
         })
         .await;
         browser.run("window.release()").await;
@@ -298,9 +299,11 @@ async fn to_skip_to_the_services_leaves_the_filters_as_they_are() {
         browser.wait_for_text("#live", "live").await;
         browser.run("addEventListener('hashchange', () => { window.isSkipped = true; })").await;
         browser.run("document.querySelector('a.skip').click()").await;
-        e2e::wait_until(e2e::secs(20), "it has skipped", async || match browser.run("return !!window.isSkipped").await {
-            is_skipped if is_skipped == true => Ok(()),
-            _ => Err("not yet".to_owned()),
+        e2e::wait_until(e2e::secs(20), "it has skipped", async || {
+            match browser.run("return !!window.isSkipped").await {
+                is_skipped if is_skipped == true => Ok(()),
+                _ => Err("not yet".to_owned()),
+            }
         })
         .await;
         assert_eq!(browser.texts("tr[data-a] th").await, [site.backends[2].address().to_string()]);
