@@ -202,7 +202,9 @@ fn has_stats(reply: &Reply) -> bool {
         .flat_map(|service| &service.instances)
         .filter(|instance| matches!(instance.status, Status::Up | Status::Suspect | Status::Draining))
         .peekable();
-    reply.figures == FiguresReport::Unknown || served.peek().is_none() || served.any(|instance| instance.haproxy.is_some())
+    reply.figures == FiguresReport::Unknown
+        || served.peek().is_none()
+        || served.any(|instance| instance.haproxy.is_some())
 }
 
 /// Who listens at all addresses is reached at loopback.

@@ -38,7 +38,8 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
     let mut found = Vec::new();
     let (registry, haproxy) = (&status.registry, &status.haproxy);
     // Before the first success there is nothing good to go on with: HAProxy may run what an earlier process gave it, or not run.
-    let goes_on = |words: &'static str| if status.is_ready { words } else { "This process has given HAProxy nothing yet." };
+    let goes_on =
+        |words: &'static str| if status.is_ready { words } else { "This process has given HAProxy nothing yet." };
     match registry.connection {
         ConnectionReport::Connected => {}
         ConnectionReport::Connecting => found.push(trouble(
