@@ -11,6 +11,7 @@ mod floor;
 mod leader;
 mod leases;
 mod machine;
+mod page;
 mod propagation;
 mod registrar;
 mod rolling;
@@ -81,12 +82,15 @@ enum Name {
     Apis,
     /// Keeping the keys of 100 registrars alive, by each API.
     Leases,
+    /// The discoverer's page: first paint in Chromium, and the memory that it takes.
+    Page,
 }
 
 /// All of it, in the order in which it is measured.
-const ALL: [Name; 10] = [
+const ALL: [Name; 11] = [
     Name::Registrar,
     Name::Cost,
+    Name::Page,
     Name::Propagation,
     Name::Apis,
     Name::Leases,
@@ -108,6 +112,7 @@ struct Amount {
     cost_changes: u32,
     container_lives: usize,
     leaders: usize,
+    page_runs: usize,
     sizes: Vec<usize>,
 }
 
@@ -124,6 +129,7 @@ impl Amount {
                 cost_changes: 30,
                 container_lives: 10,
                 leaders: 2,
+                page_runs: 1,
                 sizes,
             },
             (_, true) => Self {
@@ -135,6 +141,7 @@ impl Amount {
                 cost_changes: 100,
                 container_lives: 100,
                 leaders: 10,
+                page_runs: 5,
                 sizes,
             },
             _ => Self {
@@ -146,6 +153,7 @@ impl Amount {
                 cost_changes: 100,
                 container_lives: 40,
                 leaders: 4,
+                page_runs: 3,
                 sizes,
             },
         }
@@ -203,6 +211,7 @@ async fn run(flags: &Flags, programs: world::Programs) -> anyhow::Result<()> {
             Name::Reloads => churn::reloads(&tools, &amount).await,
             Name::Rolling => rolling::measure(&tools, &amount).await,
             Name::Burst => burst::measure(&tools, &amount).await,
+            Name::Page => page::measure(&tools, &amount).await,
             Name::Cost => cost::measure(&tools, &amount).await,
             Name::Leader => leader::measure(&tools, &amount).await,
             Name::Registrar => registrar::measure(&tools, &amount).await,

@@ -212,6 +212,20 @@ impl Subject {
 
     /// As [`Subject::start`], by one of etcd's APIs.
     pub(crate) async fn start_by(tools: &Tools, api: Api, prefix: &str, count: usize) -> anyhow::Result<Self> {
+        Self::start_with(tools, api, prefix, count, "off").await
+    }
+
+    /// As [`Subject::start`], with its page at an address.
+    pub(crate) async fn start_with_page(
+        tools: &Tools,
+        prefix: &str,
+        count: usize,
+        page: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        Self::start_with(tools, Api::V2, prefix, count, &page.to_string()).await
+    }
+
+    async fn start_with(tools: &Tools, api: Api, prefix: &str, count: usize, admin: &str) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("bench-discoverer-").tempdir()?;
         let (http, stats) = (free_address(), free_address());
         let template = copy_templates(&dir.path().join("templates"))?;
@@ -240,7 +254,7 @@ impl Subject {
             "--set",
             "log=stdout format raw local0 err",
             "--admin",
-            "off",
+            admin,
         ]
         .map(str::to_owned);
         let log = dir.path().join("log");
