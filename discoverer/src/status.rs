@@ -110,7 +110,12 @@ impl Table<'_> {
         }
         match &haproxy.applied {
             Some(applied) => {
-                let _ = write!(text, "; applied {} by {}", self.ago(applied.at), applied.how);
+                let how = match applied.how.as_str() {
+                    "nothing" => "it ran it already",
+                    "runtime" => "over the runtime API",
+                    _ => "by a reload",
+                };
+                let _ = write!(text, "; applied {} ({how})", self.ago(applied.at));
             }
             None => text.push_str("; nothing applied yet"),
         }

@@ -114,8 +114,8 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
     for (wanted, words, advice) in [
         (
             Status::Empty,
-            "no instance; HAProxy answers for it with 503",
-            "Start a container of it, or ask on its host: registrar explain CONTAINER.",
+            "no instance: where a rule leads to it, HAProxy answers 503",
+            "It is listed as empty. discoverer explain NAME says where the way ends; on its host, registrar explain CONTAINER.",
         ),
         (Status::Draining, "only instances that drain", "Start another one before they end."),
         (Status::Suspect, "only instances whose keys have expired", "Look whether the registrars on their hosts run."),
