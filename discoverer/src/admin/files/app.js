@@ -414,9 +414,8 @@
         // The rest must not be older than the services: their version says which changes are still to come.
         const all = await get("api/v1/services");
         const [now, feed] = await Promise.all([get("api/v1/status"), get("api/v1/feed")]);
-        if (isOvertaken) continue;
         showAll(all, now, feed);
-        break;
+        if (!isOvertaken) break;
       } catch {
         await new Promise((again) => setTimeout(again, 2000 + Math.random() * 2000));
       }
@@ -424,7 +423,6 @@
     const waiting = loading;
     loading = null;
     for (const what of waiting) what();
-    sift();
   }
   function showAll(all, now, feed) {
     services.clear();
@@ -446,6 +444,7 @@
     noted = 0;
     feed.notes.slice(-60).forEach(note);
     version = all.version;
+    sift();
   }
   function live(isOn) {
     $("live").setAttribute("class", isOn ? "live on" : "live off");
