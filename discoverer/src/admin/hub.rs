@@ -169,6 +169,7 @@ impl Hub {
                         live.looked_at = Instant::now();
                     } else {
                         self.live = None;
+                        give_back();
                     }
                 }
             }
@@ -343,6 +344,17 @@ impl Live {
             first.extend(stats_events(id, &rows));
         }
         Joined { first, rest }
+    }
+}
+
+/// Gives the kernel the memory that nobody uses any more. The C library keeps what a thread has freed, but for the end: after a
+/// look at thousands of rows that was 10 MB for good.
+#[allow(unsafe_code)]
+fn give_back() {
+    // SAFETY: it touches only what is free, under the C library's own locks.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        nix::libc::malloc_trim(0);
     }
 }
 
