@@ -475,7 +475,7 @@ fn a_label_that_cannot_be_read_leaves_its_port_out_and_no_other() {
         ("SERVICE_80_CHECK_INTERVAL", "25h", "at most 24h"),
         ("SERVICE_80_CHECK_TIMEOUT", "61s", "at most 1m"),
         ("SERVICE_80_CHECK_RISE", "0", "a number from 1 to 1000"),
-        ("SERVICE_80_X", &long, "more than a record takes: an attribute has"),
+        ("SERVICE_80_X", &long, "more than a record takes: attribute x has"),
         ("SERVICE_80_X", "a\u{7}b", "SERVICE_80_X=\"a\\u{7}b\": what is said of it is more than a record takes"),
     ];
     for (label, value, expected) in cases {
