@@ -50,6 +50,7 @@ impl Demo {
         let line = list.lines().find(|line| line.contains("hello")).unwrap_or_else(|| panic!("{list}"));
         assert!(line.contains("running") && (line.contains("hello_1") || line.contains("hello-1")), "{list}");
         assert!(said.contains(line.split_whitespace().nth(1).unwrap()), "./demo shows it too: {said}");
+        self.shows_it_on_the_page(&hello).await;
         // It goes with its container.
         docker_ok(&["stop", &hello]).await;
         wait_until(secs(10), "nobody answers for it", async || {
@@ -65,6 +66,18 @@ impl Demo {
             other => Err(format!("{other:?}")),
         })
         .await;
+    }
+
+    /// The page, and what is said beside HAProxy.
+    async fn shows_it_on_the_page(&self, container: &str) {
+        let (_, admin) = self.variables.iter().find(|(name, _)| name == "ADMIN_ADDRESS").unwrap();
+        let page = http::get(admin.parse().unwrap(), "/").await.unwrap();
+        assert!(page.status == 200 && page.body.contains(container), "{}", page.body);
+        let haproxy = self.container("haproxy").await;
+        let status = docker_ok(&["exec", &haproxy, "discoverer", "status"]).await;
+        assert!(status.contains("All is well."), "{status}");
+        let explained = docker_ok(&["exec", &haproxy, "discoverer", "explain", "hello"]).await;
+        assert!(explained.contains("hello") && !explained.contains("NO"), "{explained}");
     }
 
     /// The short id of the only container of a service.
