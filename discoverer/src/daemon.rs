@@ -314,9 +314,7 @@ impl Daemon {
                     if !matches!(change, Change::Nothing) {
                         self.untold_since.get_or_insert(at);
                     }
-                    if self.changed(change).await {
-                        self.all_told();
-                    }
+                    self.changed(change).await;
                     self.tell();
                 }
                 load = loads.recv() => {
@@ -338,9 +336,7 @@ impl Daemon {
                         self.publisher.publish_haproxy(&mut self.applier);
                     }
                 }
-                () = until(self.apply_at) => {
-                    self.apply().await;
-                }
+                () = until(self.apply_at) => self.apply().await,
                 () = until(self.news_at) => {
                     self.publish(self.registry.services(&self.services), false);
                 }
@@ -387,30 +383,26 @@ impl Daemon {
         self.publisher.publish(services, catalog, view, &mut self.applier, stage);
     }
 
-    /// Tells HAProxy of a change: in short where that is possible, and the whole follows right behind. Says whether it was
-    /// told of it all.
-    async fn changed(&mut self, change: Change) -> bool {
+    /// Tells HAProxy of a change: in short where that is possible, and the whole follows right behind.
+    async fn changed(&mut self, change: Change) {
         match change {
-            Change::Nothing => false,
+            Change::Nothing => {}
             // After a failure, or a reload that was too short ago, it is known when to try again. Servers need not wait.
             Change::Steps(steps) if self.is_waiting() => {
                 self.registry.is_news = true;
                 if steps.is_empty() {
                     // The whole text is waited for, and it has them.
-                    false
                 } else if self.applier.step(&steps).await {
                     self.applier.keep_steps();
                     self.publisher.stepped(&steps);
-                    true
+                    self.all_told();
                 } else {
                     self.meanwhile().await;
-                    false
                 }
             }
             Change::More if self.is_waiting() => {
                 self.registry.is_news = true;
                 self.meanwhile().await;
-                false
             }
             Change::Steps(steps) => {
                 if !steps.is_empty() && !self.applier.step(&steps).await {
@@ -420,7 +412,7 @@ impl Daemon {
                 let now = Instant::now();
                 let first = *self.first_unproven.get_or_insert(now);
                 self.apply_at = Some((now + QUIET).min(first + self.max_delay));
-                true
+                self.all_told();
             }
             Change::More => self.apply().await,
         }
@@ -442,9 +434,9 @@ impl Daemon {
         }
     }
 
-    /// Brings HAProxy to the newest state. Says whether it is there.
-    async fn apply(&mut self) -> bool {
-        let Some(wanted) = self.wanted() else { return false };
+    /// Brings HAProxy to the newest state.
+    async fn apply(&mut self) {
+        let Some(wanted) = self.wanted() else { return };
         self.apply_at = None;
         self.first_unproven = None;
         let result = self.apply_and_show(&wanted).await;
@@ -475,7 +467,6 @@ impl Daemon {
             self.all_told();
         }
         self.publish(wanted.services, is_applied);
-        is_applied
     }
 
     /// Where it takes long, an operator sees that.
