@@ -13,6 +13,7 @@ use crate::feed::Note;
 pub use crate::haproxy::{ServerStat, Stats};
 use crate::model::{Instance, Service, Services};
 use crate::trouble::{Trouble, troubles};
+pub use crate::view::{Connection, RegistryView, ReloadView};
 use crate::view::{LeftOut, Part, View};
 
 /// Everything.
@@ -37,7 +38,7 @@ pub struct StatusReport {
     /// The discoverer.
     pub discoverer: DiscovererReport,
     /// The registry.
-    pub registry: RegistryReport,
+    pub registry: RegistryView,
     /// HAProxy.
     pub haproxy: HaproxyReport,
     /// How many services there are, by status.
@@ -69,39 +70,6 @@ pub struct DiscovererReport {
     pub template_error: Option<String>,
 }
 
-/// The registry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegistryReport {
-    /// etcd's endpoints, without passwords.
-    pub endpoints: Vec<String>,
-    /// The directory that is followed.
-    pub prefix: String,
-    /// `connecting`, `connected` or `unreachable`.
-    pub connection: ConnectionReport,
-    /// Since when that is so.
-    pub since: Timestamp,
-    /// What is wrong, where it does not answer.
-    pub error: Option<String>,
-    /// Up to which index (v2) or revision (v3) all changes are known.
-    pub index: u64,
-    /// When something changed last.
-    pub last_change: Option<Timestamp>,
-    /// Since when what is served may be older than the registry.
-    pub stale_since: Option<Timestamp>,
-}
-
-/// Whether the registry answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ConnectionReport {
-    /// It has not answered yet.
-    Connecting,
-    /// It is followed.
-    Connected,
-    /// It does not answer; HAProxy keeps what it has.
-    Unreachable,
-}
-
 /// Whether HAProxy's own figures stand beside the instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -130,7 +98,7 @@ pub struct HaproxyReport {
     /// How often it was reloaded by this process, by reason.
     pub reloads: BTreeMap<String, u64>,
     /// The last reload.
-    pub last_reload: Option<ReloadReport>,
+    pub last_reload: Option<ReloadView>,
     /// The last time that it came to run what was wanted.
     pub applied: Option<AppliedReport>,
     /// Since when something is being applied, where that takes long.
@@ -139,19 +107,6 @@ pub struct HaproxyReport {
     pub error: Option<String>,
     /// Why the runtime API is not used until the next reload.
     pub distrust: Option<String>,
-}
-
-/// One reload.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReloadReport {
-    /// When it began.
-    pub at: Timestamp,
-    /// Why there had to be one.
-    pub reason: String,
-    /// How long it took, in milliseconds.
-    pub took_ms: u64,
-    /// What went wrong.
-    pub error: Option<String>,
 }
 
 /// One time that HAProxy came to run what was wanted.
@@ -366,7 +321,7 @@ impl StatusReport {
             at: view.at,
             is_ready: view.is_ready(),
             discoverer: DiscovererReport::new(view),
-            registry: RegistryReport::new(view),
+            registry: view.registry.clone(),
             haproxy: HaproxyReport::new(view),
             services_by_status: services.by_word(),
             instances_by_status: instances.by_word(),
@@ -394,28 +349,6 @@ impl DiscovererReport {
     }
 }
 
-impl RegistryReport {
-    /// The registry's part of a picture.
-    pub fn new(view: &View) -> Self {
-        use crate::view::Connection;
-        let of = &view.registry;
-        Self {
-            endpoints: of.endpoints.clone(),
-            prefix: of.prefix.clone(),
-            connection: match of.connection {
-                Connection::Connecting => ConnectionReport::Connecting,
-                Connection::Connected => ConnectionReport::Connected,
-                Connection::Unreachable => ConnectionReport::Unreachable,
-            },
-            since: of.since,
-            error: of.error.clone(),
-            index: of.index,
-            last_change: of.last_change,
-            stale_since: of.stale_since,
-        }
-    }
-}
-
 impl HaproxyReport {
     /// HAProxy's part of a picture.
     pub fn new(view: &View) -> Self {
@@ -427,12 +360,7 @@ impl HaproxyReport {
             worker_started: of.worker_started,
             is_up: of.is_up,
             reloads: of.reloads.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
-            last_reload: of.last_reload.as_ref().map(|reload| ReloadReport {
-                at: reload.at,
-                reason: reload.reason.clone(),
-                took_ms: reload.took_ms,
-                error: reload.error.clone(),
-            }),
+            last_reload: of.last_reload.clone(),
             applied: of.applied.as_ref().map(|applied| AppliedReport { at: applied.at, how: applied.how.to_owned() }),
             applying_since: of.applying_since,
             error: of.error.clone(),

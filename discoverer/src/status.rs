@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::explain;
-use crate::report::{ConnectionReport, InstanceReport, Report, ServiceReport, Status};
+use crate::report::{Connection, InstanceReport, Report, ServiceReport, Status};
 use crate::trouble::{Level, Trouble, troubles};
 
 /// How many lines of one kind are told.
@@ -73,9 +73,9 @@ impl Table<'_> {
     fn registry(&self) -> String {
         let registry = &self.report.status.registry;
         let mut text = match registry.connection {
-            ConnectionReport::Connected => format!("connected, {}", self.ago(registry.since)),
-            ConnectionReport::Connecting => "has not answered yet".to_owned(),
-            ConnectionReport::Unreachable => format!("does not answer, {}", self.ago(registry.since)),
+            Connection::Connected => format!("connected, {}", self.ago(registry.since)),
+            Connection::Connecting => "has not answered yet".to_owned(),
+            Connection::Unreachable => format!("does not answer, {}", self.ago(registry.since)),
         };
         let prefix = registry.prefix.trim_matches('/');
         let _ = write!(text, "; /{prefix} up to index {}", registry.index);
@@ -229,14 +229,8 @@ mod tests {
         assert_eq!(wrongs(&sample::report()), []);
         type Change = fn(&mut Report);
         let cases: [(Change, &str); 11] = [
-            (
-                |report| report.status.registry.connection = ConnectionReport::Unreachable,
-                "The registry does not answer.",
-            ),
-            (
-                |report| report.status.registry.connection = ConnectionReport::Connecting,
-                "The registry has not answered yet",
-            ),
+            (|report| report.status.registry.connection = Connection::Unreachable, "The registry does not answer."),
+            (|report| report.status.registry.connection = Connection::Connecting, "The registry has not answered yet"),
             (|report| report.status.haproxy.is_up = Some(false), "HAProxy does not run."),
             (|report| report.status.haproxy.error = Some("no such luck".to_owned()), "does not run what is wanted"),
             (|report| report.status.is_ready = false, "has had no configuration"),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::report::{ConnectionReport, Status, StatusReport};
+use crate::report::{Connection, Status, StatusReport};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,15 +41,15 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
     let goes_on =
         |words: &'static str| if status.is_ready { words } else { "This process has given HAProxy nothing yet." };
     match registry.connection {
-        ConnectionReport::Connected => {}
-        ConnectionReport::Connecting => found.push(trouble(
+        Connection::Connected => {}
+        Connection::Connecting => found.push(trouble(
             Level::Warning,
             "registry",
             "The registry has not answered yet.",
             registry.error.as_ref(),
             "Wait a moment; if it stays so, look whether etcd runs at these endpoints.",
         )),
-        ConnectionReport::Unreachable => found.push(trouble(
+        Connection::Unreachable => found.push(trouble(
             Level::Error,
             "registry",
             format!("The registry does not answer. {}", goes_on("HAProxy keeps what it has.")),
@@ -139,7 +139,7 @@ mod tests {
     fn before_the_first_success_nothing_good_goes_on() {
         type Change = fn(&mut StatusReport);
         let cases: [(Change, &str); 3] = [
-            (|status| status.registry.connection = ConnectionReport::Unreachable, "HAProxy keeps what it has."),
+            (|status| status.registry.connection = Connection::Unreachable, "HAProxy keeps what it has."),
             (|status| status.discoverer.template_error = Some("line 3".to_owned()), "The last good one goes on."),
             (|status| status.haproxy.error = Some("no such luck".to_owned()), "It serves the last good state."),
         ];

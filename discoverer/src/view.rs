@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use registry::{InstanceAddress, ServiceName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::feed::Note;
 use crate::model::Services;
@@ -111,7 +111,7 @@ impl Part {
 }
 
 /// How the registry stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryView {
     /// etcd's endpoints as they were given, without passwords.
     pub endpoints: Vec<String>,
@@ -132,7 +132,7 @@ pub struct RegistryView {
 }
 
 /// Whether the registry answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Connection {
     /// It has not answered yet.
@@ -171,7 +171,7 @@ pub struct HaproxyView {
 }
 
 /// One reload.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadView {
     /// When it began.
     pub at: Timestamp,

@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::feed::{Difference, What, differences};
 use crate::report::{
-    HaproxyReport, Index, InstanceReport, LeftOutReport, NoteReport, Outline, RegistryReport, ServiceHead, Stats,
-    StatusReport,
+    HaproxyReport, Index, InstanceReport, LeftOutReport, NoteReport, Outline, ServiceHead, Stats, StatusReport,
 };
 use crate::view::View;
 
@@ -134,7 +133,7 @@ pub(super) fn delta(before: &View, now: &View, stats: Option<&Stats>) -> Delta {
     for apart in ["version", "at", "registry", "haproxy", "left_out"] {
         delta.status.remove(apart);
     }
-    delta.registry = fields_that_differ(&RegistryReport::new(before), &RegistryReport::new(now));
+    delta.registry = fields_that_differ(&before.registry, &now.registry);
     delta.haproxy = fields_that_differ(&HaproxyReport::new(before), &HaproxyReport::new(now));
     let last = before.feed.last().map_or(0, |note| note.number);
     let news = now.feed.iter().filter(|note| note.number > last);

@@ -11,9 +11,7 @@ use super::assets::{SCRIPT, STYLE};
 use super::delta::{LEFT_OUT_SHOWN, OF_SERVICE_SHOWN};
 use super::hub::EventId;
 use super::walk::{Filter, Piece, Walk};
-use crate::report::{
-    ConnectionReport, HaproxyReport, NoteReport, RegistryReport, ServiceHead, Stats, Status, StatusReport,
-};
+use crate::report::{HaproxyReport, NoteReport, RegistryView, ServiceHead, Stats, Status, StatusReport};
 use crate::trouble::Level;
 use crate::view::{Connection, View};
 
@@ -159,11 +157,11 @@ fn time(name: &'static str, key: &'static str, time: Option<Timestamp>, none: &s
     Field { name, key, text: none.to_owned(), time, class: "" }
 }
 
-fn registry_fields(registry: &RegistryReport) -> Vec<Field> {
+fn registry_fields(registry: &RegistryView) -> Vec<Field> {
     let connection = match registry.connection {
-        ConnectionReport::Connecting => Field { class: "", ..text("etcd", "connection", "connecting") },
-        ConnectionReport::Connected => Field { class: "good", ..text("etcd", "connection", "connected") },
-        ConnectionReport::Unreachable => Field { class: "bad", ..text("etcd", "connection", "unreachable") },
+        Connection::Connecting => Field { class: "", ..text("etcd", "connection", "connecting") },
+        Connection::Connected => Field { class: "good", ..text("etcd", "connection", "connected") },
+        Connection::Unreachable => Field { class: "bad", ..text("etcd", "connection", "unreachable") },
     };
     vec![
         connection,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::report::{
-    AppliedReport, ConnectionReport, DiscovererReport, HaproxyReport, InstanceReport, LeftOutReport, RegistryReport,
-    Report, ServerReport, ServiceHead, ServiceReport, Status, StatusReport,
+    AppliedReport, Connection, DiscovererReport, HaproxyReport, InstanceReport, LeftOutReport, RegistryView, Report,
+    ServerReport, ServiceHead, ServiceReport, Status, StatusReport,
 };
 
 /// When all began.
@@ -44,10 +44,10 @@ pub(crate) fn report() -> Report {
             template: "templates/haproxy.cfg.tera".to_owned(),
             template_error: None,
         },
-        registry: RegistryReport {
+        registry: RegistryView {
             endpoints: vec!["http://10.0.0.9:2379".to_owned()],
             prefix: "service".to_owned(),
-            connection: ConnectionReport::Connected,
+            connection: Connection::Connected,
             since: then(),
             error: None,
             index: 7,

@@ -7,7 +7,7 @@ use super::sample;
 use super::steps::{Explanation, Part, Says};
 use super::way::{Away, Etcd, Evidence, explain};
 use crate::haproxy::Stats;
-use crate::report::{ConnectionReport, InstanceReport, LeftOutReport, Report, ServiceReport, Status};
+use crate::report::{Connection, InstanceReport, LeftOutReport, Report, ServiceReport, Status};
 
 const AT: &str = "10.0.0.1:80";
 const KEY: &str = "/service/web/10.0.0.1:80";
@@ -144,13 +144,13 @@ fn each_cause_is_the_first_no_with_its_advice() {
             "--key prod/service",
         ),
         (
-            |it| report(it).status.registry.connection = ConnectionReport::Unreachable,
+            |it| report(it).status.registry.connection = Connection::Unreachable,
             Part::Discoverer,
             "gets no answer of etcd since",
             "http://10.0.0.9:2379",
         ),
         (
-            |it| report(it).status.registry.connection = ConnectionReport::Connecting,
+            |it| report(it).status.registry.connection = Connection::Connecting,
             Part::Discoverer,
             "has not had an answer of etcd yet",
             "Does etcd run",

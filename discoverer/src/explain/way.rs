@@ -10,9 +10,7 @@ use registry::{Entry, InstanceAddress, InstanceKey, Prefix, Record, Status as Re
 use super::file::File;
 use super::near::near;
 use super::steps::{Explanation, Part, Says, Way};
-use crate::report::{
-    ConnectionReport, InstanceReport, LeftOutReport, Report, ServerReport, ServiceReport, Stats, Status,
-};
+use crate::report::{Connection, InstanceReport, LeftOutReport, Report, ServerReport, ServiceReport, Stats, Status};
 
 /// How many characters of an id are shown, as Docker does.
 const SHORT_ID: usize = 12;
@@ -294,18 +292,18 @@ fn add_discoverer(way: &mut Way, evidence: &Evidence) {
     }
     let error = registry.error.as_deref().map_or_else(String::new, |error| format!(": {error}"));
     match registry.connection {
-        ConnectionReport::Connected => {
+        Connection::Connected => {
             way.yes(
                 Part::Discoverer,
                 format!("discoverer {id} follows /{} up to index {}", directory(&registry.prefix), registry.index),
             );
         }
-        ConnectionReport::Connecting => way.no(
+        Connection::Connecting => way.no(
             Part::Discoverer,
             format!("discoverer {id} has not had an answer of etcd yet{error}"),
             format!("Does etcd run, and are these its endpoints: {endpoints}? HAProxy keeps the file that it has"),
         ),
-        ConnectionReport::Unreachable => way.no(
+        Connection::Unreachable => way.no(
             Part::Discoverer,
             format!("discoverer {id} gets no answer of etcd since {:.0}{error}", registry.since),
             format!(
