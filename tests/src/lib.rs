@@ -11,6 +11,7 @@ pub mod between;
 pub mod browser;
 pub mod certs;
 pub mod cluster;
+pub mod commands;
 pub mod discoverer;
 pub mod dns;
 pub mod docker;

@@ -11,6 +11,7 @@ mod agent_labels;
 mod agent_life;
 mod agent_metrics;
 mod agent_way;
+mod book;
 mod browser;
 mod cluster;
 mod commands;
