@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
-use crate::config::{Flags, TOKEN_VARIABLE};
+use crate::config::Flags;
 use crate::report::{FiguresReport, Report, ServiceReport, Status, StatusReport};
 
 /// The limit on one reply: one with 5000 instances takes a fraction of a second.
@@ -49,6 +49,8 @@ pub enum ApiError {
         status: StatusCode,
         /// Whether a token was shown.
         has_token: bool,
+        /// The environment variable that may hold it.
+        variable: &'static str,
     },
     /// It has no picture yet.
     #[error("the discoverer at {at} has nothing to tell yet: {words}")]
@@ -76,11 +78,11 @@ impl ApiError {
             Self::Away { .. } => "Does the discoverer run, and is this its host, or its container? Does it have the same --admin \
                                   (DISCOVERER_ADMIN), or `off`? Its log says where it listens"
                 .to_owned(),
-            Self::Locked { has_token: false, .. } => {
-                format!("Give its token: --admin-token-file, or the environment variable {TOKEN_VARIABLE}")
+            Self::Locked { has_token: false, variable, .. } => {
+                format!("Give its token: --admin-token-file, or the environment variable {variable}")
             }
-            Self::Locked { .. } => {
-                format!("It has another token: see its own --admin-token-file or {TOKEN_VARIABLE}")
+            Self::Locked { variable, .. } => {
+                format!("It has another token: see its own --admin-token-file or {variable}")
             }
             Self::NotYet { .. } => "It waits for etcd, for the template or for HAProxy: its log says for which".to_owned(),
             Self::Other { .. } => "Is --admin right? Program and daemon must be of one version".to_owned(),
@@ -101,6 +103,7 @@ pub struct Client {
     base: String,
     at: String,
     token: Option<Token>,
+    variable: &'static str,
 }
 
 /// What `/api/v1/services` says, as far as it is used.
@@ -133,7 +136,7 @@ impl Client {
             Address::Tcp(address) => (builder, format!("http://{}", reached_at(*address))),
             Address::Unix(path) => (builder.unix_socket(path.clone()), "http://localhost".to_owned()),
         };
-        Ok(Ok(Self { http: builder.build()?, base, at: flags.admin.to_string(), token }))
+        Ok(Ok(Self { http: builder.build()?, base, at: flags.admin.to_string(), token, variable: flags.secrets.token }))
     }
 
     /// All that the discoverer knows.
@@ -166,7 +169,11 @@ impl Client {
         }
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+    /// What stands at a path, as JSON.
+    ///
+    /// # Errors
+    /// It does not tell.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let mut request = self.http.get(format!("{}{path}", self.base));
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token.authorization());
@@ -186,7 +193,7 @@ impl Client {
                 serde_json::from_slice(&body).map_err(|error| ApiError::Other { at, error: error.to_string() })
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(ApiError::Locked { at, status, has_token: self.token.is_some() })
+                Err(ApiError::Locked { at, status, has_token: self.token.is_some(), variable: self.variable })
             }
             StatusCode::SERVICE_UNAVAILABLE => Err(ApiError::NotYet { at, words: words() }),
             _ => Err(ApiError::Other { at, error: format!("{status} {}", words()) }),

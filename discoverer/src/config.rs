@@ -31,8 +31,24 @@ pub struct Cli {
 pub const PASSWORD_VARIABLE: &str = "DISCOVERER_ETCD_PASSWORD";
 /// The environment variable that may hold the admin server's token.
 pub const TOKEN_VARIABLE: &str = "DISCOVERER_ADMIN_TOKEN";
-/// The variables that no program gets which is started.
-pub const SECRET_VARIABLES: [&str; 2] = [PASSWORD_VARIABLE, TOKEN_VARIABLE];
+/// The variables that no program gets which is started: those of all programs that the discoverer may be a part of.
+pub const SECRET_VARIABLES: [&str; 4] =
+    [PASSWORD_VARIABLE, TOKEN_VARIABLE, "STANDALONE_ETCD_PASSWORD", "STANDALONE_ADMIN_TOKEN"];
+
+/// The environment variables that may hold secrets.
+#[derive(Debug, Clone, Copy)]
+pub struct Secrets {
+    /// etcd's password.
+    pub password: &'static str,
+    /// The admin server's token.
+    pub token: &'static str,
+}
+
+impl Default for Secrets {
+    fn default() -> Self {
+        Self { password: PASSWORD_VARIABLE, token: TOKEN_VARIABLE }
+    }
+}
 
 /// What to do instead of following.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -256,6 +272,10 @@ pub struct Flags {
     /// What is logged: error, warn, info, debug, trace, or tracing's filters such as info,discoverer=debug
     #[arg(long, global = true, value_name = "LEVEL", env = "DISCOVERER_LOG_LEVEL", default_value = "info", value_parser = parse_filter)]
     pub log_level: String,
+
+    /// Where secrets are that are in no file.
+    #[arg(skip)]
+    pub secrets: Secrets,
 }
 
 impl Cli {
@@ -305,7 +325,7 @@ impl Flags {
             cert: self.etcd_cert.clone(),
             key: self.etcd_key.clone(),
             user: self.etcd_user.clone(),
-            password: Password::from_file_or_variable(self.etcd_password_file.clone(), PASSWORD_VARIABLE),
+            password: Password::from_file_or_variable(self.etcd_password_file.clone(), self.secrets.password),
         }
     }
 
@@ -314,7 +334,7 @@ impl Flags {
     /// # Errors
     /// The token cannot be read, or is none.
     pub fn access(&self) -> Result<Access, TokenError> {
-        let token = Token::from_file_or_variable(self.admin_token_file.as_deref(), TOKEN_VARIABLE)?;
+        let token = Token::from_file_or_variable(self.admin_token_file.as_deref(), self.secrets.token)?;
         Ok(Access { token, without_token: self.admin_without_token })
     }
 

@@ -10,10 +10,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use observe::admin::{Access, Address};
 use registry::watch::Backoff;
-use registry::{
-    Cause, EndpointList, Event, InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry,
-};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use registry::{Cause, Event, InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -37,7 +34,7 @@ use crate::render::{TemplateError, Templates};
 use crate::snapshot::{self, Snapshots};
 use crate::suspect::{Health, Why};
 use crate::view::{Connection, DiscovererView, RegistryView, View};
-use crate::{admin, catalog_options, reloader, store, surroundings, templates, until, version};
+use crate::{Deps, admin, catalog_options, reloader, surroundings, templates, until, version};
 
 /// The pause after the first failure that another try may mend.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -53,12 +50,14 @@ const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How many updates may wait: a burst is worked off in one go, and the registry is not read ahead of that.
 const WAITING_UPDATES: usize = 1024;
 
-/// Follows the registry until a signal says stop.
-pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
-    let store = store(&flags)?;
+/// Follows the registry until it is told to stop, which each message is, with the reason for it.
+///
+/// # Errors
+/// What is wrong with the flags, and a part that failed which nothing goes on without.
+pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str>) -> anyhow::Result<ExitCode> {
+    let Deps { store, endpoints, routes, begin, unfollowed } = deps;
     let access = flags.access()?;
     access.check(&flags.admin)?;
-    let mut stop = Stop::new()?;
     if flags.runtime_socket().is_some() {
         std::fs::create_dir_all(&flags.state_dir)
             .with_context(|| format!("--state-dir {} cannot be made", flags.state_dir.display()))?;
@@ -88,7 +87,7 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     if let Some(supervisor) = &supervisor {
         tokio::select! {
             () = start_with_last_file(&config, supervisor) => {}
-            signal = stop.next() => told_to_stop = Some(signal),
+            signal = next(&mut stop) => told_to_stop = Some(signal),
         }
     }
     let (updates, updated) = mpsc::channel(WAITING_UPDATES);
@@ -111,8 +110,8 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         template_error: None,
     };
     let (publisher, views) = Publisher::new(discoverer, metrics.clone(), flags.admin != Address::Off);
-    let admin_ended = start_admin(&flags, access, views, &metrics, &mut tasks)?;
-    let mut registry = Registry::new(&flags, metrics.clone());
+    let admin_ended = start_admin(&flags, access, views, &metrics, routes, &mut tasks)?;
+    let mut registry = Registry::new(&flags, endpoints, metrics.clone());
     if let Some((kept, written)) = snapshots.read() {
         info!(instances = kept.entries.len(), %written, "snapshot of the registry read");
         since = Some(kept.position.clone());
@@ -120,7 +119,10 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     }
     let signs = metrics.clone();
     let follow = follow_registry(store, flags.key.clone(), since, updates, move |sign| signs.sign(sign));
-    tasks.spawn(follow);
+    tasks.spawn_local(async move {
+        begin.await;
+        follow.await;
+    });
     let mut daemon = Daemon {
         registry,
         publisher,
@@ -149,7 +151,11 @@ pub(crate) async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
             bail!("a part of the discoverer ended before it was told to");
         }
         () = admin_ended => bail!("the admin server ended before it was told to"),
-        signal = stop.next() => info!(signal, "told to stop"),
+        signal = next(&mut stop) => info!(signal, "told to stop"),
+    }
+    if let Some(unfollowed) = unfollowed {
+        // Who wanted to know may have gone.
+        let _gone = unfollowed.send(());
     }
     // It may have been busy with what is not kept yet.
     if daemon.registry.is_to_be_kept() {
@@ -166,6 +172,7 @@ fn start_admin(
     access: Access,
     views: watch::Receiver<Option<Arc<View>>>,
     metrics: &Metrics,
+    routes: axum::Router,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<impl Future<Output = ()> + use<>> {
     let mut all = prometheus_client::registry::Registry::default();
@@ -180,17 +187,29 @@ fn start_admin(
         std::future::pending::<()>().await;
     });
     let runtime = flags.runtime_socket().map(Runtime::new);
-    let sources = admin::Sources { views, runtime, metrics: Arc::new(all), alive };
+    let sources = admin::Sources { views, runtime, metrics: Arc::new(all), alive, routes };
     admin::start(flags.admin.clone(), access, sources).context("the admin server has no thread")
 }
 
+/// Waits for the next wish to stop; for ever where nobody can have one any more.
+async fn next(stop: &mut mpsc::Receiver<&'static str>) -> &'static str {
+    match stop.recv().await {
+        Some(reason) => reason,
+        None => std::future::pending().await,
+    }
+}
+
 /// Lets HAProxy finish, where it is ours.
-async fn stopped(supervisor: Option<SupervisorHandle>, flags: &Flags, mut stop: Stop) -> anyhow::Result<ExitCode> {
+async fn stopped(
+    supervisor: Option<SupervisorHandle>,
+    flags: &Flags,
+    mut stop: mpsc::Receiver<&'static str>,
+) -> anyhow::Result<ExitCode> {
     if let Some(supervisor) = supervisor {
         tokio::select! {
             () = supervisor.stop(flags.shutdown_grace) => {}
             // Whoever asks twice does not want to wait.
-            _ = stop.next() => supervisor.stop(Duration::ZERO).await,
+            _ = next(&mut stop) => supervisor.stop(Duration::ZERO).await,
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -537,8 +556,7 @@ struct Registry {
 }
 
 impl Registry {
-    fn new(flags: &Flags, metrics: Metrics) -> Self {
-        let endpoints = flags.etcd.iter().flat_map(EndpointList::shown).collect();
+    fn new(flags: &Flags, endpoints: Vec<String>, metrics: Metrics) -> Self {
         let view = RegistryView {
             endpoints,
             prefix: flags.key.to_string(),
@@ -696,40 +714,5 @@ fn kind(event: &Event) -> ChangeKind {
         Event::Removed { cause: Cause::Deleted, .. } => ChangeKind::Deleted,
         Event::Removed { cause: Cause::Expired, .. } => ChangeKind::Expired,
         Event::RemovedTree { .. } => ChangeKind::Directory,
-    }
-}
-
-/// The signals that end the process.
-struct Stop {
-    signals: [(Signal, &'static str); 4],
-}
-
-impl Stop {
-    /// Listens from now on. SIGHUP and SIGUSR2 are taken and do nothing: their default would end HAProxy's parent.
-    fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("signals cannot be received");
-        for kind in [SignalKind::hangup(), SignalKind::user_defined2()] {
-            let mut ignored = listen(kind)?;
-            tokio::spawn(async move { while ignored.recv().await.is_some() {} });
-        }
-        let signals = [
-            (listen(SignalKind::terminate())?, "SIGTERM"),
-            (listen(SignalKind::interrupt())?, "SIGINT"),
-            (listen(SignalKind::quit())?, "SIGQUIT"),
-            // The signal by which images of HAProxy are stopped.
-            (listen(SignalKind::user_defined1())?, "SIGUSR1"),
-        ];
-        Ok(Self { signals })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        std::future::poll_fn(|context| {
-            let received = self
-                .signals
-                .iter_mut()
-                .find_map(|(signal, name)| signal.poll_recv(context).is_ready().then_some(*name));
-            received.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
-        })
-        .await
     }
 }

@@ -31,14 +31,14 @@ use crate::report::Report;
 /// The stats socket under `--supervise`, in the state directory.
 const OWN_SOCKET: &str = "runtime.sock";
 
-/// Follows what is meant by a name.
+/// Follows what is meant by a name. The registry is only asked where there is a way to it.
 ///
 /// # Errors
 /// Only for what is wrong with the flags.
-pub async fn run(flags: &Flags, name: &str) -> anyhow::Result<Explanation> {
-    let etcd = match &flags.etcd {
+pub async fn run(flags: &Flags, store: Option<&Store>, name: &str) -> anyhow::Result<Explanation> {
+    let etcd = match store {
         None => Etcd::NotAsked,
-        Some(_) => read_etcd(&crate::store(flags)?, &flags.key).await,
+        Some(store) => read_etcd(store, &flags.key).await,
     };
     let stats = read_stats(flags).await;
     let discoverer = read_discoverer(flags, matches!(stats, Some(Ok(_)))).await?;

@@ -24,7 +24,7 @@ mod identity;
 pub mod init;
 pub mod metrics;
 pub mod model;
-mod once;
+pub mod once;
 pub mod output;
 pub mod plan;
 mod publish;
@@ -32,6 +32,7 @@ mod readback;
 pub mod render;
 pub mod report;
 mod sample;
+pub mod signals;
 pub mod snapshot;
 pub mod status;
 pub mod suspect;
@@ -39,10 +40,14 @@ pub mod templates;
 pub mod trouble;
 pub mod view;
 
+use std::pin::Pin;
 use std::process::ExitCode;
 
-use registry::{Store, StoreOptions};
+use registry::{EndpointList, Store, StoreOptions};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+pub use crate::daemon::run;
 
 use crate::config::{Cli, Command, Flags, UsageError};
 use crate::haproxy::{Program, Reloader};
@@ -53,18 +58,52 @@ use crate::render::{HaproxyContext, Surroundings};
 pub async fn main(cli: Cli) -> anyhow::Result<ExitCode> {
     let flags = cli.flags;
     flags.check()?;
+    let named = || flags.etcd.is_some().then(|| store(&flags)).transpose();
     match cli.command {
-        Some(Command::Render) => once::render(&flags).await,
-        Some(Command::Check) => once::check(&flags).await,
+        Some(Command::Render) => once::render(&flags, &store(&flags)?).await,
+        Some(Command::Check) => once::check(&flags, named()?.as_ref()).await,
         Some(Command::Status { json }) => once::status(&flags, json).await,
-        Some(Command::Explain { name, json }) => once::explain(&flags, &name, json).await,
+        Some(Command::Explain { name, json }) => once::explain(&flags, named()?.as_ref(), &name, json).await,
         None if flags.dry_run => once::dry_run(&flags).await,
         None if flags.once => once::apply(&flags).await,
-        None => daemon::run(flags).await,
+        None => {
+            let deps = Deps::new(&flags)?;
+            run(flags, deps, signals::listen()?).await
+        }
     }
 }
 
-fn store(flags: &Flags) -> anyhow::Result<Store> {
+/// What the discoverer has from outside.
+pub struct Deps {
+    /// Where the instances are registered.
+    pub store: Store,
+    /// Where that is, for people.
+    pub endpoints: Vec<String>,
+    /// What else is answered at the admin server's address.
+    pub routes: axum::Router,
+    /// What is waited for before the store is followed; until then HAProxy runs what it ran.
+    pub begin: Pin<Box<dyn Future<Output = ()>>>,
+    /// To be told when the store is not followed any more: what changes in it from now on HAProxy does not hear of.
+    pub unfollowed: Option<oneshot::Sender<()>>,
+}
+
+impl Deps {
+    /// As the flags say.
+    ///
+    /// # Errors
+    /// No client can be made from them.
+    pub fn new(flags: &Flags) -> anyhow::Result<Self> {
+        let endpoints = flags.etcd.iter().flat_map(EndpointList::shown).collect();
+        let begin = Box::pin(std::future::ready(()));
+        Ok(Self { store: store(flags)?, endpoints, routes: axum::Router::new(), begin, unfollowed: None })
+    }
+}
+
+/// The store that the flags name; asks nobody anything.
+///
+/// # Errors
+/// No client can be made from them.
+pub fn store(flags: &Flags) -> anyhow::Result<Store> {
     const MISSING: UsageError =
         UsageError("--etcd is missing; give etcd's client URLs, such as --etcd http://127.0.0.1:2379");
     let endpoints = flags.etcd.clone().ok_or(MISSING)?.0;

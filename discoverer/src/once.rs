@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use registry::Store;
 use similar::{ChangeTag, TextDiff};
 use tracing::{info, warn};
 
@@ -26,8 +27,11 @@ use crate::{catalog_options, explain, reloader, sample, status, store, surroundi
 const AWAY: u8 = 3;
 
 /// Prints the configuration for what the registry holds now.
-pub(crate) async fn render(flags: &Flags) -> anyhow::Result<ExitCode> {
-    let services = services(flags).await?;
+///
+/// # Errors
+/// What is in the way of it.
+pub async fn render(flags: &Flags, store: &Store) -> anyhow::Result<ExitCode> {
+    let services = services(flags, store).await?;
     let templates = templates::load(&flags.template)?;
     let surroundings = surroundings(flags, &Program::new(&flags.haproxy)).await;
     print!("{}", templates.render(&services, &surroundings)?);
@@ -35,11 +39,14 @@ pub(crate) async fn render(flags: &Flags) -> anyhow::Result<ExitCode> {
 }
 
 /// Lets HAProxy check what the template makes of made-up services, and of the real ones where etcd is named.
-pub(crate) async fn check(flags: &Flags) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// What is in the way of it.
+pub async fn check(flags: &Flags, store: Option<&Store>) -> anyhow::Result<ExitCode> {
     let mut cases =
         vec![("no service at all", Services::new()), ("made-up services", sample::services(&catalog_options(flags)))];
-    if flags.etcd.is_some() {
-        cases.push(("the registered services", services(flags).await?));
+    if let Some(store) = store {
+        cases.push(("the registered services", services(flags, store).await?));
     }
     let templates = templates::load(&flags.template)?;
     let program = Program::new(&flags.haproxy);
@@ -55,7 +62,10 @@ pub(crate) async fn check(flags: &Flags) -> anyhow::Result<ExitCode> {
 }
 
 /// Says how a running discoverer stands.
-pub(crate) async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// What is in the way of it.
+pub async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitCode> {
     let report = match Client::new(flags)? {
         Ok(client) => client.report_with_stats().await,
         Err(error) => Err(error),
@@ -78,8 +88,11 @@ pub(crate) async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitC
 }
 
 /// Says whether a service or an instance is routed to, or why not.
-pub(crate) async fn explain(flags: &Flags, name: &str, as_json: bool) -> anyhow::Result<ExitCode> {
-    let explanation = explain::run(flags, name).await?;
+///
+/// # Errors
+/// What is in the way of it.
+pub async fn explain(flags: &Flags, store: Option<&Store>, name: &str, as_json: bool) -> anyhow::Result<ExitCode> {
+    let explanation = explain::run(flags, store, name).await?;
     if as_json {
         say(&(serde_json::to_string_pretty(&explanation)? + "\n"))?;
     } else {
@@ -97,7 +110,10 @@ fn say(text: &str) -> anyhow::Result<()> {
 }
 
 /// Says what would change in the file.
-pub(crate) async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// What is in the way of it.
+pub async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
     let directory = tempfile::tempdir().context("a directory for the check")?;
     let now = Output::new(&flags.output).read().unwrap_or_default();
     let (mut composer, wanted) = prepare(flags, Output::new(directory.path().join("haproxy.cfg"))).await?;
@@ -117,7 +133,10 @@ pub(crate) async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
 }
 
 /// Applies what the registry holds now.
-pub(crate) async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// What is in the way of it.
+pub async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
     let program = Program::new(&flags.haproxy);
     let reloader = reloader(flags, version(&program).await).unwrap_or(Reloader::Nobody);
     if matches!(reloader, Reloader::Nobody) {
@@ -149,15 +168,16 @@ fn left_out(composer: &Composer) -> ExitCode {
 
 async fn prepare(flags: &Flags, output: Output) -> anyhow::Result<(Composer, Wanted)> {
     let templates = templates::load(&flags.template)?;
-    let wanted = Wanted { services: Arc::new(services(flags).await?), templates: Rc::new(Ok(templates)) };
+    let wanted =
+        Wanted { services: Arc::new(services(flags, &store(flags)?).await?), templates: Rc::new(Ok(templates)) };
     let program = Program::new(&flags.haproxy);
     let surroundings = surroundings(flags, &program).await;
     Ok((Composer::new(Some(program), output, surroundings), wanted))
 }
 
 /// What the registry holds now; what is refused in it is logged.
-async fn services(flags: &Flags) -> anyhow::Result<Services> {
-    let listing = store(flags)?.list(&flags.key).await?;
+async fn services(flags: &Flags, store: &Store) -> anyhow::Result<Services> {
+    let listing = store.list(&flags.key).await?;
     let mut catalog = Catalog::new(catalog_options(flags));
     for refusal in catalog.list(listing, Instant::now()).refused {
         warn!(key = refusal.key, reason = refusal.reason, "key refused");

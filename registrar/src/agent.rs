@@ -18,19 +18,19 @@ use std::time::Duration;
 
 use registry::watch::Backoff;
 use registry::{InstanceKey, Record, Store, StoreError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::config::{AdminError, AgentConfig};
+use crate::config::{AdminError, AgentConfig, AgentFlags};
 use crate::docker::events::{News, WELL_AFTER, follow};
 use crate::docker::{Client, Docker, DockerError};
 use crate::host::{self, IdError, ResolveError};
 use crate::keeper::{Claim, Told, ended, until};
-use crate::keepers::{self, Keepers};
+use crate::keepers::{self, Keepers, Stores};
 use crate::metrics::{Daemon, Metrics, Overview};
-use crate::operator::Desk;
+use crate::operator::{Desk, Operator};
 use crate::probe::{ProbeError, Prober};
 use crate::service::{DefaultAddress, Scope};
 use containers::Containers;
@@ -45,6 +45,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// How long the keys of an earlier run are renewed while Docker does not say which of their containers still run. A
 /// restart of Docker takes less; what has died meanwhile is routed to for as long.
 const LEFT_LIMIT: Duration = Duration::from_secs(120);
+/// How long after the first list of all containers is waited until each has said whether it answers, for who wants to begin
+/// with a view of all: a check that gets no answer has had its time, and was asked again.
+const WHOLE_LIMIT: Duration = Duration::from_secs(10);
 /// How many inspections go on at once: enough for a host that starts, few enough for Docker to do other things.
 const INSPECTIONS_AT_ONCE: usize = 16;
 /// How many questions go on at once. One that gets no answer takes its whole limit, so that it must be many.
@@ -72,26 +75,52 @@ pub enum AgentError {
     Ended,
 }
 
+/// What the agent has from outside.
+#[derive(Debug)]
+pub struct Deps {
+    /// Where the keys are kept.
+    pub stores: Stores,
+    /// Where an operator asks.
+    pub operator: Operator,
+    /// Whoever reads the keys runs beside the agent, also where that is in a container of its own: the host is where its
+    /// gateway is.
+    pub is_read_here: bool,
+    /// To be told once, when all containers of the host were looked at, each has said whether it answers, and what follows from
+    /// that is in the stores.
+    pub whole: Option<oneshot::Sender<()>>,
+}
+
+impl Deps {
+    /// As the flags say.
+    ///
+    /// # Errors
+    /// No client can be made from them, or nothing can be offered to an operator.
+    pub fn new(config: &AgentConfig) -> Result<Self, AgentError> {
+        let access = config.operator.access(&config.admin)?;
+        let operator = Operator::At(config.admin.clone(), access);
+        Ok(Self { stores: Stores::new(&config.etcd)?, operator, is_read_here: false, whole: None })
+    }
+}
+
 /// Runs the agent until `shutdown` is done; then removes its keys, unless it is to keep them, and lingers.
 ///
 /// Docker and etcd may each be away at any time: it waits for them, and keeps what is registered.
 ///
 /// # Errors
 /// Only for what cannot get better by waiting: no client can be made from the configuration, or there is no id.
-pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+pub async fn run(config: AgentFlags, deps: Deps, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let id = host::id(&config.scope)?;
     let metrics = Metrics::default();
-    let keeper = Keepers::new(&config.etcd, &config.scope.key, &Claim::Own(id.clone()), config.ttl, &metrics)?;
+    let keeper = Keepers::new(deps.stores, &config.scope.key, &Claim::Own(id.clone()), config.ttl, &metrics);
     let prober = Arc::new(Prober::new()?.counting(metrics.clone()));
-    let access = config.operator.access(&config.admin)?;
-    let api = config.etcd.etcd_api;
-    info!(key = %config.scope.key, agent = id, etcd_api = %api, version = env!("CARGO_PKG_VERSION"), "the agent begins");
+    info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
 
     let (sender, mut news) = mpsc::channel(EVENTS);
     // A container that was told to stop while no agent ran is still to be drained.
     let follower = follow(Docker::new(config.scope.docker.clone()), config.kill_grace, sender);
-    let mut desk = Desk::open(config.admin.clone(), access, metrics.clone(), Daemon::Agent, config.ttl);
+    let mut desk = Desk::open(deps.operator, metrics.clone(), Daemon::Agent, config.ttl);
     let mut agent = Agent::new(config, id, keeper, prober, metrics);
+    (agent.is_read_here, agent.whole) = (deps.is_read_here, deps.whole);
     agent.work.spawn(async move {
         follower.await;
         Work::EventsEnded
@@ -153,7 +182,7 @@ impl Chore {
 
 /// All that is known.
 struct Agent {
-    config: AgentConfig,
+    config: AgentFlags,
     id: String,
     keeper: Keepers,
     prober: Arc<Prober>,
@@ -187,10 +216,15 @@ struct Agent {
     give_up_left_at: Instant,
     /// They were: some may be there still.
     has_given_up: bool,
+    is_read_here: bool,
+    /// Who is to be told that all is known.
+    whole: Option<oneshot::Sender<()>>,
+    /// When it is told all the same.
+    whole_at: Option<Instant>,
 }
 
 impl Agent {
-    fn new(config: AgentConfig, id: String, keeper: Keepers, prober: Arc<Prober>, metrics: Metrics) -> Self {
+    fn new(config: AgentFlags, id: String, keeper: Keepers, prober: Arc<Prober>, metrics: Metrics) -> Self {
         let (now, stores) = (Instant::now(), keeper.stores().len());
         Self {
             unread: (0..stores).collect(),
@@ -216,6 +250,9 @@ impl Agent {
             is_left_asked: false,
             give_up_left_at: now + LEFT_LIMIT,
             has_given_up: false,
+            is_read_here: false,
+            whole: None,
+            whole_at: None,
         }
     }
 
@@ -274,6 +311,24 @@ impl Agent {
         for (key, wish) in self.containers.wishes() {
             self.keeper.want(&key, wish.as_ref());
         }
+        self.tell_whole(now);
+    }
+
+    /// Tells who waits for it that all is known.
+    fn tell_whole(&mut self, now: Instant) {
+        if self.whole.is_none() || !self.is_listed || !self.is_left_asked || self.scope.is_none() {
+            return;
+        }
+        let at = *self.whole_at.get_or_insert(now + WHOLE_LIMIT);
+        let is_whole = self.containers.is_whole() && self.keeper.is_settled();
+        if (is_whole || at <= now)
+            && let Some(whole) = self.whole.take()
+        {
+            info!(is_whole, "all containers were looked at");
+            self.whole_at = None;
+            // Who waited may have gone on.
+            let _gone = whole.send(());
+        }
     }
 
     /// When there is something to begin by the passing of time alone.
@@ -282,7 +337,10 @@ impl Agent {
         let containers = self.containers.due(may_ask).map(Instant::from_std);
         let list = self.list.at.filter(|_| self.client.is_some());
         let give_up = (!self.is_listed).then_some(self.give_up_left_at);
-        [containers, self.docker_well_at, self.host.at, list, self.left.at, give_up].into_iter().flatten().min()
+        [containers, self.docker_well_at, self.host.at, list, self.left.at, give_up, self.whole_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn news(&mut self, news: News) {
@@ -381,7 +439,7 @@ impl Agent {
 
     fn judge_by(&mut self, mut scope: Scope) {
         if self.is_in_container {
-            scope.default_address = DefaultAddress::default();
+            scope.default_address = if self.is_read_here { host::default_gateway() } else { DefaultAddress::default() };
         } else if let Some(before) = &self.scope {
             // While the network is being set up anew, the address that others know is still the one.
             scope.default_address = scope.default_address.or(before.default_address);
@@ -485,6 +543,10 @@ impl Agent {
     fn doubt_address(&mut self, of_containers: &BTreeSet<IpAddr>) {
         let Some(scope) = &self.scope else { return };
         let Some(address) = scope.default_address.any_of(of_containers) else { return };
+        if self.is_read_here {
+            self.is_in_container = true;
+            return self.judge_by(scope.as_ref().clone());
+        }
         error!(
             %address,
             "the address of the default route is a container's, where other hosts do not reach this one: run the agent with \

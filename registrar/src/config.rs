@@ -23,7 +23,7 @@ use observe::log::Format;
 use registry::{AddressError, Api, ApiChoice, EndpointList, InstanceAddress, Password, Security, StoreOptions};
 
 pub(crate) use agent::is_agent_id;
-pub use agent::{AgentConfig, CheckFlags, ScopeFlags};
+pub use agent::{AgentConfig, AgentFlags, CheckFlags, ScopeFlags};
 pub use commands::{CompletionsConfig, ExplainConfig, ListConfig, ManConfig, StaticCheck, StaticConfig};
 pub use drain::{DrainConfig, LimitFlags, StopConfig, TargetFlags, UndrainConfig, WhichFlags};
 pub use sidekick::{Check, Config};
@@ -515,7 +515,7 @@ mod tests {
 
     #[test]
     fn the_agent_has_flags_and_defaults_of_its_own() {
-        let config = agent("").unwrap();
+        let config = agent("").unwrap().flags;
         assert_eq!((config.scope.key.path().as_str(), config.scope.ip), ("/service", Host::Published));
         let check = config.scope.check;
         let seconds = [check.interval, check.timeout, config.ttl, config.linger, config.kill_grace];

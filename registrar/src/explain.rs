@@ -11,7 +11,7 @@ use observe::escape::escaped;
 use registry::{Entry, Record, Status, Store, StoreError};
 
 use crate::ask::{ask_once, healthcheck_says};
-use crate::config::ExplainConfig;
+use crate::config::ScopeFlags;
 use crate::docker::{Client, Docker, DockerError, addresses, healthcheck};
 use crate::host;
 use crate::list::{shown, status};
@@ -66,18 +66,22 @@ pub enum ExplainError {
     Probe(#[from] ProbeError),
 }
 
-/// Follows a container from Docker to etcd, and says who tells the rest.
+/// Follows a container from Docker to the store, judging by the agent's flags, and says who tells the rest. `is_read_here`: as
+/// the agent has it.
 ///
 /// # Errors
 /// Only for what is wrong with the configuration; a Docker or an etcd that does not answer is a step that says no.
-pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
-    let store = Store::new(config.etcd.store_options())?;
+pub async fn run(
+    name: &str,
+    flags: &ScopeFlags,
+    store: &Store,
+    is_read_here: bool,
+) -> Result<Explanation, ExplainError> {
     let prober = Prober::new()?;
     let mut explanation = Explanation::default();
-    let (client, container) = match look_up(config).await {
+    let (client, container) = match look_up(name, flags).await {
         Ok((client, Some(container))) => (client, container),
         Ok((_, None)) => {
-            let name = &config.container;
             explanation.no(format!("Docker knows no container {name}: `docker ps --all` shows those that there are"));
             return Ok(explanation);
         }
@@ -87,8 +91,8 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
         }
     };
     explanation.add_container(&container);
-    let id = host::known_id(config.scope.agent_id.as_deref(), &config.scope.state_dir);
-    let scope = match host::scope(&config.scope, id.clone().unwrap_or_else(|| "unknown".to_owned()), None).await {
+    let id = host::known_id(flags.agent_id.as_deref(), &flags.state_dir);
+    let scope = match host::scope(flags, id.clone().unwrap_or_else(|| "unknown".to_owned()), None).await {
         Ok(scope) => scope,
         Err(error) => {
             explanation.no(error.to_string());
@@ -105,7 +109,11 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
     // An agent in a container of its own does not take that container's address for the host's.
     let of_containers: BTreeSet<_> = listed.iter().flat_map(addresses).collect();
     let is_usable = scope.default_address.any_of(&of_containers).is_none();
-    let default_address = if is_usable { scope.default_address } else { DefaultAddress::default() };
+    let default_address = match (is_usable, is_read_here) {
+        (true, _) => scope.default_address,
+        (false, true) => host::default_gateway(),
+        (false, false) => DefaultAddress::default(),
+    };
     let scope = Scope { default_address, ..scope };
     explanation.add_scope(&scope, id.as_deref());
     let network_of = match network_owner(&container) {
@@ -133,13 +141,15 @@ pub async fn run(config: &ExplainConfig) -> Result<Explanation, ExplainError> {
         }
         explanation.add_registration(&Evidence { registration, answer, asked, entry }, &container, here);
     }
-    explanation.add_rest_of_the_way(&addresses);
+    if !is_read_here {
+        explanation.add_rest_of_the_way(&addresses);
+    }
     Ok(explanation)
 }
 
-async fn look_up(config: &ExplainConfig) -> Result<(Client, Option<ContainerInspectResponse>), DockerError> {
-    let client = Docker::new(config.scope.docker.clone()).connect().await?;
-    let container = client.inspect(&config.container).await?;
+async fn look_up(name: &str, flags: &ScopeFlags) -> Result<(Client, Option<ContainerInspectResponse>), DockerError> {
+    let client = Docker::new(flags.docker.clone()).connect().await?;
+    let container = client.inspect(name).await?;
     Ok((client, container))
 }
 
@@ -166,6 +176,11 @@ impl Explanation {
     /// Whether no step says no.
     pub fn is_registered(&self) -> bool {
         !self.steps.iter().any(|(says, _)| *says == Says::No)
+    }
+
+    /// Whether Docker knows the container.
+    pub fn has_container(&self) -> bool {
+        self.steps.first().is_some_and(|(says, _)| *says == Says::Yes)
     }
 
     fn yes(&mut self, text: impl Into<String>) {

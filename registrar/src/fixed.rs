@@ -17,9 +17,9 @@ use crate::config::{AdminError, StaticCheck, StaticConfig};
 use crate::health::{Answer, Change, Health};
 use crate::host;
 use crate::keeper::{Claim, Told, until};
-use crate::keepers::Keepers;
+use crate::keepers::{Keepers, Stores};
 use crate::metrics::{Daemon, Metrics, Overview};
-use crate::operator::Desk;
+use crate::operator::{Desk, Operator};
 use crate::probe::{Asked, ProbeError, Prober};
 use crate::service::{CheckKind, Expected, HttpCheck};
 
@@ -46,10 +46,11 @@ pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Out
     let host_name = config.host.clone().unwrap_or_else(host::host_name);
     let agent = config.agent_id.clone().unwrap_or_else(|| mark(config.address, &config.name));
     let metrics = Metrics::default();
-    let mut keeper = Keepers::new(&config.etcd, &config.key, &Claim::Own(agent.clone()), config.ttl, &metrics)?;
+    let mut keeper =
+        Keepers::new(Stores::new(&config.etcd)?, &config.key, &Claim::Own(agent.clone()), config.ttl, &metrics);
     let prober = Prober::new()?.counting(metrics.clone());
     let access = config.operator.access(&config.admin)?;
-    let mut desk = Desk::open(config.admin.clone(), access, metrics, Daemon::Static, config.ttl);
+    let mut desk = Desk::open(Operator::At(config.admin.clone(), access), metrics, Daemon::Static, config.ttl);
     let check = check(&config);
     let key = InstanceKey::nested(config.key.clone(), config.name.clone(), config.address);
     info!(%key, agent, version = env!("CARGO_PKG_VERSION"), "keeping the key while the address answers");

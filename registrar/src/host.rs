@@ -74,6 +74,38 @@ fn default_address() -> DefaultAddress {
     found
 }
 
+/// The gateways of the default routes, from the kernel's tables (proc_net(5), `/proc/net/route` and `ipv6_route`): from within a
+/// container on a bridge, that is the host.
+pub(crate) fn default_gateway() -> DefaultAddress {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    DefaultAddress { v4: gateway_v4(&read("/proc/net/route")), v6: gateway_v6(&read("/proc/net/ipv6_route")) }
+}
+
+/// Of lines with the interface, the destination, the gateway and flags, in the byte order of the machine.
+fn gateway_v4(table: &str) -> Option<Ipv4Addr> {
+    let gateway = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let (destination, gateway) = (words.next()?, words.next()?);
+        let number = u32::from_str_radix(gateway, 16).ok()?;
+        (destination == "00000000" && number != 0).then(|| Ipv4Addr::from(number.to_ne_bytes()))
+    };
+    table.lines().find_map(gateway)
+}
+
+/// Of lines with the destination, its length, the source, its length and the next hop.
+fn gateway_v6(table: &str) -> Option<Ipv6Addr> {
+    let gateway = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [destination, length, _, _, hop, ..] = words[..] else { return None };
+        let number = u128::from_str_radix(hop, 16).ok()?;
+        let is_default = length == "00" && destination.bytes().all(|byte| byte == b'0');
+        // A link-local address says nothing without its interface.
+        let hop = Some(Ipv6Addr::from(number)).filter(|hop| !hop.is_unspecified() && !hop.is_unicast_link_local());
+        hop.filter(|_| is_default)
+    };
+    table.lines().find_map(gateway)
+}
+
 /// The kernel's name for this host.
 pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

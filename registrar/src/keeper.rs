@@ -263,6 +263,20 @@ impl Keeper {
         self.answered(Instant::now());
     }
 
+    /// Whether every key is as it is wanted, or belongs to somebody else, and nothing is under way.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.dirty.is_empty()
+            && self.keys.values().all(|key| {
+                let is_there = match &key.held {
+                    Some(Holding::Ours { value, .. }) => value.is_some() && *value == key.wanted,
+                    Some(Holding::Foreign { .. }) => true,
+                    Some(Holding::Unknown) => false,
+                    None => key.wanted.is_none(),
+                };
+                is_there && key.doing.is_none()
+            })
+    }
+
     /// How it stands; the keys only `with_counts`, since they are gone through one by one.
     pub(crate) fn overview(&self, with_counts: bool) -> EtcdOverview {
         let (mut registered, mut draining, mut foreign, mut not_written) = (0, 0, 0, 0);

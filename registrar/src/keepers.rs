@@ -12,6 +12,36 @@ use crate::config::EtcdFlags;
 use crate::keeper::{Claim, Keeper, Told, WITHDRAW_LIMIT};
 use crate::metrics::{EtcdOverview, Metrics};
 
+/// Where keys are kept.
+#[derive(Debug)]
+pub struct Stores {
+    /// What is written and read.
+    pub first: Store,
+    /// The other API, which is written as well.
+    pub second: Option<Store>,
+    /// The limit on a request to one member when the keys are removed at the end.
+    pub hurried: Duration,
+}
+
+impl Stores {
+    /// Those that the flags name; asks nobody anything.
+    ///
+    /// # Errors
+    /// As [`Store::new`].
+    pub fn new(etcd: &EtcdFlags) -> Result<Self, StoreError> {
+        let second = etcd.second_store_options().map(Store::new).transpose()?;
+        let hurried = etcd.etcd_timeout.min(WITHDRAW_LIMIT / etcd.endpoints.likely_members());
+        Ok(Self { first: Store::new(etcd.store_options())?, second, hurried })
+    }
+}
+
+impl From<Store> for Stores {
+    /// One store, whose requests may take as long as all of the end may.
+    fn from(first: Store) -> Self {
+        Self { first, second: None, hurried: WITHDRAW_LIMIT }
+    }
+}
+
 /// The keys, once or twice.
 #[derive(Debug)]
 pub struct Keepers {
@@ -22,23 +52,15 @@ pub struct Keepers {
 
 impl Keepers {
     /// Prepares to keep keys below `prefix` that live for `ttl` after their last refresh, and counts what is done. Asks nobody anything.
-    ///
-    /// # Errors
-    /// As [`Store::new`].
-    pub fn new(
-        etcd: &EtcdFlags,
-        prefix: &Prefix,
-        claim: &Claim,
-        ttl: Duration,
-        metrics: &Metrics,
-    ) -> Result<Self, StoreError> {
-        let members = etcd.endpoints.likely_members();
-        let hurried = etcd.etcd_timeout.min(WITHDRAW_LIMIT / members);
-        let keeper = |options| {
-            let store = Store::new(options)?;
-            Ok(Keeper::new(store, prefix.clone(), hurried, claim.clone(), ttl).counting(metrics.clone()))
-        };
-        Ok(Self { first: keeper(etcd.store_options())?, second: etcd.second_store_options().map(keeper).transpose()? })
+    pub fn new(stores: Stores, prefix: &Prefix, claim: &Claim, ttl: Duration, metrics: &Metrics) -> Self {
+        let keeper =
+            |store| Keeper::new(store, prefix.clone(), stores.hurried, claim.clone(), ttl).counting(metrics.clone());
+        Self { first: keeper(stores.first), second: stores.second.map(keeper) }
+    }
+
+    /// Whether nothing is left to be written, as far as the stores take it.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.all().all(Keeper::is_settled)
     }
 
     /// The stores, to read from.

@@ -24,7 +24,7 @@ pub mod keepers;
 pub mod list;
 pub mod manual;
 pub mod metrics;
-mod operator;
+pub mod operator;
 pub mod own;
 mod pace;
 pub mod probe;

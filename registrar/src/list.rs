@@ -7,8 +7,6 @@ use observe::escape::escaped;
 use registry::{Entry, InstanceKey, Prefix, Record, Status, Store, StoreError};
 use serde::{Serialize, Serializer};
 
-use crate::config::ListConfig;
-
 /// How many characters of a key that is none are shown.
 const SHOWN_LIMIT: usize = 200;
 
@@ -45,11 +43,10 @@ struct Refused {
 ///
 /// # Errors
 /// etcd cannot be asked.
-pub async fn run(config: &ListConfig) -> Result<List, StoreError> {
-    let store = Store::new(config.etcd.store_options())?;
-    let mut entries = store.list(&config.key).await?.entries;
+pub async fn run(key: &Prefix, store: &Store) -> Result<List, StoreError> {
+    let mut entries = store.list(key).await?.entries;
     store.add_times(&mut entries).await?;
-    Ok(List::of(&config.key, entries))
+    Ok(List::of(key, entries))
 }
 
 impl List {

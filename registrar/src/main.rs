@@ -9,6 +9,7 @@ use observe::escape::escaped_lines;
 use observe::log::{self, LogError};
 use registrar::config::{Command, LogFlags, Program};
 use registrar::{Traces, agent, docker, drain, explain, fixed, list, manual, run};
+use registry::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
@@ -56,14 +57,19 @@ fn serve(program: Program) -> anyhow::Result<ExitCode> {
                 run(*config, traces, told_to_stop()?).await?;
             }
             Program::Command(command) => match *command {
-                Command::Agent(config) => agent::run(config, told_to_stop()?).await?,
+                Command::Agent(config) => {
+                    let deps = agent::Deps::new(&config)?;
+                    agent::run(config.flags, deps, told_to_stop()?).await?;
+                }
                 Command::Static(config) => fixed::run(config, Timestamp::now(), told_to_stop()?).await?,
                 Command::List(config) => {
-                    let list = list::run(&config).await?;
+                    let store = Store::new(config.etcd.store_options())?;
+                    let list = list::run(&config.key, &store).await?;
                     print(if config.json { list.to_json()? + "\n" } else { list.to_string() }.as_bytes())?;
                 }
                 Command::Explain(config) => {
-                    let explanation = explain::run(&config).await?;
+                    let store = Store::new(config.etcd.store_options())?;
+                    let explanation = explain::run(&config.container, &config.scope, &store, false).await?;
                     print(explanation.to_string().as_bytes())?;
                     return Ok(if explanation.is_registered() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
                 }

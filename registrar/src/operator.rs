@@ -47,6 +47,15 @@ impl Question {
     }
 }
 
+/// Where an operator asks.
+#[derive(Debug)]
+pub enum Operator {
+    /// At an address of the daemon's own, who has access.
+    At(Address, Access),
+    /// At somebody else's server, who is given what is to be answered.
+    Elsewhere(oneshot::Sender<Router>),
+}
+
 /// Where the daemon's loop finds what it is asked. The server ends with it.
 #[derive(Debug)]
 pub(crate) struct Desk {
@@ -56,14 +65,19 @@ pub(crate) struct Desk {
 
 impl Desk {
     /// Opens it, at an address or nowhere. What is in the way is told and tried again: the keys matter more.
-    pub(crate) fn open(address: Address, access: Access, metrics: Metrics, daemon: Daemon, ttl: Duration) -> Self {
+    pub(crate) fn open(operator: Operator, metrics: Metrics, daemon: Daemon, ttl: Duration) -> Self {
         let (sender, questions) = mpsc::channel(QUESTIONS);
         let mut server = JoinSet::new();
-        if address != Address::Off {
+        let routes = || {
             let mut registry = Registry::default();
             metrics.register(&mut registry, daemon, ttl);
-            let router = router(Arc::new(Counter { questions: sender, metrics, registry }));
-            server.spawn(serve(address, access, router));
+            router(Arc::new(Counter { questions: sender, metrics, registry }))
+        };
+        match operator {
+            Operator::At(Address::Off, _) => {}
+            Operator::At(address, access) => drop(server.spawn(serve(address, access, routes()))),
+            // Who serves it may have gone: then so has the whole process, or nobody is to ask.
+            Operator::Elsewhere(server) => drop(server.send(routes())),
         }
         Self { questions, server }
     }

@@ -21,9 +21,9 @@ use crate::docker::{Docker, DockerError};
 use crate::health::{Answer, Change, Health};
 use crate::host::{ResolveError, resolve};
 use crate::keeper::{Claim, Told, until};
-use crate::keepers::Keepers;
+use crate::keepers::{Keepers, Stores};
 use crate::metrics::{Daemon, Metrics, Overview};
-use crate::operator::Desk;
+use crate::operator::{Desk, Operator};
 use crate::own::{Candidate, Traces, candidates};
 use crate::probe::{Asked, ProbeError, Prober};
 use crate::service::{self, CheckKind, Expected, HttpCheck, MappingError};
@@ -70,13 +70,14 @@ type Doing<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 /// Only for what cannot get better by waiting: no client can be made from the configuration.
 pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Metrics::default();
-    let keeper = Keepers::new(&config.etcd, &config.key, &Claim::Any, config.ttl, &metrics)?;
+    let keeper = Keepers::new(Stores::new(&config.etcd)?, &config.key, &Claim::Any, config.ttl, &metrics);
     let (prober, check) = (Arc::new(Prober::new()?.counting(metrics.clone())), Arc::new(check(&config)));
     let access = config.operator.access(&config.admin)?;
     let candidates = candidates(config.container.as_deref(), &traces);
     info!(key = %config.key, port = config.port, version = env!("CARGO_PKG_VERSION"), "the sidekick begins");
 
-    let mut desk = Desk::open(config.admin.clone(), access, metrics.clone(), Daemon::Sidekick, config.ttl);
+    let mut desk =
+        Desk::open(Operator::At(config.admin.clone(), access), metrics.clone(), Daemon::Sidekick, config.ttl);
     let mut sidekick = Sidekick::new(config, keeper, metrics);
     let mut shutdown = pin!(shutdown);
     let mut probing: Doing<Asked> = None;

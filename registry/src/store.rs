@@ -254,6 +254,11 @@ impl Position {
         self.cluster_id.as_deref()
     }
 
+    /// Whether it is one of a store within a process.
+    pub fn is_in_memory(&self) -> bool {
+        self.cluster_id().is_some_and(|cluster| cluster.starts_with(memory::CLUSTER))
+    }
+
     /// The last index that is known: the next event to ask for has a higher one.
     pub fn index(&self) -> u64 {
         self.index
@@ -391,6 +396,18 @@ impl Store {
     /// An empty store within the process. `watch_timeout` is how long one wait for changes lasts.
     pub fn in_memory(watch_timeout: Duration) -> Self {
         Self { place: Place::Memory(Arc::new(Memory::new())), watch_timeout }
+    }
+
+    /// As [`Store::in_memory`], with keys that live for so long in it, written in this order.
+    pub fn in_memory_with<'k>(
+        watch_timeout: Duration,
+        keys: impl IntoIterator<Item = (&'k InstanceKey, &'k str, Duration)>,
+    ) -> Self {
+        let memory = Memory::new();
+        for (key, value, ttl) in keys {
+            memory.put(key, value, ttl);
+        }
+        Self { place: Place::Memory(Arc::new(memory)), watch_timeout }
     }
 
     /// The same client with another limit on one attempt at one endpoint, for one who is in a hurry.

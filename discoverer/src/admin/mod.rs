@@ -63,6 +63,8 @@ pub struct Sources {
     pub metrics: Arc<Registry>,
     /// The daemon's loop, which answers each that it is sent.
     pub alive: mpsc::Sender<oneshot::Sender<()>>,
+    /// What else is answered, at paths of its own.
+    pub routes: Router,
 }
 
 /// Starts the server on a thread of its own. It tries for the address until it has it, and says in the log what is in the way:
@@ -150,7 +152,8 @@ pub fn router(sources: Sources) -> (Router, impl Future<Output = ()> + Send) {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             response
         })
-        .with_state(desk);
+        .with_state(desk)
+        .merge(sources.routes);
     (router, hub.run(asked))
 }
 

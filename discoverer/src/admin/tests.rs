@@ -198,7 +198,7 @@ impl Site {
     fn with(view: Option<View>, runtime: Option<Runtime>) -> Self {
         let (views, seen) = watch::channel(view.map(Arc::new));
         let (alive, mut asked) = mpsc::channel::<oneshot::Sender<()>>(1);
-        let sources = Sources { views: seen, runtime, metrics: Arc::default(), alive };
+        let sources = Sources { views: seen, runtime, metrics: Arc::default(), alive, routes: Router::new() };
         let (router, hub) = super::router(sources);
         let daemon = async move {
             while let Some(asked) = asked.recv().await {
@@ -511,7 +511,8 @@ async fn it_does_not_live_where_the_daemon_does_not_answer() {
     let site = Site::new(Some(well()));
     assert_eq!(site.get("/health/live").await.0, 200);
     let (alive, _asked) = mpsc::channel(1);
-    let sources = Sources { views: site.views.subscribe(), runtime: None, metrics: Arc::default(), alive };
+    let sources =
+        Sources { views: site.views.subscribe(), runtime: None, metrics: Arc::default(), alive, routes: Router::new() };
     let router = super::router(sources).0;
     let stuck = Site { router, ..site };
     let begun = Instant::now();

@@ -366,6 +366,11 @@ impl Instance {
         };
     }
 
+    /// Whether it is known to answer, or not to.
+    pub(super) fn has_said(&self) -> bool {
+        self.health.was_up() || self.told_missing
+    }
+
     /// Takes an answer. Says whether it changes anything.
     pub(super) fn answered(&mut self, result: &Result<(), ProbeError>) -> bool {
         let key = &self.registration.key;

@@ -193,6 +193,15 @@ impl Containers {
         self.settle_left(begun);
     }
 
+    /// Whether each container was inspected and has said whether it answers, so far as it is asked.
+    pub(super) fn is_whole(&self) -> bool {
+        let is_read =
+            |container: &Container| container.facts.is_some() && !container.inspect && container.inspecting.is_none();
+        let has_said =
+            |container: &Container| !container.is_to_be_asked() || container.instances.iter().all(Instance::has_said);
+        self.listed && self.known.values().all(|container| is_read(container) && has_said(container))
+    }
+
     /// How many there are in each state.
     pub(super) fn count(&self) -> Vec<(&'static str, i64)> {
         let mut counts = State::ALL.map(|state| (state, 0));

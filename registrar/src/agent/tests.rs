@@ -11,7 +11,7 @@ use super::containers::{Answer, Containers, Inspected, Question};
 use crate::config::{Command, Program};
 use crate::docker::events::{ContainerId, Event, Healthcheck, Late, What};
 use crate::keeper::Claim;
-use crate::keepers::Keepers;
+use crate::keepers::{Keepers, Stores};
 use crate::metrics::Metrics;
 use crate::probe::ProbeError;
 use crate::probe::Prober;
@@ -852,9 +852,9 @@ fn agent() -> super::Agent {
     let Program::Command(command) = Program::from_args(args).unwrap() else { unreachable!() };
     let Command::Agent(config) = *command else { unreachable!() };
     let metrics = Metrics::default();
-    let keeper =
-        Keepers::new(&config.etcd, &config.scope.key, &Claim::Own("a1".to_owned()), config.ttl, &metrics).unwrap();
-    super::Agent::new(config, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()), metrics)
+    let (stores, flags) = (Stores::new(&config.etcd).unwrap(), config.flags);
+    let keeper = Keepers::new(stores, &flags.scope.key, &Claim::Own("a1".to_owned()), flags.ttl, &metrics);
+    super::Agent::new(flags, "a1".to_owned(), keeper, Arc::new(Prober::new().unwrap()), metrics)
 }
 
 #[tokio::test]

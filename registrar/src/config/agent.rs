@@ -28,6 +28,26 @@ pub struct AgentConfig {
 
     #[command(flatten)]
     #[allow(missing_docs, reason = "its fields have them")]
+    pub flags: AgentFlags,
+
+    /// Where metrics and health are asked for by HTTP, read-only: 127.0.0.1:9402, unix:/run/registrar/admin.sock, or off.
+    #[arg(long, env = "REGISTRAR_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:9402")]
+    pub admin: Address,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub operator: AdminFlags,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
+    pub log: LogFlags,
+}
+
+/// What the agent does, wherever its keys are kept.
+#[derive(Debug, Clone, Args)]
+pub struct AgentFlags {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its fields have them")]
     pub scope: ScopeFlags,
 
     /// How long the keys live after the last refresh, in whole seconds: what a host that dies without a word is still
@@ -49,18 +69,6 @@ pub struct AgentConfig {
     /// Docker is stopped.
     #[arg(long, env = "REGISTRAR_LINGER", value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub linger: Duration,
-
-    /// Where metrics and health are asked for by HTTP, read-only: 127.0.0.1:9402, unix:/run/registrar/admin.sock, or off.
-    #[arg(long, env = "REGISTRAR_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:9402")]
-    pub admin: Address,
-
-    #[command(flatten)]
-    #[allow(missing_docs, reason = "its fields have them")]
-    pub operator: AdminFlags,
-
-    #[command(flatten)]
-    #[allow(missing_docs, reason = "its fields have them")]
-    pub log: LogFlags,
 }
 
 /// By what the agent judges a container.

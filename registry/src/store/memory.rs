@@ -14,8 +14,9 @@ use crate::key::{InstanceKey, Prefix};
 
 /// How many changes are remembered: as many as etcd's v2 API does.
 const HISTORY: usize = 1000;
-/// The name of a cluster that is none.
-const CLUSTER: &str = "memory";
+/// What the name of a cluster begins with that is none. Each store is a cluster of its own: what was known of an earlier
+/// one says nothing of when something happened in this one.
+pub(super) const CLUSTER: &str = "memory-";
 
 /// What all clones of a store share.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub(super) struct Memory(watch::Sender<State>);
 
 #[derive(Debug, Default)]
 struct State {
+    cluster: String,
     index: u64,
     keys: BTreeMap<String, Held>,
     /// When keys expire, the next one first.
@@ -40,7 +42,8 @@ struct Held {
 
 impl Memory {
     pub(super) fn new() -> Self {
-        Self(watch::Sender::new(State::default()))
+        let cluster = format!("{CLUSTER}{:016x}", rand::random::<u64>());
+        Self(watch::Sender::new(State { cluster, ..State::default() }))
     }
 
     pub(super) fn list(&self, prefix: &Prefix) -> Listing {
@@ -174,7 +177,7 @@ impl Held {
 
 impl State {
     fn position(&self) -> Position {
-        Position { cluster_id: Some(CLUSTER.to_owned()), index: self.index }
+        Position { cluster_id: Some(self.cluster.clone()), index: self.index }
     }
 
     fn put(&mut self, path: String, value: &str, ends: Instant, created: Option<u64>) -> Ownership {

@@ -1,0 +1,286 @@
+//! The command line: the flags of the agent and of the discoverer, put together by their names, so that a new flag of either is
+//! one here too. Knows nothing of what is done with them.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use discoverer::config::{Flags, Secrets};
+use registrar::config::AgentFlags;
+
+/// Where state is kept.
+const STATE_DIR: &str = "/var/lib/standalone";
+/// Where templates are looked for when no flag names one.
+const TEMPLATES: [&str; 3] = [
+    "templates/haproxy.cfg.tera",
+    "/etc/standalone/templates/haproxy.cfg.tera",
+    "/etc/discoverer/templates/haproxy.cfg.tera",
+];
+
+const ABOUT: &str =
+    "One host without etcd: registers its containers and keeps HAProxy in step with them, in one process";
+const LONG_ABOUT: &str = "\
+One host without etcd: registers its containers and keeps HAProxy in step with them, in one process.
+
+It is the registrar's agent and the discoverer over a registry in its own memory: the same labels, the same templates, the same \
+page. It runs HAProxy itself, unless a --reload flag says how one is reached that runs already. With --etcd the registry is in \
+etcd, where other hosts are too.
+
+Every flag can be given as an environment variable too; the flag wins, an empty variable counts as absent.";
+
+/// What the program was called to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// To keep HAProxy in step until it is told to stop.
+    Run,
+    /// To say what is registered.
+    List {
+        /// As JSON.
+        json: bool,
+    },
+    /// To say how the one that runs stands.
+    Status {
+        /// As JSON.
+        json: bool,
+    },
+    /// To say why something is routed to, or why not.
+    Explain {
+        /// A container, a service or an instance.
+        name: String,
+    },
+    /// To print the configuration.
+    Render,
+    /// To check the template.
+    Check,
+}
+
+/// The whole command line, read.
+#[derive(Debug)]
+pub struct Program {
+    /// What to do.
+    pub task: Task,
+    /// What the agent is told.
+    pub agent: AgentFlags,
+    /// What the discoverer is told.
+    pub discoverer: Flags,
+}
+
+impl Program {
+    /// The command line, for the help and whatever else is made from it.
+    pub fn command() -> Command {
+        let mut command = Command::new("standalone")
+            .version(env!("CARGO_PKG_VERSION"))
+            .about(ABOUT)
+            .long_about(LONG_ABOUT)
+            .disable_help_subcommand(true);
+        let discoverer = Flags::augment_args(Command::new("discoverer"));
+        let agent = AgentFlags::augment_args(Command::new("agent"));
+        // A flag of both is the discoverer's: their values are of one type.
+        let is_shared = |arg: &&Arg| !discoverer.get_arguments().any(|other| other.get_id() == arg.get_id());
+        for arg in agent.get_arguments().filter(is_shared) {
+            command = command.arg(own(arg).help_heading("Containers"));
+        }
+        for arg in discoverer.get_arguments() {
+            command = command.arg(own(arg).help_heading("Registry and HAProxy"));
+        }
+        let json = || Arg::new("json").long("json").action(clap::ArgAction::SetTrue).help("Print JSON");
+        let name = Arg::new("name").value_name("CONTAINER|SERVICE|HOST:PORT").required(true);
+        let no_such = |name| Command::new(name).hide(true).arg(Arg::new("rest").num_args(..).allow_hyphen_values(true));
+        command
+            .mut_arg("state_dir", |arg| {
+                arg.default_value(STATE_DIR).help(
+                    "Where sockets, the servers' state, the agent's id and the registry as it was last known (registry.json) are kept. In a \
+                     container: a volume, so that a restart takes nothing out of HAProxy",
+                )
+            })
+            .mut_arg("template", |arg| {
+                arg.default_value(template()).hide_default_value(true).help(
+                    "The template of haproxy.cfg; all *.tera files beside it are its partials. It is read again when it changes. Without \
+                     this flag, haproxy.cfg.tera in the first of these directories that has one: templates, \
+                     /etc/standalone/templates, /etc/discoverer/templates",
+                )
+            })
+            .mut_arg("supervise", |arg| {
+                arg.help(
+                    "Run HAProxy as a child (haproxy -W): start it, start it again when it dies, stop it gently. The default where no \
+                     --reload flag is given",
+                )
+            })
+            .mut_arg("etcd", |arg| {
+                arg.help(
+                    "Keep the registry in etcd instead of this process's memory, so that other hosts have part in it: etcd's client \
+                     URLs, joined by commas. The host then needs an address that the others reach: see --ip",
+                )
+            })
+            .mut_arg("keep_on_exit", |arg| {
+                arg.help("With --etcd: leave the keys to their time to live when told to stop, for a restart of this host alone")
+            })
+            .subcommand(Command::new("list").about("List what is registered").arg(json()))
+            .subcommand(
+                Command::new("status")
+                    .about("Say how the one that runs at --admin stands: HAProxy, what is left out, each service with its instances")
+                    .arg(json()),
+            )
+            .subcommand(
+                Command::new("explain")
+                    .about("Say why something is routed to, or why not: the whole way from Docker to HAProxy, with the first step that says no")
+                    .arg(name.help("A container's name or id, a service, or an instance as host:port")),
+            )
+            .subcommand(Command::new("render").about("Print the configuration for what is registered now, and change nothing"))
+            .subcommand(
+                Command::new("check").about(
+                    "Check the template with HAProxy: for made-up services of every kind and, where one runs at --admin, for what is \
+                     registered now; change nothing",
+                ),
+            )
+            .subcommands(["drain", "undrain", "stop"].map(no_such))
+    }
+
+    /// Reads the command line, program name first, and the environment.
+    ///
+    /// # Errors
+    /// What clap says of it, `--help` included; its `exit` prints that and ends the process, with 2 for a wrong flag.
+    pub fn from_args<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        let usage = |kind, words: &str| Self::command().error(kind, words);
+        let matches = without_empty_variables(Self::command()).try_get_matches_from(args)?;
+        let (name, given) = matches.subcommand().unwrap_or(("", &matches));
+        let json = || given.get_flag("json");
+        let task = match name {
+            "" => Task::Run,
+            "list" => Task::List { json: json() },
+            "status" => Task::Status { json: json() },
+            "explain" => Task::Explain { name: given.get_one::<String>("name").cloned().unwrap_or_default() },
+            "render" => Task::Render,
+            "check" => Task::Check,
+            other => return Err(usage(ErrorKind::InvalidSubcommand, &no_etcd(other))),
+        };
+        let mut agent = AgentFlags::from_arg_matches(given)?;
+        let mut discoverer = Flags::from_arg_matches(given)?;
+        if discoverer.once || discoverer.dry_run {
+            let words = "--once and --dry-run are the discoverer's: a registry in memory is empty when this begins";
+            return Err(usage(ErrorKind::ArgumentConflict, words));
+        }
+        discoverer.secrets = Secrets { password: "STANDALONE_ETCD_PASSWORD", token: "STANDALONE_ADMIN_TOKEN" };
+        discoverer.supervise |= !has_reload(given);
+        // Each keeps files of its own there.
+        agent.scope.state_dir = discoverer.state_dir.join("registrar");
+        // Nobody else keeps what is in memory, and HAProxy is not to be emptied by our own end.
+        agent.keep_on_exit |= discoverer.etcd.is_none();
+        Ok(Self { task, agent, discoverer })
+    }
+}
+
+/// The flag as it is called here, in every subcommand too.
+fn own(arg: &Arg) -> Arg {
+    let long = arg.get_long().unwrap_or_default();
+    let variable = format!("STANDALONE_{}", long.to_uppercase().replace('-', "_"));
+    let words = |text: String| text.replace("DISCOVERER_", "STANDALONE_").replace("REGISTRAR_", "STANDALONE_");
+    let (short, full) = (arg.get_help(), arg.get_long_help());
+    let mut arg = arg.clone().global(true).hide_env_values(true);
+    if let Some(text) = short {
+        arg = arg.help(words(text.to_string()));
+    }
+    if let Some(text) = full {
+        arg = arg.long_help(words(text.to_string()));
+    }
+    if matches!(long, "once" | "dry-run") {
+        return arg.hide(true).env(None::<&'static str>);
+    }
+    // The names of flags are few, and needed until the end.
+    let variable: &'static str = variable.leak();
+    arg.env(variable)
+}
+
+/// An empty variable counts as absent.
+fn without_empty_variables(command: Command) -> Command {
+    command.mut_args(|arg| {
+        let empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+        if empty { arg.env(None::<&'static str>) } else { arg }
+    })
+}
+
+/// Whether a flag names the way to a HAProxy that somebody else runs.
+fn has_reload(matches: &ArgMatches) -> bool {
+    let is_given =
+        |id: &str| matches!(matches.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+    matches.ids().any(|id| id.as_str().starts_with("reload_") && is_given(id.as_str()))
+}
+
+fn no_etcd(command: &str) -> String {
+    format!(
+        "there is no `standalone {command}`: it changes keys that others keep, and a registry in memory is read-only from outside. \
+         `docker stop CONTAINER` drains the container and then stops it; with --etcd, `registrar {command}` does it in etcd"
+    )
+}
+
+/// The first template that there is; read with the flags, since it is a default.
+fn template() -> &'static str {
+    TEMPLATES.into_iter().find(|path| Path::new(path).exists()).unwrap_or(TEMPLATES[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &str) -> Result<Program, String> {
+        let args = format!("standalone {args}");
+        Program::from_args(args.split_whitespace()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_flags_do_not_contradict_each_other() {
+        Program::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_both_programs_is_one_here_with_a_variable_of_its_own() {
+        let command = Program::command();
+        let registrar = registrar::config::Program::command();
+        let agent = registrar.find_subcommand("agent").expect("the agent");
+        let discoverer = Flags::augment_args(Command::new("discoverer"));
+        for arg in agent.get_arguments().chain(discoverer.get_arguments()) {
+            let Some(long) = arg.get_long().filter(|long| !matches!(*long, "help" | "version")) else { continue };
+            let own = command.get_arguments().find(|own| own.get_long() == Some(long));
+            let own = own.unwrap_or_else(|| panic!("--{long} is missing"));
+            if matches!(long, "once" | "dry-run") {
+                continue;
+            }
+            let variable = format!("STANDALONE_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(own.get_env().and_then(|name| name.to_str()), Some(variable.as_str()));
+            let help = own.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(!help.is_empty() && !help.contains("DISCOVERER_") && !help.contains("REGISTRAR_"), "{help}");
+        }
+    }
+
+    #[test]
+    fn one_flag_goes_to_both_and_haproxy_is_ours_unless_said_otherwise() {
+        let program =
+            parse("--docker /d.sock --key site --state-dir /s --interval 1s --min-interval 2s").expect("good");
+        assert_eq!(program.task, Task::Run);
+        assert_eq!(program.agent.scope.key, program.discoverer.key);
+        assert_eq!(program.agent.scope.state_dir, Path::new("/s/registrar"));
+        assert_eq!((program.agent.scope.check.interval.as_secs(), program.discoverer.min_interval.as_secs()), (1, 2));
+        assert!(program.discoverer.supervise && program.agent.keep_on_exit);
+        let program = parse("explain web --reload-socket /m.sock --etcd http://h:2379").expect("good");
+        assert_eq!(program.task, Task::Explain { name: "web".to_owned() });
+        assert!(!program.discoverer.supervise && !program.agent.keep_on_exit);
+    }
+
+    #[test]
+    fn what_makes_no_sense_says_so() {
+        for (args, expected) in [
+            ("drain --wait web", "docker stop"),
+            ("stop web", "registrar stop"),
+            ("--once", "the discoverer's"),
+            ("--interval 5", "write 500ms"),
+            ("--min-interval 5", "write 500ms"),
+            ("--no-such", "unexpected argument"),
+            ("--network n", "--internal"),
+        ] {
+            let error = parse(args).expect_err(args);
+            assert!(error.contains(expected), "{args}: {error}");
+        }
+    }
+}
