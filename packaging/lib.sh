@@ -110,9 +110,12 @@ choose_suite() {
     export SUITE=$suite
 }
 
+# build_binaries PROGRAM...: as target/release/PROGRAM.
 build_binaries() {
-    step "Building the registrar and the discoverer (the first time takes a few minutes)"
-    local -a what=(build --release --locked -p registrar -p discoverer)
+    step "Building $* (the first time takes a few minutes)"
+    local -a what=(build --release --locked)
+    local binary
+    for binary in "$@"; do what+=(-p "$binary"); done
     if ! $build_in_container; then
         cargo "${what[@]}" --target-dir target || {
             say_if_disk_is_full
@@ -131,11 +134,10 @@ build_binaries() {
             say_if_disk_is_full
             die "cargo could not build the binaries; what it says stands above."
         }
-        cp target/container/release/{registrar,discoverer} target/release/
+        for binary in "$@"; do cp "target/container/release/$binary" target/release/; done
     fi
-    local binary
-    for binary in registrar discoverer; do
-        [ -x target/release/$binary ] || die "cargo left no target/release/$binary." \
+    for binary in "$@"; do
+        [ -x "target/release/$binary" ] || die "cargo left no target/release/$binary." \
             "Is another target set in a cargo configuration (build.target)?"
     done
 }

@@ -28,6 +28,8 @@ const MEMORY: &str = "memory of this process";
 /// How long HAProxy keeps what it has while Docker does not say which containers run, where it is known what was registered:
 /// longer than the agent takes once Docker answers.
 const HOLD: Duration = Duration::from_secs(15);
+/// The same where HAProxy has nothing yet: it begins to answer after that.
+const FIRST: Duration = Duration::from_secs(1);
 /// The limit on one request to etcd at the end.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
@@ -101,15 +103,19 @@ pub async fn run(program: Program, mut signals: mpsc::Receiver<&'static str>) ->
 }
 
 /// What the discoverer waits for before it takes from HAProxy what is not registered: in memory nothing is until the agent has
-/// looked. Where HAProxy cannot have anything yet, for nothing.
+/// looked. Not for long where HAProxy cannot have anything yet.
 fn begin(flags: &Flags, kept: Option<&Kept>, is_whole: oneshot::Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
     let was_in_memory = kept.is_none_or(|kept| kept.position.is_in_memory());
     let has_nothing = kept.is_none() && flags.supervise && !flags.output.exists();
-    if has_nothing || (flags.etcd.is_some() && !was_in_memory) {
+    let limit = if flags.etcd.is_some() && !was_in_memory {
         return Box::pin(std::future::ready(()));
-    }
-    info!("HAProxy keeps what it has until the containers were looked at");
-    let limit = kept.is_some() || flags.etcd.is_some();
+    } else if has_nothing {
+        // So that the first configuration has what runs already.
+        Some(FIRST)
+    } else {
+        info!("HAProxy keeps what it has until the containers were looked at");
+        (kept.is_some() || flags.etcd.is_some()).then_some(HOLD)
+    };
     Box::pin(async move {
         let wait = async {
             if is_whole.await.is_err() {
@@ -117,11 +123,9 @@ fn begin(flags: &Flags, kept: Option<&Kept>, is_whole: oneshot::Receiver<()>) ->
                 std::future::pending::<()>().await;
             }
         };
-        if !limit {
-            return wait.await;
-        }
-        if timeout(HOLD, wait).await.is_err() {
-            info!(after = ?HOLD, "the containers could not be looked at; HAProxy is told of what was last known");
+        let Some(limit) = limit else { return wait.await };
+        if timeout(limit, wait).await.is_err() && !has_nothing {
+            info!(after = ?limit, "the containers could not be looked at; HAProxy is told of what was last known");
         }
     })
 }

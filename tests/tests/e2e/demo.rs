@@ -177,3 +177,38 @@ async fn the_demo_says_what_is_wrong_with_its_arguments() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_demo_on_one_host_without_etcd_serves_labelled_containers_and_down_removes_it_all() {
+    let demo = Demo::new();
+    let built = demo.run(&["build", "--standalone"]).await;
+    assert_eq!(built.code, Some(0), "{}\n{}", built.stdout, built.stderr);
+    let images = Images::alone().await;
+    within(600, async {
+        let up = demo.run(&["--standalone", "--scale", "2"]).await;
+        assert_eq!(up.code, Some(0), "{}\n{}", up.stdout, up.stderr);
+        assert_eq!(requests(demo.http(), 8).await.len(), 2);
+        let hello = demo.container("hello").await;
+        let answer = http::get_host(demo.http(), "hello.localhost").await.unwrap();
+        assert_eq!((answer.status, answer.body), (200, format!("Hello from {hello}\n")));
+        assert!(up.stdout.contains("standalone list") && up.stdout.contains("running"), "{}", up.stdout);
+        let standalone = demo.container("standalone").await;
+        // The host is found by itself: it is where the container's gateway is.
+        let explained = docker_ok(&["exec", &standalone, "standalone", "explain", &hello]).await;
+        assert!(explained.contains("From Docker") && !explained.contains("NO"), "{explained}");
+
+        let load = Load::start(demo.http());
+        load.wait_served(50).await;
+        let web = demo.container("web").await;
+        docker_ok(&["stop", web.lines().next().unwrap()]).await;
+        load.stop_after(100).await.assert_no_failure(150);
+
+        let down = demo.run(&["down", "--keep-base"]).await;
+        assert_eq!(down.code, Some(0), "{}\n{}", down.stdout, down.stderr);
+        for list in [&["ps", "--all"][..], &["network", "ls"], &["volume", "ls"]] {
+            assert_eq!(demo.left(list).await, "", "{list:?}");
+        }
+    })
+    .await;
+    drop(images);
+}

@@ -34,6 +34,7 @@ mod reloads;
 mod runtime;
 mod serving;
 mod sidekick;
+mod standalone;
 mod supervise;
 mod templates;
 mod v3;

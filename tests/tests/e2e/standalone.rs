@@ -1,0 +1,320 @@
+//! `standalone`: one host without etcd. Docker, agent, memory, HAProxy, requests.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use e2e::docker::{Container, Docker};
+use e2e::etcd::Etcd;
+use e2e::haproxy::{Haproxy, servers};
+use e2e::load::Load;
+use e2e::ports::free_address;
+use e2e::process::{Finished, Process, find_workspace_binary, run};
+use e2e::{default_template, http, secs, wait_until, within};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+/// From the start of an application to its answers, on a machine that is busy with other tests.
+const SERVED: std::time::Duration = secs(30);
+
+/// One that reloads an HAProxy that is somebody else's, or runs one. It registers only what names a host of the test's own.
+struct Standalone {
+    process: Option<Process>,
+    args: Vec<String>,
+    http: SocketAddr,
+    dir: TempDir,
+}
+
+impl Standalone {
+    fn start(domain: &str, http: SocketAddr, flags: &[&str]) -> Standalone {
+        let dir = tempfile::Builder::new().prefix("e2e-standalone-").tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let mut args = [
+            "--explicit",
+            "--domains",
+            &format!("*.{domain}"),
+            "--ip",
+            "127.0.0.1",
+            "--host",
+            "host-1",
+            "--interval",
+            "500ms",
+            "--timeout",
+            "400ms",
+            "--linger",
+            "0s",
+            "--state-dir",
+            &path("state"),
+            "--template",
+            &default_template().display().to_string(),
+            "--set",
+            &format!("http_bind={http}"),
+            "--set",
+            &format!("stats_bind={}", free_address()),
+            "--set",
+            "log=stdout format raw local0 err",
+            "--set",
+            &format!("default_service=web-{domain}"),
+            "--admin",
+            &format!("unix:{}", path("admin.sock")),
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        args.extend(flags.iter().map(|&flag| flag.to_owned()));
+        if !flags.contains(&"--output") {
+            args.extend(["--output".to_owned(), path("haproxy.cfg")]);
+        }
+        let mut standalone = Standalone { process: None, args, http, dir };
+        standalone.start_again(&[]);
+        standalone
+    }
+
+    fn beside(domain: &str, haproxy: &Haproxy) -> Standalone {
+        let flags = [
+            ("--output", haproxy.config()),
+            ("--reload-socket", haproxy.master_socket()),
+            ("--runtime-socket", haproxy.runtime_socket()),
+        ];
+        let flags: Vec<String> =
+            flags.into_iter().flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()]).collect();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        Standalone::start(domain, haproxy.http(), &flags)
+    }
+
+    /// Starts it with these flags too.
+    fn start_again(&mut self, more: &[&str]) {
+        let args: Vec<String> = self.args.iter().cloned().chain(more.iter().map(|&flag| flag.to_owned())).collect();
+        let program = find_workspace_binary("standalone");
+        self.process =
+            Some(Process::start("standalone", &program, &args, &self.dir.path().join("log"), self.dir.path()));
+    }
+
+    async fn kill(&mut self) {
+        self.process.take().unwrap().kill_now().await;
+    }
+
+    async fn stop(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.signal(Signal::SIGTERM);
+        let status = process.wait(secs(20)).await;
+        assert_eq!(status.code(), Some(0), "it ended with {status}");
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits until the log has this text once more than `before`.
+    async fn wait_logged(&self, text: &str, before: usize) {
+        wait_until(SERVED, &format!("the log says {text:?}"), async || {
+            if self.log().matches(text).count() > before { Ok(()) } else { Err(self.log()) }
+        })
+        .await;
+    }
+
+    async fn tell(&self, words: &[&str]) -> Finished {
+        let mut args: Vec<&str> = words.to_vec();
+        args.extend(self.args.iter().map(String::as_str));
+        run(&find_workspace_binary("standalone"), &args, &[], secs(20)).await
+    }
+
+    async fn wait_serves(&self, containers: &[&Container]) {
+        let wanted: BTreeSet<String> =
+            containers.iter().map(|one| format!("Hello from {}\n", one.short_id())).collect();
+        wait_until(SERVED, "exactly these containers answer", async || {
+            let mut seen = BTreeSet::new();
+            for _ in 0..16 {
+                match http::get(self.http, "/").await {
+                    Ok(reply) if reply.status == 200 => drop(seen.insert(reply.body)),
+                    other => return Err(format!("{other:?}")),
+                }
+            }
+            if seen == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
+    }
+}
+
+/// An application of the service `web-DOMAIN`, which takes everything.
+async fn web(docker: &Docker, alias: &str) -> Container {
+    let domain = docker.name().to_owned();
+    let (name, host) = (format!("SERVICE_NAME=web-{domain}"), format!("SERVICE_HOST=web.{domain}"));
+    docker.app(alias, &["--label", &name, "--label", &host, "--env", "LINGER_MS=300"]).await
+}
+
+/// Looks at HAProxy's servers until it is dropped, and keeps the fewest that were there.
+struct Watched {
+    fewest: Arc<Mutex<Option<usize>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Watched {
+    fn begin(haproxy: &Haproxy) -> Watched {
+        let (socket, fewest) = (haproxy.runtime_socket(), Arc::new(Mutex::new(None)));
+        let seen = Arc::clone(&fewest);
+        let task = tokio::spawn(async move {
+            loop {
+                if let Ok(found) = servers(&socket).await {
+                    let mut seen = seen.lock().unwrap();
+                    *seen = Some(seen.unwrap_or(usize::MAX).min(found.len()));
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        });
+        Watched { fewest, task }
+    }
+
+    fn end(self) -> usize {
+        self.task.abort();
+        self.fewest.lock().unwrap().expect("HAProxy was looked at")
+    }
+}
+
+#[tokio::test]
+async fn standalone_that_is_killed_and_started_again_takes_nothing_out_of_haproxy() {
+    within(240, async {
+        let docker = Docker::for_apps().await;
+        let haproxy = Haproxy::start().await;
+        let mut standalone = Standalone::beside(docker.name(), &haproxy);
+        let (one, two) = (web(&docker, "one").await, web(&docker, "two").await);
+        standalone.wait_serves(&[&one, &two]).await;
+
+        let load = Load::start(haproxy.http());
+        load.wait_served(100).await;
+        // Also where all that it knew is lost, and where the last container came right before its end.
+        for loses_its_state in [false, true] {
+            let watched = Watched::begin(&haproxy);
+            standalone.kill().await;
+            if loses_its_state {
+                fs::remove_dir_all(standalone.dir.path().join("state")).unwrap();
+            }
+            load.wait_served(100).await;
+            let before = standalone.log().matches("registry connected").count();
+            standalone.start_again(&[]);
+            standalone.wait_logged("registry connected", before).await;
+            standalone.wait_serves(&[&one, &two]).await;
+            load.wait_served(200).await;
+            assert_eq!(watched.end(), 2, "a server left HAProxy\n{}", standalone.log());
+        }
+        let three = web(&docker, "three").await;
+        standalone.wait_serves(&[&one, &two, &three]).await;
+        let watched = Watched::begin(&haproxy);
+        standalone.kill().await;
+        let before = standalone.log().matches("registry connected").count();
+        standalone.start_again(&[]);
+        standalone.wait_logged("registry connected", before).await;
+        load.wait_served(200).await;
+        assert_eq!(watched.end(), 3, "a server left HAProxy\n{}", standalone.log());
+
+        // What has gone while nobody looked goes, and `docker stop` drains.
+        standalone.kill().await;
+        two.tell("stop").await;
+        standalone.start_again(&[]);
+        standalone.wait_serves(&[&one, &three]).await;
+        let report = load.stop_after(100).await;
+        let load = Load::start(haproxy.http());
+        load.wait_served(100).await;
+        three.tell("stop").await;
+        standalone.wait_serves(&[&one]).await;
+        load.stop_after(100).await.assert_no_failure(100);
+        // While nobody looked HAProxy asked again elsewhere, as for any server that dies.
+        assert!(report.served() > 500, "{report:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn standalone_that_is_told_to_stop_leaves_haproxy_as_it_is() {
+    within(120, async {
+        let docker = Docker::for_apps().await;
+        let haproxy = Haproxy::start().await;
+        let mut standalone = Standalone::beside(docker.name(), &haproxy);
+        let (one, two) = (web(&docker, "one").await, web(&docker, "two").await);
+        standalone.wait_serves(&[&one, &two]).await;
+        let (load, watched) = (Load::start(haproxy.http()), Watched::begin(&haproxy));
+        standalone.stop().await;
+        load.wait_served(100).await;
+        standalone.wait_serves(&[&one, &two]).await;
+        standalone.start_again(&[]);
+        standalone.wait_logged("registry connected", 1).await;
+        load.wait_served(100).await;
+        assert_eq!(watched.end(), 2, "a server left HAProxy\n{}", standalone.log());
+        load.stop_after(100).await.assert_no_failure(300);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn from_one_host_to_etcd_and_back_no_instance_leaves_haproxy() {
+    within(180, async {
+        let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
+        let haproxy = Haproxy::start().await;
+        let mut standalone = Standalone::beside(docker.name(), &haproxy);
+        let (one, two) = (web(&docker, "one").await, web(&docker, "two").await);
+        standalone.wait_serves(&[&one, &two]).await;
+        let (load, watched) = (Load::start(haproxy.http()), Watched::begin(&haproxy));
+        standalone.stop().await;
+        let url = etcd.url();
+        standalone.start_again(&["--etcd", &url]);
+        standalone.wait_logged("registry connected", 1).await;
+        let keys = e2e::agent::instances(etcd.address(), &format!("web-{}", docker.name())).await;
+        assert_eq!(keys.len(), 2, "{keys:?}");
+        standalone.wait_serves(&[&one, &two]).await;
+        load.wait_served(200).await;
+        standalone.stop().await;
+        standalone.start_again(&[]);
+        standalone.wait_logged("registry connected", 2).await;
+        standalone.wait_serves(&[&one, &two]).await;
+        load.wait_served(200).await;
+        assert_eq!(watched.end(), 2, "a server left HAProxy\n{}", standalone.log());
+        load.stop_after(100).await.assert_no_failure(500);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_supervised_standalone_says_what_it_has_and_why_from_its_memory() {
+    within(120, async {
+        let docker = Docker::for_apps().await;
+        let mut standalone = Standalone::start(docker.name(), free_address(), &[]);
+        let one = web(&docker, "one").await;
+        standalone.wait_serves(&[&one]).await;
+        let service = format!("web-{}", docker.name());
+        let container = format!("{}-one", docker.name());
+        for (words, texts) in [
+            (&["list"][..], &[service.as_str(), "running", &container][..]),
+            (&["status"], &[&service, "memory of this process", "All is well."]),
+            (&["render"], &[&format!("backend {service}")]),
+            (&["check"], &["good with the registered services"]),
+        ] {
+            let said = standalone.tell(words).await;
+            assert_eq!(said.code, Some(0), "{words:?}: {}{}", said.stdout, said.stderr);
+            for text in texts {
+                assert!(said.stdout.contains(*text), "{words:?} lacks {text}: {}", said.stdout);
+            }
+        }
+        wait_until(secs(20), "the whole way is explained", async || {
+            let said = standalone.tell(&["explain", &container]).await;
+            let texts = ["From Docker", "it answers", "From the registry", "HAProxy"];
+            let has_all = texts.iter().all(|text| said.stdout.contains(text)) && !said.stdout.contains("NO");
+            if said.code == Some(0) && has_all { Ok(()) } else { Err(said.stdout) }
+        })
+        .await;
+        let said = standalone.tell(&["explain", &service]).await;
+        assert!(said.code == Some(0) && !said.stdout.contains("From Docker"), "{}", said.stdout);
+        let said = standalone.tell(&["explain", "nobody"]).await;
+        assert!(said.code == Some(1) && said.stdout.contains("Docker knows no container"), "{}", said.stdout);
+        let said = standalone.tell(&["drain"]).await;
+        assert!(said.code == Some(2) && said.stderr.contains("docker stop"), "{}", said.stderr);
+
+        // HAProxy goes with it, and there is nobody to ask.
+        standalone.stop().await;
+        assert!(http::get(standalone.http, "/").await.is_err());
+        let said = standalone.tell(&["list"]).await;
+        assert!(said.code == Some(3) && said.stderr.contains("admin"), "{}", said.stderr);
+        let said = standalone.tell(&["check"]).await;
+        assert!(said.code == Some(0) && said.stderr.contains("without what is registered now"), "{}", said.stderr);
+    })
+    .await;
+}
