@@ -48,6 +48,8 @@ const LEFT_LIMIT: Duration = Duration::from_secs(120);
 /// How long after the first list of all containers is waited until each has said whether it answers, for who wants to begin
 /// with a view of all: a check that gets no answer has had its time, and was asked again.
 const WHOLE_LIMIT: Duration = Duration::from_secs(10);
+/// How often is looked whether the stores have it all.
+const SETTLED_EVERY: Duration = Duration::from_millis(20);
 /// How many inspections go on at once: enough for a host that starts, few enough for Docker to do other things.
 const INSPECTIONS_AT_ONCE: usize = 16;
 /// How many questions go on at once. One that gets no answer takes its whole limit, so that it must be many.
@@ -221,6 +223,8 @@ struct Agent {
     whole: Option<oneshot::Sender<()>>,
     /// When it is told all the same.
     whole_at: Option<Instant>,
+    /// When to look again whether the stores have all of it: the keeper says nothing of a key that was written.
+    settled_at: Option<Instant>,
 }
 
 impl Agent {
@@ -253,6 +257,7 @@ impl Agent {
             is_read_here: false,
             whole: None,
             whole_at: None,
+            settled_at: None,
         }
     }
 
@@ -320,12 +325,14 @@ impl Agent {
             return;
         }
         let at = *self.whole_at.get_or_insert(now + WHOLE_LIMIT);
-        let is_whole = self.containers.is_whole() && self.keeper.is_settled();
+        let is_known = self.containers.is_whole();
+        let is_whole = is_known && self.keeper.is_settled();
+        self.settled_at = (is_known && !is_whole).then_some(now + SETTLED_EVERY);
         if (is_whole || at <= now)
             && let Some(whole) = self.whole.take()
         {
             info!(is_whole, "all containers were looked at");
-            self.whole_at = None;
+            (self.whole_at, self.settled_at) = (None, None);
             // Who waited may have gone on.
             let _gone = whole.send(());
         }
@@ -337,7 +344,7 @@ impl Agent {
         let containers = self.containers.due(may_ask).map(Instant::from_std);
         let list = self.list.at.filter(|_| self.client.is_some());
         let give_up = (!self.is_listed).then_some(self.give_up_left_at);
-        [containers, self.docker_well_at, self.host.at, list, self.left.at, give_up, self.whole_at]
+        [containers, self.docker_well_at, self.host.at, list, self.left.at, give_up, self.whole_at, self.settled_at]
             .into_iter()
             .flatten()
             .min()

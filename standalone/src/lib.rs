@@ -87,8 +87,10 @@ pub async fn run(program: Program, mut signals: mpsc::Receiver<&'static str>) ->
     let mut discoverer = std::pin::pin!(discoverer::run(flags, deps, stopped));
     tokio::select! {
         ended = &mut discoverer => {
+            // What it has in etcd it removes also where the discoverer has failed.
+            let agent = agent.await.context("the agent failed");
             let code = ended?;
-            agent.await.context("the agent failed")??;
+            agent??;
             Ok(code)
         }
         ended = &mut agent => {
