@@ -203,6 +203,24 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
+    fn the_gateway_is_that_of_the_default_route() {
+        // As Linux 6 writes them on a little-endian machine, from within containers of Docker 20.10.
+        let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+            eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
+            eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
+        if cfg!(target_endian = "little") {
+            assert_eq!(gateway_v4(v4), Some([172, 17, 0, 1].into()));
+        }
+        let none = "00000000000000000000000000000000";
+        let v6 = |hop: &str| format!("{none} 00 {none} 00 {hop} 00000400 00000001 00000000 00000003 eth0\n");
+        assert_eq!(gateway_v6(&v6("fd000000000000000000000000000001")), Some("fd00::1".parse().unwrap()));
+        assert_eq!(gateway_v6(&v6("fe800000000000000000000000000001")), None);
+        for garbage in ["", "eth0", "\u{0}", "eth0\t00000000\tzz", "eth0\t00000000\t00000000"] {
+            assert_eq!((gateway_v4(garbage), gateway_v6(garbage)), (None, None), "{garbage:?}");
+        }
+    }
+
+    #[test]
     fn an_agent_keeps_its_id() {
         let directory = tempfile::tempdir().unwrap();
         let state_dir = directory.path().join("state");

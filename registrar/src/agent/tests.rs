@@ -846,6 +846,34 @@ fn an_operators_word_about_a_key_that_nobody_has_claimed_yet_is_kept() {
     }
 }
 
+#[test]
+fn the_view_is_whole_when_each_container_that_is_listed_was_read_and_has_said_whether_it_answers() {
+    let mut host = Host::new();
+    assert!(!host.containers.is_whole(), "nothing was listed");
+    host.list(&["c1", "c2"]);
+    assert!(!host.containers.is_whole(), "nothing was read");
+    host.inspect(|id| Some(inspected(id, if id == "c1" { 1 } else { 2 }, FIRST_START)));
+    let questions = host.questions();
+    assert_eq!(questions.len(), 2);
+    host.answer(&questions[0], &Ok(()));
+    assert!(!host.containers.is_whole(), "one has said nothing");
+    host.answer(&questions[1], &Err(ProbeError::Exec("Docker is away".to_owned())));
+    assert!(!host.containers.is_whole(), "that is no answer");
+    host.later(Duration::from_secs(5));
+    host.ask(&Err(ProbeError::Timeout(Duration::from_secs(3))));
+    assert!(host.containers.is_whole());
+    // One that is told to stop is not asked, and one that has just come is.
+    host.event("c3", What::Start);
+    assert!(!host.containers.is_whole());
+    host.inspect(|id| Some(inspected(id, 3, FIRST_START)));
+    assert!(!host.containers.is_whole());
+    host.event("c3", What::Kill(Some(15)));
+    assert!(host.containers.is_whole());
+    let empty = &mut Host::new();
+    empty.list(&[]);
+    assert!(empty.containers.is_whole());
+}
+
 /// An agent with nobody to ask.
 fn agent() -> super::Agent {
     let args = ["registrar", "agent", "--etcd", "http://127.0.0.1:1", "--docker", "/no/such.sock", "--agent-id", "a1"];
