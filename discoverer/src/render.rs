@@ -324,6 +324,46 @@ mod tests {
         assert_eq!(text.unwrap(), "2.6\\x20\\x23\\x20\\x0a b c\n");
     }
 
+    /// The names in the first column of the table below a heading of docs/template-context.md.
+    fn documented(heading: &str) -> Vec<String> {
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/template-context.md")).unwrap();
+        let (_, section) = page.split_once(&format!("{heading}\n")).unwrap_or_else(|| panic!("no {heading:?}"));
+        let section = section.split("\n#").next().unwrap();
+        let columns =
+            section.lines().filter(|line| line.starts_with("| `")).map(|line| line.split('|').nth(1).unwrap());
+        let mut names: Vec<String> =
+            columns.flat_map(|column| column.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
+    fn fields(of: &impl Serialize, more: &[&str]) -> Vec<String> {
+        let serde_json::Value::Object(fields) = serde_json::to_value(of).unwrap() else { panic!("no object") };
+        let mut names: Vec<String> = fields.keys().cloned().chain(more.iter().map(|&name| name.to_owned())).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_reference_names_each_field_that_a_template_gets() {
+        let services = crate::catalog::tests::services_named(&["a"]);
+        let service = services.values().next().unwrap().as_ref();
+        let route = Route { service: "a", hosts: Vec::new(), path: None };
+        assert_eq!(documented("### A service"), fields(service, &["servers"]));
+        assert_eq!(documented("### An instance"), fields(service.instances[0].as_ref(), &[]));
+        assert_eq!(documented("### A route"), fields(&route, &[]));
+        assert_eq!(documented("### haproxy"), fields(&HaproxyContext::default(), &[]));
+        let all =
+            ["services", "routes", "default_service", "haproxy", "options"].map(|name| format!("{{{{ {name} }}}}"));
+        let template = parse(&all.join(" ")).unwrap().render(&services, &Surroundings::default());
+        assert!(
+            !template.is_err_and(|error| error.to_string().contains("not found")),
+            "a name is no part of the context"
+        );
+        assert_eq!(documented("## What a template gets").len(), all.len());
+    }
+
     #[test]
     fn a_template_that_does_not_parse_says_its_file_and_line() {
         let error = parse("global\n{% for x in services %}\n{% endfo %}\n").unwrap_err().to_string();

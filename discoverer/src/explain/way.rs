@@ -516,7 +516,7 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
             way.no(
                 Part::Etcd,
                 format!("{path} is in etcd, {left}, and cannot be read: {error}"),
-                "A value is `running` or one JSON object (docs/registrar.md). Whoever wrote it has to write another; an agent writes it anew \
+                "A value is `running` or one JSON object (docs/keys.md). Whoever wrote it has to write another; an agent writes it anew \
                  when the key is deleted",
             );
             return false;

@@ -29,6 +29,8 @@ mod metrics;
 mod outage;
 mod output;
 mod own_templates;
+mod pages;
+mod reference;
 mod reload;
 mod reloads;
 mod runtime;
