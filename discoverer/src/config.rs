@@ -12,6 +12,8 @@ use observe::admin::{Access, Address, Token, TokenError};
 use observe::log::Format;
 use registry::{ApiChoice, EndpointList, Password, Prefix, Security};
 
+use crate::share::{Share, parse_tag};
+
 /// Keeps HAProxy in step with the instances registered in etcd.
 ///
 /// It lists the service directory and follows it, renders haproxy.cfg from a template, lets HAProxy check it,
@@ -108,6 +110,11 @@ pub struct Flags {
     /// The directory in etcd that is followed. Instances lie in it as <host>:<port>, or in one directory a service
     #[arg(long, global = true, value_name = "PREFIX", env = "DISCOVERER_KEY", default_value = "service")]
     pub key: Prefix,
+
+    /// Follow only the instances that have this tag (SERVICE_TAGS): a share of the registry. May be given more than once: an
+    /// instance that has one of the tags is in. In the environment: one a line
+    #[arg(long, global = true, value_name = "tag=NAME", env = "DISCOVERER_ONLY", value_delimiter = '\n', value_parser = parse_tag)]
+    pub only: Vec<String>,
 
     /// The template of haproxy.cfg; all *.tera files beside it are its partials. It is read again when it changes
     #[arg(
@@ -235,6 +242,11 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_SHUTDOWN_GRACE", default_value = "8s", value_parser = parse_duration)]
     pub shutdown_grace: Duration,
 
+    /// With --supervise: how long HAProxy may fail to stay up, though it is started again and again, before the discoverer ends
+    /// too, with exit code 4, so that whoever runs the container sees it; 0s: never. HAProxy that lives for 10 s is up
+    #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_GIVE_UP_AFTER", default_value = "5m", value_parser = parse_duration)]
+    pub give_up_after: Duration,
+
     /// Apply what the registry holds now, and end: 0 when HAProxy runs it
     #[arg(long, global = true, env = "DISCOVERER_ONCE")]
     pub once: bool,
@@ -338,6 +350,11 @@ impl Flags {
         Ok(Access { token, without_token: self.admin_without_token })
     }
 
+    /// The share of the registry that is followed.
+    pub fn share(&self) -> Share {
+        Share::of(self.only.iter().cloned())
+    }
+
     /// The options as a map; the last of a name counts.
     pub fn option_map(&self) -> BTreeMap<String, String> {
         self.options.iter().cloned().collect()
@@ -427,6 +444,9 @@ mod tests {
             ["--listen-ports", "9-8"],
             ["--key", "_hidden"],
             ["--min-interval", "5"],
+            ["--only", "edge"],
+            ["--only", "tag="],
+            ["--only", "tag=a,b"],
             ["--log-format", "xml"],
             ["--log-level", "loud"],
             ["--log-level", "info,discoverer"],

@@ -38,6 +38,8 @@ use crate::{Deps, admin, catalog_options, reloader, surroundings, templates, unt
 
 /// The pause after the first failure that another try may mend.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The exit code where the HAProxy of `--supervise` does not stay up.
+const GAVE_UP: u8 = 4;
 /// The longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The whole text is made this long after the last change that HAProxy was told of in short.
@@ -66,7 +68,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     let mut tasks = JoinSet::new();
     let version = version(&program).await;
     let metrics = Metrics::default();
-    let (reloader, supervisor) = way_to_haproxy(&flags, &program, version, &mut tasks)?;
+    let (reloader, supervisor) = way_to_haproxy(&flags, &program, version, &metrics, &mut tasks)?;
     let checker = checker(&program, &flags).await;
     let output = Output::new(&flags.output);
     let identity = Identity::take(&flags.state_dir)?;
@@ -142,8 +144,10 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     };
     if let Some(signal) = told_to_stop {
         info!(signal, "told to stop");
-        return stopped(supervisor, &flags, stop).await;
+        stopped(supervisor, &flags, stop).await;
+        return Ok(ExitCode::SUCCESS);
     }
+    let mut code = ExitCode::SUCCESS;
     tokio::select! {
         () = daemon.run(updated, loads) => bail!("the discoverer ended before it was told to"),
         Some(ended) = tasks.join_next() => {
@@ -152,6 +156,10 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         }
         () = admin_ended => bail!("the admin server ended before it was told to"),
         signal = next(&mut stop) => info!(signal, "told to stop"),
+        () = gave_up(supervisor.as_ref()) => {
+            error!(give_up_after = ?flags.give_up_after, "HAProxy does not stay up; the discoverer gives up, with exit code {GAVE_UP}");
+            code = ExitCode::from(GAVE_UP);
+        }
     }
     if let Some(unfollowed) = unfollowed {
         // Who wanted to know may have gone.
@@ -162,8 +170,16 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         daemon.snapshots.changed();
     }
     let kept = daemon.registry.kept();
-    let (ended, ()) = tokio::join!(stopped(supervisor, &flags, stop), daemon.snapshots.finish(kept));
-    ended
+    tokio::join!(stopped(supervisor, &flags, stop), daemon.snapshots.finish(kept));
+    Ok(code)
+}
+
+/// Ends when HAProxy, where it is ours, has failed to stay up for too long.
+async fn gave_up(supervisor: Option<&SupervisorHandle>) {
+    match supervisor {
+        Some(supervisor) => supervisor.gave_up().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Starts the admin server on its own thread. This one says that it lives as often as it is asked.
@@ -200,11 +216,7 @@ async fn next(stop: &mut mpsc::Receiver<&'static str>) -> &'static str {
 }
 
 /// Lets HAProxy finish, where it is ours.
-async fn stopped(
-    supervisor: Option<SupervisorHandle>,
-    flags: &Flags,
-    mut stop: mpsc::Receiver<&'static str>,
-) -> anyhow::Result<ExitCode> {
+async fn stopped(supervisor: Option<SupervisorHandle>, flags: &Flags, mut stop: mpsc::Receiver<&'static str>) {
     if let Some(supervisor) = supervisor {
         tokio::select! {
             () = supervisor.stop(flags.shutdown_grace) => {}
@@ -212,7 +224,6 @@ async fn stopped(
             _ = next(&mut stop) => supervisor.stop(Duration::ZERO).await,
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The way to HAProxy that the flags name; under `--supervise` its supervisor too, which is started.
@@ -220,6 +231,7 @@ fn way_to_haproxy(
     flags: &Flags,
     program: &Program,
     version: Option<Version>,
+    metrics: &Metrics,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<(Reloader, Option<SupervisorHandle>)> {
     if flags.supervise {
@@ -227,6 +239,8 @@ fn way_to_haproxy(
             file: flags.output.clone(),
             master_socket: flags.state_directory().join("master.sock"),
             pid_file: flags.state_directory().join("haproxy.pid"),
+            give_up_after: Some(flags.give_up_after).filter(|limit| !limit.is_zero()),
+            deaths: metrics.deaths(),
         };
         let (supervisor, handle, orders) = Supervisor::new(program.clone(), layout);
         tasks.spawn(supervisor.run(orders));
@@ -560,6 +574,8 @@ impl Registry {
         let view = RegistryView {
             endpoints,
             prefix: flags.key.to_string(),
+            only: flags.share().shown(),
+            outside: 0,
             connection: Connection::Connecting,
             since: Timestamp::now(),
             error: None,
@@ -689,6 +705,7 @@ impl Registry {
 
     fn change(&mut self, change: impl FnOnce(&mut Catalog) -> Outcome) -> Change {
         let outcome = change(&mut self.catalog);
+        self.view.outside = self.catalog.outside();
         self.metrics.refused(outcome.refused.len());
         self.is_news |= outcome.has_fewer_refused || !outcome.refused.is_empty();
         for refusal in outcome.refused {

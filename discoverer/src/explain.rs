@@ -45,6 +45,7 @@ pub async fn run(flags: &Flags, store: Option<&Store>, name: &str) -> anyhow::Re
     let evidence = Evidence {
         name: name.to_owned(),
         prefix: flags.key.clone(),
+        share: flags.share(),
         etcd,
         discoverer,
         output: flags.output.display().to_string(),

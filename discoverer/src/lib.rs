@@ -32,6 +32,7 @@ mod readback;
 pub mod render;
 pub mod report;
 mod sample;
+pub mod share;
 pub mod signals;
 pub mod snapshot;
 pub mod status;
@@ -122,6 +123,7 @@ pub fn store(flags: &Flags) -> anyhow::Result<Store> {
 fn catalog_options(flags: &Flags) -> catalog::Options {
     catalog::Options {
         prefix: flags.key.clone(),
+        share: flags.share(),
         listen_ports: flags.listen_ports.clone(),
         forget_after: flags.forget_after,
         suspect_for: flags.suspect_for,

@@ -53,6 +53,7 @@ pub struct Metrics {
     failures: Family<Label, Counter>,
     last_success: Gauge<f64, AtomicU64>,
     template_errors: Counter,
+    deaths: Counter,
 }
 
 impl Default for Metrics {
@@ -72,6 +73,7 @@ impl Default for Metrics {
             failures: Family::default(),
             last_success: Gauge::default(),
             template_errors: Counter::default(),
+            deaths: Counter::default(),
         };
         // What has not happened yet is told as 0: of what appears with its first value Prometheus sees no rise.
         for request in ["list", "watch"] {
@@ -129,7 +131,7 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry, views: watch::Receiver<Option<Arc<View>>>) {
         let registry = registry.sub_registry_with_prefix("discoverer");
         let Self { lists, registry_errors, watched, changes, refusals, propagation, apply, applied, .. } = self.clone();
-        let Self { commands, reloads, reload, failures, last_success, template_errors, .. } = self.clone();
+        let Self { commands, reloads, reload, failures, last_success, template_errors, deaths, .. } = self.clone();
         registry.register("registry_lists", "Listings of the directory in etcd", lists);
         registry.register(
             "registry_errors",
@@ -161,6 +163,7 @@ impl Metrics {
             Unit::Seconds,
             last_success,
         );
+        registry.register("haproxy_deaths", "Times that the HAProxy of --supervise died, or did not start", deaths);
         registry.register("template_errors", "Templates that could not be read or rendered", template_errors);
         registry.register_collector(Box::new(States { views, watched }));
     }
@@ -223,6 +226,11 @@ impl Metrics {
     /// Something did not lead to what was wanted.
     pub fn failed(&self, kind: &'static str) {
         self.failures.get_or_create(&[("kind", kind)]).inc();
+    }
+
+    /// What counts the deaths of the HAProxy that is our child.
+    pub fn deaths(&self) -> Counter {
+        self.deaths.clone()
     }
 
     /// A template cannot be used.

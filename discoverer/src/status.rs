@@ -79,6 +79,11 @@ impl Table<'_> {
         };
         let prefix = registry.prefix.trim_matches('/');
         let _ = write!(text, "; /{prefix} up to index {}", registry.index);
+        if !registry.only.is_empty() {
+            let (only, outside) = (registry.only.join(" or "), registry.outside);
+            let instances = if outside == 1 { "instance is" } else { "instances are" };
+            let _ = write!(text, "; only {only}: {outside} {instances} outside of that");
+        }
         if let Some(last) = registry.last_change {
             let _ = write!(text, "; last change {}", self.ago(last));
         }
@@ -275,6 +280,17 @@ mod tests {
         report.status.more_left_out = 7;
         let told = Table { report: &report, now: sample::now() }.to_string();
         assert!(told.contains("not an address\n  and 7 more\n\n"), "{told}");
+    }
+
+    #[test]
+    fn a_share_is_told_with_what_is_outside_of_it() {
+        let mut report = sample::report();
+        let told = |report: &Report| Table { report, now: sample::now() }.to_string();
+        assert!(!told(&report).contains("outside"));
+        report.status.registry.only = vec!["tag=blue".to_owned(), "tag=edge".to_owned()];
+        assert!(told(&report).contains("; only tag=blue or tag=edge: 0 instances are outside of that"));
+        report.status.registry.outside = 1;
+        assert!(told(&report).contains(": 1 instance is outside of that;"), "{}", told(&report));
     }
 
     #[test]

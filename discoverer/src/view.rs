@@ -117,6 +117,12 @@ pub struct RegistryView {
     pub endpoints: Vec<String>,
     /// The directory that is followed.
     pub prefix: String,
+    /// The share of it that is followed, such as `tag=edge`: what has one of these; all, where none is named.
+    #[serde(default)]
+    pub only: Vec<String>,
+    /// How many instances are outside of that share.
+    #[serde(default)]
+    pub outside: usize,
     /// Whether it answers.
     pub connection: Connection,
     /// Since when that is so.

@@ -163,7 +163,7 @@ fn registry_fields(registry: &RegistryView) -> Vec<Field> {
         Connection::Connected => Field { class: "good", ..text("etcd", "connection", "connected") },
         Connection::Unreachable => Field { class: "bad", ..text("etcd", "connection", "unreachable") },
     };
-    vec![
+    let mut fields = vec![
         connection,
         time("since", "since", Some(registry.since), ""),
         text("endpoints", "endpoints", registry.endpoints.join(", ")),
@@ -171,7 +171,12 @@ fn registry_fields(registry: &RegistryView) -> Vec<Field> {
         text("index", "index", registry.index.to_string()),
         time("last change", "last_change", registry.last_change, "none yet"),
         time("stale since", "stale_since", registry.stale_since, "not stale"),
-    ]
+    ];
+    if !registry.only.is_empty() {
+        fields.push(text("only", "only", registry.only.join(", ")));
+        fields.push(text("instances outside", "outside", registry.outside.to_string()));
+    }
+    fields
 }
 
 fn haproxy_fields(haproxy: &HaproxyReport) -> Vec<Field> {

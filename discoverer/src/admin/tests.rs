@@ -113,6 +113,8 @@ fn well() -> View {
         registry: RegistryView {
             endpoints: vec!["http://etcd-1:2379".to_owned()],
             prefix: "service".to_owned(),
+            only: vec!["tag=edge".to_owned()],
+            outside: 3,
             connection: Connection::Connected,
             since: at("2026-01-01T00:00:01Z"),
             error: None,

@@ -134,6 +134,9 @@ impl Catalog {
         touched: &mut BTreeSet<ServiceName>,
         outcome: &mut Outcome,
     ) {
+        if self.outside.contains_key(key) {
+            return self.remove_key(key, touched);
+        }
         let member = self.known.get_mut(key.service()).and_then(|known| known.members.get_mut(key));
         let Some(member) = member.filter(|member| member.suspect.is_none()) else { return };
         if member.record.status == Status::Draining {
@@ -148,7 +151,7 @@ impl Catalog {
 
     /// A key that is new, or is back, has its address: suspects of other containers there are over.
     pub(super) fn take_over(&mut self, key: &InstanceKey, touched: &mut BTreeSet<ServiceName>) {
-        let member = |key: &InstanceKey| self.known.get(key.service()).and_then(|known| known.members.get(key));
+        let member = |key: &InstanceKey| self.member(key);
         let Some(newcomer) = member(key) else { return };
         let is_over = |other: &Member| other.suspect.is_some() && !other.is_same_start(newcomer);
         let others = self.claims.get(&key.address()).into_iter().flatten();
@@ -245,7 +248,7 @@ impl Catalog {
 
     /// What says that the registrars of the suspects live, by their ids.
     fn signs(&self, followed: Instant) -> HashMap<String, Option<Sign>> {
-        let members = || self.known.values().flat_map(|known| known.members.values());
+        let members = || self.known.values().flat_map(|known| known.members.values()).chain(self.outside.values());
         let suspects = members().filter(|member| member.suspect.is_some());
         let mut signs: HashMap<String, Option<Sign>> =
             suspects.filter_map(|member| Some((member.record.agent.clone()?, None))).collect();
@@ -309,7 +312,7 @@ impl Catalog {
 
     fn restore_empty(&mut self, kept: KeptService, now: Instant) -> Option<ServiceName> {
         let KeptService { name, attributes, tags, flat, empty_for } = kept;
-        if self.known.contains_key(&name) {
+        if self.known.contains_key(&name) || !self.options.share.has(&tags) {
             return None;
         }
         let attributes = attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

@@ -47,6 +47,8 @@ pub(crate) fn report() -> Report {
         registry: RegistryView {
             endpoints: vec!["http://10.0.0.9:2379".to_owned()],
             prefix: "service".to_owned(),
+            only: Vec::new(),
+            outside: 0,
             connection: Connection::Connected,
             since: then(),
             error: None,

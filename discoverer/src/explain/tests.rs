@@ -8,6 +8,7 @@ use super::steps::{Explanation, Part, Says};
 use super::way::{Away, Etcd, Evidence, explain};
 use crate::haproxy::Stats;
 use crate::report::{Connection, InstanceReport, LeftOutReport, Report, ServiceReport, Status};
+use crate::share::Share;
 
 const AT: &str = "10.0.0.1:80";
 const KEY: &str = "/service/web/10.0.0.1:80";
@@ -29,6 +30,7 @@ fn evidence(name: &str) -> Evidence {
     Evidence {
         name: name.to_owned(),
         prefix: "service".parse::<Prefix>().unwrap(),
+        share: Share::default(),
         etcd: lists(&[(KEY, VALUE)]),
         discoverer: Ok(sample::report()),
         output: "/etc/haproxy/haproxy.cfg".to_owned(),
@@ -66,6 +68,38 @@ fn refuse(evidence: &mut Evidence, what: &str, reason: &str) {
     (instance(evidence).status, instance(evidence).haproxy) = (Status::Refused, None);
     evidence.file = Ok(File::read("global\n"));
     evidence.stats = Some(Ok(Stats::default()));
+}
+
+/// The discoverer follows another share than the one the instance is in.
+fn elsewhere(evidence: &mut Evidence, value: &str) {
+    report(evidence).status.registry.only = vec!["tag=edge".to_owned()];
+    report(evidence).services.clear();
+    evidence.etcd = lists(&[(KEY, value)]);
+}
+
+#[test]
+fn what_another_discoverers_share_has_is_named_with_its_tags() {
+    let cases = [
+        (r#"{"tags":["blue","inner"]}"#, "10.0.0.1:80 is left out by --only tag=edge: its tags are blue, inner"),
+        ("running", "10.0.0.1:80 is left out by --only tag=edge: it has no tags"),
+    ];
+    for (value, expected) in cases {
+        for name in ["web", AT] {
+            let mut it = evidence(name);
+            elsewhere(&mut it, value);
+            let told = explain(&it);
+            let text = told.to_string();
+            assert!(!told.routed && text.contains(expected), "{name}: {text}");
+            let first = told.first_no().unwrap();
+            assert!(first.part == Part::Discoverer && first.text.contains("left out by --only tag=edge"), "{text}");
+            assert!(!text.contains("does not know it") && !text.contains("knows no service"), "{text}");
+        }
+    }
+    let mut it = evidence(AT);
+    elsewhere(&mut it, r#"{"tags":["edge"]}"#);
+    assert!(!explain(&it).to_string().contains("left out by"), "it is in the share, and not known yet");
+    it.etcd = Etcd::NotAsked;
+    assert!(explain(&it).to_string().contains("give --etcd to see it"));
 }
 
 fn marks(explanation: &Explanation) -> Vec<Says> {

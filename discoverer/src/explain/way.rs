@@ -11,6 +11,7 @@ use super::file::File;
 use super::near::near;
 use super::steps::{Explanation, Part, Says, Way};
 use crate::report::{Connection, InstanceReport, LeftOutReport, Report, ServerReport, ServiceReport, Stats, Status};
+use crate::share::{Share, parse_tag};
 
 /// How many characters of an id are shown, as Docker does.
 const SHORT_ID: usize = 12;
@@ -26,6 +27,8 @@ pub(super) struct Evidence {
     pub(super) name: String,
     /// The directory in etcd.
     pub(super) prefix: Prefix,
+    /// The share that the discoverer follows, where it does not say so itself.
+    pub(super) share: Share,
     pub(super) etcd: Etcd,
     /// What the discoverer knows, or why it does not say, and what to do.
     pub(super) discoverer: Result<Report, Away>,
@@ -233,6 +236,9 @@ fn unknown(evidence: &Evidence, instances: &Instances<'_>, services: &BTreeSet<&
         advice,
         "A container that is not registered is explained on its host: `registrar explain {name}`. `registrar list` shows what is registered"
     );
+    if let (Etcd::NotAsked, Some((_, only))) = (&evidence.etcd, outside_of(evidence)) {
+        let _ = write!(advice, ". The discoverer knows nothing outside of {only}: give --etcd to see it");
+    }
     match (&evidence.etcd, &evidence.discoverer) {
         (Etcd::Lists { .. }, _) if bad.is_empty() => {
             let prefix = evidence.prefix.path();
@@ -338,7 +344,19 @@ fn service_way(evidence: &Evidence, name: &str, instances: &Instances<'_>) -> Wa
     if let Some(service) = service {
         add_service(&mut way, service);
     } else if evidence.discoverer.is_ok() {
-        way.no(Part::Discoverer, format!("the discoverer knows no service {name}"), "");
+        let of = || instances.iter().filter(|((service, _), _)| service == name);
+        match outside_of(evidence) {
+            Some((share, only))
+                if of().next().is_some() && of().all(|(_, known)| tags_outside(&share, known).is_some()) =>
+            {
+                way.no(
+                    Part::Discoverer,
+                    format!("service {name} is left out by {only}: none of its instances has such a tag"),
+                    OTHER_SHARE,
+                );
+            }
+            _ => way.no(Part::Discoverer, format!("the discoverer knows no service {name}"), ""),
+        }
     }
     let addresses = instances.keys().filter(|(service, _)| service == name).map(|(_, address)| *address);
     add_rules(&mut way, evidence, name, addresses);
@@ -348,6 +366,26 @@ fn service_way(evidence: &Evidence, name: &str, instances: &Instances<'_>) -> Wa
         way.no(Part::Haproxy, "HAProxy does not run", "Its own log, and the discoverer's, say why it ended");
     }
     way
+}
+
+/// What to do about an instance that is outside of a discoverer's share.
+const OTHER_SHARE: &str = "This discoverer follows a share of the registry. Give the container the tag (label SERVICE_TAGS), or ask the \
+                           discoverer of its own share: --admin";
+
+/// The share that is followed, and the flags that ask for it; none where everything is.
+fn outside_of(evidence: &Evidence) -> Option<(Share, String)> {
+    let share = match &evidence.discoverer {
+        Ok(report) => Share::of(report.status.registry.only.iter().filter_map(|only| parse_tag(only).ok())),
+        Err(_) => evidence.share.clone(),
+    };
+    let shown: Vec<String> = share.shown().iter().map(|only| format!("--only {only}")).collect();
+    (!shown.is_empty()).then(|| (share, shown.join(" ")))
+}
+
+/// The tags of an instance that is outside of the share; none where it is in, or nobody knows.
+fn tags_outside(share: &Share, known: &Known<'_>) -> Option<Vec<String>> {
+    let record = known.entry.and_then(|entry| Record::parse(&entry.value).ok())?;
+    (!share.holds(&record)).then_some(record.tags)
 }
 
 fn find<'r>(report: &'r Report, name: &str) -> Option<&'r ServiceReport> {
@@ -453,7 +491,12 @@ fn other_file(evidence: &Evidence) -> String {
 fn instance_way(evidence: &Evidence, service: &str, address: SocketAddr, known: Known<'_>) -> Way {
     let mut way = Way::new(address.to_string());
     let is_drained = add_key(&mut way, evidence, service, address, known);
-    if let Ok(report) = &evidence.discoverer {
+    let outside = outside_of(evidence).and_then(|(share, only)| Some((only, tags_outside(&share, &known)?)));
+    if let Some((only, tags)) = &outside {
+        let has =
+            if tags.is_empty() { "it has no tags".to_owned() } else { format!("its tags are {}", tags.join(", ")) };
+        way.no(Part::Discoverer, format!("{address} is left out by {only}: {has}"), OTHER_SHARE);
+    } else if let Ok(report) = &evidence.discoverer {
         let head = find(report, service);
         let is_shared = head.is_some_and(|service| service.head.status == Status::Refused);
         let left: &[LeftOutReport] = head.map_or(&[], |service| &service.head.left_out);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -49,6 +50,10 @@ pub struct Layout {
     pub master_socket: PathBuf,
     /// The master's pid.
     pub pid_file: PathBuf,
+    /// How long HAProxy may fail to stay up before that is an end; none where it never is.
+    pub give_up_after: Option<Duration>,
+    /// Counts its deaths.
+    pub deaths: Counter,
 }
 
 /// Sends orders to the supervisor.
@@ -57,6 +62,7 @@ pub struct SupervisorHandle {
     orders: mpsc::Sender<Order>,
     master_socket: PathBuf,
     is_up: watch::Receiver<bool>,
+    gave_up: watch::Receiver<bool>,
 }
 
 /// What a supervisor is told; only a [`SupervisorHandle`] makes any.
@@ -104,6 +110,15 @@ impl SupervisorHandle {
         !*self.is_up.borrow()
     }
 
+    /// Ends when HAProxy has failed to stay up for too long. It is tried again all the same, until it is told to stop.
+    pub async fn gave_up(&self) {
+        let mut gave_up = self.gave_up.clone();
+        if gave_up.wait_for(|&gave_up| gave_up).await.is_err() {
+            // The supervisor has ended, which is told otherwise.
+            std::future::pending().await
+        }
+    }
+
     /// Lets HAProxy finish its requests, at most for the grace; then ends it.
     pub async fn stop(&self, grace: Duration) {
         let (done, stopped) = oneshot::channel();
@@ -120,6 +135,9 @@ pub struct Supervisor {
     layout: Layout,
     running: Option<Running>,
     is_up: watch::Sender<bool>,
+    gave_up: watch::Sender<bool>,
+    /// Since when HAProxy has not stayed up; none while it does, and before the first failure.
+    failing_since: Option<Instant>,
     /// When to start it again, after it died.
     start_at: Option<Instant>,
     pause: Duration,
@@ -139,17 +157,21 @@ impl Supervisor {
         let (sender, orders) = mpsc::channel(4);
         let master_socket = layout.master_socket.clone();
         let (is_up, seen) = watch::channel(false);
+        let (gave_up, end) = watch::channel(false);
         let supervisor = Self {
             program,
             layout,
             running: None,
             is_up,
+            gave_up,
+            failing_since: None,
             start_at: None,
             pause: FIRST_PAUSE,
             said: VecDeque::new(),
             lines: mpsc::channel(256),
         };
-        (supervisor, SupervisorHandle { orders: sender, master_socket, is_up: seen }, orders)
+        let handle = SupervisorHandle { orders: sender, master_socket, is_up: seen, gave_up: end };
+        (supervisor, handle, orders)
     }
 
     /// Runs until it is told to stop, or nobody can give it orders any more. An order to stop is heard at any time.
@@ -245,6 +267,7 @@ impl Supervisor {
         self.forget_words();
         let child = self.spawn().map_err(|error| {
             self.start_at = Some(Instant::now() + self.longer_pause());
+            self.failed();
             ReloadError::Start(format!("{}: {error}; see --haproxy", self.program.path().display()))
         })?;
         let running = self.running.insert(Running { child, since: Instant::now() });
@@ -288,10 +311,22 @@ impl Supervisor {
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         if self.running.take().is_some_and(|running| running.since.elapsed() >= GROWN_UP) {
             self.pause = FIRST_PAUSE;
+            self.failing_since = None;
         }
+        self.layout.deaths.inc();
+        self.failed();
         let pause = self.longer_pause();
         self.start_at = Some(Instant::now() + pause);
         warn!(status, again_in = ?pause, "HAProxy died");
+    }
+
+    /// HAProxy has just failed once more. That it does so for long is an end only here: the newest file, and whatever else may
+    /// have changed meanwhile, have been tried then.
+    fn failed(&mut self) {
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        if self.layout.give_up_after.is_some_and(|limit| since.elapsed() >= limit) {
+            self.gave_up.send_replace(true);
+        }
     }
 
     /// The pause before the next start; the one after it will be longer.
