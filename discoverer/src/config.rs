@@ -153,6 +153,18 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "CMD", env = "DISCOVERER_RELOAD_COMMAND")]
     pub reload_command: Option<String>,
 
+    /// Reload by SIGHUP to the master of an HAProxy that runs in the container of this name (haproxy -W), through Docker
+    #[arg(long, global = true, value_name = "NAME", env = "DISCOVERER_RELOAD_CONTAINER", value_parser = parse_container)]
+    pub reload_container: Option<String>,
+
+    /// Docker's socket, for --reload-container
+    #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_DOCKER", default_value = "/var/run/docker.sock")]
+    pub docker: PathBuf,
+
+    /// Reload by `systemctl reload UNIT`; a unit that has failed is started
+    #[arg(long, global = true, value_name = "UNIT", env = "DISCOVERER_RELOAD_SYSTEMD", value_parser = parse_unit)]
+    pub reload_systemd: Option<String>,
+
     /// HAProxy's stats socket, level admin. With it servers come and go without a reload, and their health is kept over
     /// one. Under --supervise it lies in the state directory by default
     #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_RUNTIME_SOCKET")]
@@ -316,10 +328,12 @@ impl Flags {
             self.reload_socket.is_some(),
             self.reload_pidfile.is_some(),
             self.reload_command.is_some(),
+            self.reload_container.is_some(),
+            self.reload_systemd.is_some(),
         ];
         if ways.into_iter().filter(|&given| given).count() > 1 {
             return Err(UsageError(
-                "give only one of --supervise, --reload-socket, --reload-pidfile and --reload-command",
+                "give only one of --supervise, --reload-socket, --reload-pidfile, --reload-command, --reload-container and --reload-systemd",
             ));
         }
         if self.supervise && self.once && !self.dry_run {
@@ -384,6 +398,22 @@ fn parse_option(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// A container's name or id (Docker Engine API 1.41, `/containers/create`): it becomes part of a path.
+fn parse_container(text: &str) -> Result<String, String> {
+    let is_good = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+    if is_good { Ok(text.to_owned()) } else { Err("no container's name; letters, digits, _, . and - are".to_owned()) }
+}
+
+/// A unit's name (systemd.unit(5)).
+fn parse_unit(text: &str) -> Result<String, String> {
+    let is_good = !text.is_empty()
+        && !text.starts_with('-')
+        && text.len() < 256
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c));
+    if is_good { Ok(text.to_owned()) } else { Err("no unit's name, such as haproxy.service".to_owned()) }
+}
+
 fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write 500ms, 5s or 2m"))
 }
@@ -444,6 +474,10 @@ mod tests {
             ["--listen-ports", "9-8"],
             ["--key", "_hidden"],
             ["--min-interval", "5"],
+            ["--reload-container", "a/b"],
+            ["--reload-container", "-a"],
+            ["--reload-systemd", "--now"],
+            ["--reload-systemd", "a b"],
             ["--only", "edge"],
             ["--only", "tag="],
             ["--only", "tag=a,b"],
@@ -459,6 +493,8 @@ mod tests {
         assert_eq!(good.flags.option_map()["a"], "b=c");
         assert_eq!(good.flags.listen_ports, [1..=1, 5..=7]);
         let both = Cli::parse_from(["discoverer", "--supervise", "--reload-command", "true"]);
+        assert!(both.flags.check().is_err());
+        let both = Cli::parse_from(["discoverer", "--reload-container", "lb", "--reload-systemd", "haproxy"]);
         assert!(both.flags.check().is_err());
         assert!(Cli::parse_from(["discoverer", "--supervise", "--once"]).flags.check().is_err());
         assert!(Cli::parse_from(["discoverer", "--supervise"]).flags.check().is_ok());

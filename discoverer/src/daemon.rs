@@ -249,8 +249,8 @@ fn way_to_haproxy(
     match reloader(flags, version) {
         Some(reloader) => Ok((reloader, None)),
         None => bail!(UsageError(
-            "nothing says how HAProxy is reached; give --supervise, --reload-socket PATH, --reload-pidfile PATH or \
-             --reload-command CMD (--once and --dry-run need none)"
+            "nothing says how HAProxy is reached; give --supervise, --reload-socket PATH, --reload-pidfile PATH, \
+             --reload-container NAME, --reload-systemd UNIT or --reload-command CMD (--once and --dry-run need none)"
         )),
     }
 }

@@ -51,7 +51,7 @@ use tokio::time::Instant;
 pub use crate::daemon::run;
 
 use crate::config::{Cli, Command, Flags, UsageError};
-use crate::haproxy::{Program, Reloader};
+use crate::haproxy::{Container, Program, Reloader};
 use crate::plan::Version;
 use crate::render::{HaproxyContext, Surroundings};
 
@@ -138,8 +138,13 @@ fn reloader(flags: &Flags, version: Option<Version>) -> Option<Reloader> {
     let forks_first = version.is_none_or(|version| version >= FORKS_FIRST);
     let socket = flags.reload_socket.clone().map(Reloader::Socket);
     let pidfile = || flags.reload_pidfile.clone().map(|path| Reloader::Pidfile { path, forks_first });
+    let container = || {
+        let container = Container { socket: flags.docker.clone(), name: flags.reload_container.clone()? };
+        Some(Reloader::Container { container, forks_first })
+    };
+    let systemd = || flags.reload_systemd.clone().map(|unit| Reloader::Systemd { unit, forks_first });
     let command = || flags.reload_command.clone().map(Reloader::Command);
-    socket.or_else(pidfile).or_else(command)
+    socket.or_else(pidfile).or_else(container).or_else(systemd).or_else(command)
 }
 
 /// The program's version; none where it does not say.

@@ -152,7 +152,7 @@ pub enum Connection {
 /// How HAProxy stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HaproxyView {
-    /// How it is reached: `supervise`, `reload-socket`, `reload-pidfile` or `reload-command`.
+    /// How it is reached: by the flag that says so, such as `supervise` or `reload-socket`.
     pub way: &'static str,
     /// Its version as it says it, such as `2.6.12-1+deb12u4`; none where it is not known.
     pub version: Option<String>,

@@ -221,6 +221,16 @@ impl Discoverer {
         Discoverer::reaching(etcd, haproxy, "--reload-command", command)
     }
 
+    /// One that reloads the HAProxy in a container, which reads `config` and listens on `http` of this host.
+    pub fn reload_container(etcd: &str, name: &str, config: &Path, http: SocketAddr) -> Builder {
+        Builder {
+            output: Some(config.to_path_buf()),
+            reach: vec!["--reload-container".to_owned(), name.to_owned()],
+            http,
+            ..Discoverer::supervise(etcd)
+        }
+    }
+
     fn reaching(etcd: &str, haproxy: &Haproxy, flag: &str, value: &str) -> Builder {
         Builder {
             output: Some(haproxy.config()),

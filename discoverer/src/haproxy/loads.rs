@@ -74,7 +74,7 @@ impl Workers {
         let master = match self {
             Self::Master(socket) => socket,
             Self::Worker { socket, reloader } => {
-                if old_workers(reloader) {
+                if old_workers(reloader).await {
                     return Ok(None);
                 }
                 let reply = ask(socket, SHOW_SERVERS, QUESTION_LIMIT).await?;

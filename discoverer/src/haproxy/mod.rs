@@ -1,6 +1,7 @@
 //! The edge to HAProxy: its program, its sockets, its process. It carries out and reports; it decides nothing.
 
 mod check;
+mod container;
 mod loads;
 mod reload;
 mod runtime;
@@ -8,8 +9,10 @@ mod servers;
 mod socket;
 mod stats;
 mod supervise;
+mod systemd;
 
 pub use check::{CheckError, Program};
+pub use container::Container;
 pub use loads::{ServerLoad, WorkerLoad, Workers};
 pub use reload::{ReloadError, Reloader, running_version};
 pub use runtime::{Command, Runtime, RuntimeError, Worker, is_deleted};

@@ -12,9 +12,10 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 use super::check::version_numbers;
+use super::container::Container;
 use super::socket::{SocketError, ask};
 use super::supervise::SupervisorHandle;
-use super::without_secrets;
+use super::{systemd, without_secrets};
 
 /// A reload with 10,000 servers takes 1 s, a bind conflict 2.4 s; one that takes this long hangs.
 const RELOAD_LIMIT: Duration = Duration::from_secs(30);
@@ -25,6 +26,8 @@ const VERSION_LIMIT: Duration = Duration::from_secs(3);
 const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 /// How often HAProxy's master is asked how an asynchronous reload goes.
 const ASK_EVERY: Duration = Duration::from_millis(10);
+/// How often Docker is asked for a container's processes while it reloads: it starts a `ps` each time.
+const LIST_EVERY: Duration = Duration::from_millis(50);
 /// A worker that is forked after the file was read stays, but for a fault of its own.
 const WORKER_STAYS: Duration = Duration::from_millis(50);
 /// A worker that is forked before the file is read tries to bind for 2.4 s.
@@ -58,6 +61,24 @@ pub enum ReloadError {
         /// What is wrong.
         error: String,
     },
+    /// HAProxy's container cannot be reached.
+    #[error("container {name}: {error}")]
+    Container {
+        /// The container.
+        name: String,
+        /// What is wrong, and what to do.
+        error: String,
+    },
+    /// systemd does not reload HAProxy's unit.
+    #[error("unit {unit}: {error}")]
+    Unit {
+        /// The unit.
+        unit: String,
+        /// What is wrong, and what to do.
+        error: String,
+        /// Whether HAProxy may have been told.
+        is_told: bool,
+    },
     /// The operator's command failed.
     #[error("reload command {command:?} {error}")]
     Command {
@@ -80,7 +101,15 @@ pub enum ReloadError {
 impl ReloadError {
     /// HAProxy was not reached: nothing is known of what it makes of the file.
     pub fn says_nothing_of_the_file(&self) -> bool {
-        matches!(self, Self::Socket(_) | Self::Silent(_) | Self::Pidfile { .. } | Self::Reply(_))
+        matches!(
+            self,
+            Self::Socket(_)
+                | Self::Silent(_)
+                | Self::Pidfile { .. }
+                | Self::Reply(_)
+                | Self::Container { .. }
+                | Self::Unit { is_told: false, .. }
+        )
     }
 
     /// The reload is over: nothing of it can still come.
@@ -106,6 +135,20 @@ pub enum Reloader {
         /// HAProxy forks its worker before it reads the file (3.1 and later): a new worker alone says nothing.
         forks_first: bool,
     },
+    /// A signal to the master in a container of its own.
+    Container {
+        /// The container.
+        container: Container,
+        /// As for the pid file.
+        forks_first: bool,
+    },
+    /// `systemctl reload`.
+    Systemd {
+        /// The unit.
+        unit: String,
+        /// As for the pid file.
+        forks_first: bool,
+    },
     /// A command of the operator's, run by `sh -c`.
     Command(String),
     /// HAProxy is our own child.
@@ -121,6 +164,8 @@ impl Reloader {
         match self {
             Self::Socket(path) => through_socket(path).await,
             Self::Pidfile { path, forks_first } => through_pidfile(path, *forks_first).await,
+            Self::Container { container, forks_first } => through_container(container, *forks_first).await,
+            Self::Systemd { unit, forks_first } => through_systemd(unit, *forks_first).await,
             Self::Command(command) => through_command(command).await,
             Self::Supervised(supervisor) => supervisor.reload().await,
             Self::Nobody => Ok(()),
@@ -132,15 +177,17 @@ impl Reloader {
         match self {
             Self::Socket(_) => "reload-socket",
             Self::Pidfile { .. } => "reload-pidfile",
+            Self::Container { .. } => "reload-container",
+            Self::Systemd { .. } => "reload-systemd",
             Self::Command(_) => "reload-command",
             Self::Supervised(_) => "supervise",
             Self::Nobody => "none",
         }
     }
 
-    /// HAProxy is reached on this machine; a command may reach it anywhere.
+    /// HAProxy is reached on this machine, with its addresses; a command may reach it anywhere, and a container has its own.
     pub fn is_here(&self) -> bool {
-        matches!(self, Self::Socket(_) | Self::Pidfile { .. } | Self::Supervised(_))
+        matches!(self, Self::Socket(_) | Self::Pidfile { .. } | Self::Systemd { .. } | Self::Supervised(_))
     }
 
     /// HAProxy is known not to run.
@@ -153,9 +200,8 @@ impl Reloader {
         let socket = match self {
             Self::Socket(path) => path,
             Self::Supervised(supervisor) => supervisor.master_socket(),
-            Self::Pidfile { path, .. } => {
-                let pid = master_in(path).ok()?;
-                return (children(pid)?.len() <= 1).then_some(0);
+            Self::Pidfile { .. } | Self::Container { .. } | Self::Systemd { .. } => {
+                return (workers(self).await?.len() <= 1).then_some(0);
             }
             Self::Command(_) | Self::Nobody => return None,
         };
@@ -216,10 +262,18 @@ pub(super) fn parse_workers(reply: &str) -> Option<Vec<WorkerProcess>> {
 }
 
 /// Whether a reload has left workers that cannot be asked through HAProxy's master, as far as that can be seen.
-pub(super) fn old_workers(reloader: &Reloader) -> bool {
-    let Reloader::Pidfile { path, .. } = reloader else { return false };
-    let workers = master_in(path).ok().and_then(children);
-    workers.is_some_and(|workers| workers.len() > 1)
+pub(super) async fn old_workers(reloader: &Reloader) -> bool {
+    workers(reloader).await.is_some_and(|workers| workers.len() > 1)
+}
+
+/// The workers of a master that is known by its processes alone; none where there is none, or they cannot be seen.
+async fn workers(reloader: &Reloader) -> Option<BTreeSet<i32>> {
+    match reloader {
+        Reloader::Pidfile { path, .. } => children(master_in(path).ok()?),
+        Reloader::Container { container, .. } => container.workers_now().await,
+        Reloader::Systemd { unit, .. } => children(systemd::standing(unit).await.ok()?.main_pid?),
+        _ => None,
+    }
 }
 
 /// The version of the master behind a master CLI, such as `2.6.12`; none where it does not say.
@@ -274,18 +328,58 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(120).collect()
 }
 
-/// Signals the master and waits for a worker that was not there before, and that stays.
+/// Signals the master and waits for its new worker.
 async fn through_pidfile(path: &Path, forks_first: bool) -> Result<(), ReloadError> {
     let wrong = |error: String| ReloadError::Pidfile { path: path.display().to_string(), error };
     let pid = master_in(path).map_err(wrong)?;
     let before = children(pid);
     kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|error| wrong(format!("process {pid}: {error}")))?;
     let Some(before) = before else { return Ok(()) };
+    let now = async || children(pid).ok_or_else(|| wrong(format!("HAProxy's master {pid} is gone")));
+    new_worker(before, now, ASK_EVERY, forks_first).await
+}
+
+/// Signals the master in a container, and waits as for the pid file.
+async fn through_container(container: &Container, forks_first: bool) -> Result<(), ReloadError> {
+    let wrong = |error: String| ReloadError::Container { name: container.name.clone(), error };
+    let master = container.master().await.map_err(wrong)?;
+    let before = container.workers(&master).await;
+    container.signal(&master).await.map_err(wrong)?;
+    let Some(before) = before else { return Ok(()) };
+    let now = async || {
+        let workers = container.workers(&master).await;
+        workers
+            .ok_or_else(|| wrong("HAProxy's master is gone, or Docker does not show its processes any more".to_owned()))
+    };
+    new_worker(before, now, LIST_EVERY, forks_first).await
+}
+
+/// Lets systemd reload a unit, and waits as for the pid file.
+async fn through_systemd(unit: &str, forks_first: bool) -> Result<(), ReloadError> {
+    let wrong_as = |is_told: bool| move |error: String| ReloadError::Unit { unit: unit.to_owned(), error, is_told };
+    let standing = systemd::standing(unit).await.map_err(wrong_as(false))?;
+    let before = standing.main_pid.and_then(|pid| Some((pid, children(pid)?)));
+    let verb = standing.verb(unit).map_err(wrong_as(false))?;
+    let wrong = wrong_as(true);
+    systemd::tell(unit, verb).await.map_err(&wrong)?;
+    // One that was started has read its file when systemd says so.
+    let Some((pid, before)) = before.filter(|_| verb == systemd::RELOAD) else { return Ok(()) };
+    let now = async || children(pid).ok_or_else(|| wrong(format!("HAProxy's master {pid} is gone")));
+    new_worker(before, now, ASK_EVERY, forks_first).await
+}
+
+/// Waits for a worker that was not there before, and that stays.
+async fn new_worker(
+    before: BTreeSet<i32>,
+    workers: impl AsyncFn() -> Result<BTreeSet<i32>, ReloadError>,
+    ask_every: Duration,
+    forks_first: bool,
+) -> Result<(), ReloadError> {
     let deadline = Instant::now() + RELOAD_LIMIT;
     let mut new_since: Option<(i32, Instant)> = None;
     while Instant::now() < deadline {
-        tokio::time::sleep(ASK_EVERY).await;
-        let now = children(pid).ok_or_else(|| wrong(format!("HAProxy's master {pid} is gone")))?;
+        tokio::time::sleep(ask_every).await;
+        let now = workers().await?;
         let Some((new, since)) = new_since else {
             new_since = now.difference(&before).next().map(|&new| (new, Instant::now()));
             continue;

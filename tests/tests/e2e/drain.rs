@@ -249,6 +249,24 @@ fn keep(etcd: &Etcd, api: &str, backend: &Backend, agent: &str) -> Registrar {
 
 /// One discoverer follows v2, the other v3; whoever keeps the keys writes both.
 #[tokio::test]
+async fn a_discoverer_of_another_share_is_not_waited_for() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let mut edge = Discoverer::supervise(&etcd.url()).args(&["--only", "tag=edge"]).start();
+        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+        etcd.put(&one.flat_key(), r#"{"tags":["edge"]}"#).await;
+        etcd.put(&two.flat_key(), r#"{"agent":"mine","tags":["inner"]}"#).await;
+        edge.wait_serves(&["one"]).await;
+        wait_discoverers(&etcd, 1).await;
+        // It says so at once, and not when its key is due to be written again, a quarter of 20 s later.
+        let said = drain(&etcd, "4s").await;
+        assert_eq!(said.code, Some(0), "{said:?}");
+        edge.wait_serves(&["one"]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn by_whichever_api_discoverers_follow_they_are_asked() {
     within(90, async {
         let etcd = Etcd::start().await;

@@ -49,7 +49,7 @@ async fn haproxy_dies_with_a_discoverer_that_is_killed() {
 async fn told_to_stop_it_lets_the_open_request_end_and_takes_haproxy_with_it() {
     within(60, async {
         let etcd = Etcd::start().await;
-        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGQUIT] {
             let (one, mut discoverer) = one_served(&etcd).await;
             let family = discoverer.process().descendants();
             let before = one.requests();
@@ -129,6 +129,46 @@ async fn an_haproxy_that_cannot_start_is_tried_again_with_pauses_and_serves_when
             if seen.contains_key("one") { Ok(()) } else { Err(format!("{seen:?}")) }
         })
         .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_haproxy_that_does_not_stay_up_is_an_end_with_an_exit_code_of_its_own() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let one = Backend::start("one").await;
+        etcd.put(&one.flat_key(), "running").await;
+        let mut discoverer = Discoverer::supervise(&etcd.url()).args(&["--give-up-after", "2s"]).start();
+        discoverer.wait_serves(&["one"]).await;
+        let address = discoverer.http();
+        drop(discoverer.take_process());
+        let _holder = wait_until(secs(5), "the port is free", async || {
+            tokio::net::TcpListener::bind(address).await.map_err(|error| error.to_string())
+        })
+        .await;
+        discoverer.start_again();
+        let status = discoverer.process().wait(secs(40)).await;
+        assert_eq!(status.code(), Some(4), "{status}");
+        discoverer.wait_logged("HAProxy does not stay up", &[]).await;
+        assert!(discoverer.logged("HAProxy died").len() >= 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn signals_that_mean_other_things_elsewhere_end_nothing() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let (_one, mut discoverer) = one_served(&etcd).await;
+        for signal in [Signal::SIGHUP, Signal::SIGUSR2] {
+            discoverer.process().signal(signal);
+            let two = Backend::start("two").await;
+            etcd.put(&two.flat_key(), "running").await;
+            discoverer.wait_serves(&["one", "two"]).await;
+            etcd.delete(&two.flat_key()).await;
+            discoverer.wait_serves(&["one"]).await;
+        }
     })
     .await;
 }
