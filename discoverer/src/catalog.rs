@@ -473,7 +473,7 @@ impl Catalog {
         self.note_drain(&key, record.status == Status::Draining, is_outside);
         let mut member = Member::new(entry, record, now);
         if is_outside {
-            return self.put_outside(key, member, touched);
+            return self.put_outside(&key, member, touched);
         }
         let known = self.known.entry(key.service().clone()).or_default();
         let before = known.members.get_mut(&key);
@@ -497,16 +497,16 @@ impl Catalog {
     }
 
     /// Takes in an instance that is outside of the share.
-    fn put_outside(&mut self, key: InstanceKey, mut member: Member, touched: &mut BTreeSet<ServiceName>) {
-        let before = self.outside.get(&key);
+    fn put_outside(&mut self, key: &InstanceKey, mut member: Member, touched: &mut BTreeSet<ServiceName>) {
+        let before = self.outside.get(key);
         if let Some(before) = before {
             member.follow(before);
         }
         let (is_new, is_same) = (before.is_none(), before.is_some_and(|before| before.says_the_same(&member)));
         self.outside.insert(key.clone(), member);
         if is_new {
-            self.claim(&key);
-            self.take_over(&key, touched);
+            self.claim(key);
+            self.take_over(key, touched);
         }
         if !is_same {
             self.touch(key.address(), touched);

@@ -115,7 +115,7 @@ impl SupervisorHandle {
         let mut gave_up = self.gave_up.clone();
         if gave_up.wait_for(|&gave_up| gave_up).await.is_err() {
             // The supervisor has ended, which is told otherwise.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
