@@ -288,6 +288,12 @@ impl Applier {
         }
     }
 
+    /// Goes on with other settings. New options are for templates that are read from now on.
+    pub fn renew(&mut self, min_interval: Duration, drain_timeout: Duration, options: BTreeMap<String, String>) {
+        (self.config.min_interval, self.config.drain_timeout) = (min_interval, drain_timeout);
+        self.composer.set_options(options);
+    }
+
     /// The services that are left out, with the reason.
     pub fn composer(&self) -> &Composer {
         &self.composer

@@ -238,6 +238,17 @@ impl Catalog {
         }
     }
 
+    /// Takes other options than those that it was made with; the directory stays.
+    pub fn set_options(&mut self, options: Options, now: Instant) -> Outcome {
+        let mut outcome = Outcome::default();
+        let before = std::mem::replace(&mut self.options, options);
+        self.options.prefix = before.prefix;
+        if before.listen_ports != self.options.listen_ports {
+            self.rebuild(self.known.keys().cloned().collect(), now, &mut outcome);
+        }
+        outcome
+    }
+
     /// The services, for templates.
     pub fn services(&self) -> &Services {
         &self.services

@@ -64,6 +64,8 @@ pub struct Composer {
     surroundings: Surroundings,
     /// The last templates whose text HAProxy took.
     good: Option<Reading>,
+    /// What those got besides the services.
+    good_surroundings: Surroundings,
     /// Templates whose text passed HAProxy's check and then could not be loaded.
     rejected: Option<Reading>,
     /// Services that were left out, as they were then, with the reason.
@@ -80,6 +82,7 @@ impl Composer {
         Self {
             program,
             output,
+            good_surroundings: surroundings.clone(),
             surroundings,
             good: None,
             rejected: None,
@@ -92,6 +95,17 @@ impl Composer {
     /// What templates get besides the services.
     pub fn surroundings(&self) -> &Surroundings {
         &self.surroundings
+    }
+
+    /// New templates get these options from now on. Those that HAProxy took last keep theirs, so that they stay good: the
+    /// templates are to be read again.
+    pub fn set_options(&mut self, options: BTreeMap<String, String>) {
+        self.surroundings.options = options;
+    }
+
+    /// What these templates get.
+    fn surroundings_of(&self, templates: &Reading) -> &Surroundings {
+        if self.is_good(templates) { &self.good_surroundings } else { &self.surroundings }
     }
 
     /// Why the templates that are wanted are not in use; none where they are.
@@ -148,6 +162,9 @@ impl Composer {
         if Rc::ptr_eq(templates, &wanted.templates) {
             (self.said, self.complaint) = (None, None);
         }
+        if !self.is_good(templates) {
+            self.good_surroundings = self.surroundings.clone();
+        }
         let before = self.good.replace(Rc::clone(templates));
         let is_other = before.is_some_and(|before| !Rc::ptr_eq(&before, templates));
         let try_again = is_other && !self.set_aside.is_empty();
@@ -164,13 +181,13 @@ impl Composer {
         if self.set_aside.contains_key(&settings.name) {
             return None;
         }
-        self.good.as_ref()?.as_ref().as_ref().ok()?.render_server(settings, instance, &self.surroundings)
+        self.good.as_ref()?.as_ref().as_ref().ok()?.render_server(settings, instance, &self.good_surroundings)
     }
 
     /// What the templates that HAProxy took last make of the services, whether they are the wanted ones or not; unchecked.
     pub fn good_text(&self, wanted: &Wanted) -> Option<String> {
         let templates = self.good.as_ref()?.as_ref().as_ref().ok()?;
-        templates.render(&self.included(wanted), &self.surroundings).ok()
+        templates.render(&self.included(wanted), &self.good_surroundings).ok()
     }
 
     /// To be called when HAProxy turns out to be of another version: the program whose check says something, if any.
@@ -189,9 +206,9 @@ impl Composer {
         let is_wanted = Rc::ptr_eq(templates, &wanted.templates);
         let templates = templates.as_ref().as_ref().ok()?;
         let text = if self.set_aside.is_empty() {
-            templates.render(&wanted.services, &self.surroundings).ok()?
+            templates.render(&wanted.services, &self.good_surroundings).ok()?
         } else {
-            templates.render(&self.included(wanted), &self.surroundings).ok()?
+            templates.render(&self.included(wanted), &self.good_surroundings).ok()?
         };
         if is_wanted {
             // What they could not make a text of is gone.
@@ -273,8 +290,9 @@ impl Composer {
 
     /// Renders, prepares the file and lets HAProxy check it.
     async fn try_text(&self, services: &Services, templates: &Reading) -> Result<Arc<str>, ComposeError> {
+        let surroundings = self.surroundings_of(templates);
         let templates = templates.as_ref().as_ref().map_err(|error| ComposeError::Template(error.clone()))?;
-        let text = templates.render(services, &self.surroundings).map_err(ComposeError::Template)?.into();
+        let text = templates.render(services, surroundings).map_err(ComposeError::Template)?.into();
         check(self.program.as_ref(), &self.output, &text).await?;
         Ok(text)
     }

@@ -1,7 +1,6 @@
 //! Flags and environment variables; the text of `--help` is the reference.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use observe::admin::{Access, Address, Token, TokenError};
+use observe::config::{Loaded, Rules};
 use observe::log::Format;
 use registry::{ApiChoice, EndpointList, Password, Prefix, Security};
 
@@ -302,21 +302,40 @@ pub struct Flags {
     pub secrets: Secrets,
 }
 
+/// What the flags do not say of the configuration file.
+pub const RULES: Rules = Rules {
+    variable: "DISCOVERER_CONFIG",
+    lists: &["etcd"],
+    tables: &["set"],
+    exclusive: &[&WAYS],
+    at_once: &[
+        "drain-timeout",
+        "forget-after",
+        "listen-ports",
+        "log-level",
+        "max-delay",
+        "min-interval",
+        "set",
+        "shutdown-grace",
+        "suspect-for",
+    ],
+};
+
+/// How HAProxy is reached: one of them.
+const WAYS: [&str; 4] = ["supervise", "reload-socket", "reload-pidfile", "reload-command"];
+
+/// The command line, for the help and whatever else is made from it.
+pub fn command() -> clap::Command {
+    observe::config::with_flags(Cli::command(), &RULES)
+}
+
 impl Cli {
-    /// Reads the command line and the environment; ends the process with a usage error, or after `--help`.
+    /// What the flags, the environment and the file come to.
     ///
-    /// A variable that is set to nothing counts as not set: compose files pass those on.
-    pub fn read() -> Self {
-        let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-        let command = Self::command().mut_args(|arg| {
-            // A user and password may be part of --etcd, so that values stay out of the help.
-            let arg = arg.hide_env_values(true);
-            match arg.get_env() {
-                Some(name) if is_empty(name) => arg.env(None::<&'static str>),
-                _ => arg,
-            }
-        });
-        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    /// # Errors
+    /// As clap says.
+    pub fn from_loaded(loaded: &Loaded) -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&loaded.matches)
     }
 }
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use observe::admin::{Access, Address};
+use observe::config::{News, Renewals};
 use registry::watch::Backoff;
 use registry::{Cause, Event, InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -34,7 +35,7 @@ use crate::render::{TemplateError, Templates};
 use crate::snapshot::{self, Snapshots};
 use crate::suspect::{Health, Why};
 use crate::view::{Connection, DiscovererView, RegistryView, View};
-use crate::{Deps, admin, catalog_options, reloader, surroundings, templates, until, version};
+use crate::{Deps, admin, catalog_options, reloader, surroundings, template_options, templates, until, version};
 
 /// The pause after the first failure that another try may mend.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -57,7 +58,7 @@ const WAITING_UPDATES: usize = 1024;
 /// # Errors
 /// What is wrong with the flags, and a part that failed which nothing goes on without.
 pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str>) -> anyhow::Result<ExitCode> {
-    let Deps { store, endpoints, routes, begin, unfollowed } = deps;
+    let Deps { store, endpoints, routes, begin, unfollowed, mut renewals } = deps;
     let access = flags.access()?;
     access.check(&flags.admin)?;
     if flags.runtime_socket().is_some() {
@@ -98,7 +99,8 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     let speaker = Speaker { store: store.clone(), prefix, id, workers };
     tasks.spawn(speaker.run(hears));
     let (loaded, loads) = mpsc::channel(1);
-    tasks.spawn(templates::follow(flags.template.clone(), loaded));
+    let again = Again::default();
+    tasks.spawn(templates::follow(flags.template.clone(), Arc::clone(&again.templates), loaded));
     info!(key = %flags.key, output = %flags.output.display(), id = %identity.id, "discoverer started");
 
     let mut since = None;
@@ -110,6 +112,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         output: flags.output.display().to_string(),
         template: flags.template.display().to_string(),
         template_error: None,
+        config_error: None,
     };
     let (publisher, views) = Publisher::new(discoverer, metrics.clone(), flags.admin != Address::Off);
     let admin_ended = start_admin(&flags, access, views, &metrics, routes, &mut tasks)?;
@@ -120,10 +123,10 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         registry.restore(kept, written);
     }
     let signs = metrics.clone();
-    let follow = follow_registry(store, flags.key.clone(), since, updates, move |sign| signs.sign(sign));
+    let (prefix, list_again) = (flags.key.clone(), Arc::clone(&again.registry));
     tasks.spawn_local(async move {
         begin.await;
-        follow.await;
+        follow_registry(store, prefix, since, updates, &list_again, move |sign| signs.sign(sign)).await;
     });
     let mut daemon = Daemon {
         registry,
@@ -140,16 +143,17 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         news_at: None,
         untold_since: None,
         first_unproven: None,
-        max_delay: flags.max_delay,
+        again,
+        flags,
     };
     if let Some(signal) = told_to_stop {
         info!(signal, "told to stop");
-        stopped(supervisor, &flags, stop).await;
+        stopped(supervisor, daemon.flags.shutdown_grace, stop).await;
         return Ok(ExitCode::SUCCESS);
     }
     let mut code = ExitCode::SUCCESS;
     tokio::select! {
-        () = daemon.run(updated, loads) => bail!("the discoverer ended before it was told to"),
+        () = daemon.run(updated, loads, &mut renewals) => bail!("the discoverer ended before it was told to"),
         Some(ended) = tasks.join_next() => {
             ended.context("a part of the discoverer failed")?;
             bail!("a part of the discoverer ended before it was told to");
@@ -170,7 +174,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         daemon.snapshots.changed();
     }
     let kept = daemon.registry.kept();
-    tokio::join!(stopped(supervisor, &flags, stop), daemon.snapshots.finish(kept));
+    tokio::join!(stopped(supervisor, daemon.flags.shutdown_grace, stop), daemon.snapshots.finish(kept));
     Ok(code)
 }
 
@@ -216,10 +220,10 @@ async fn next(stop: &mut mpsc::Receiver<&'static str>) -> &'static str {
 }
 
 /// Lets HAProxy finish, where it is ours.
-async fn stopped(supervisor: Option<SupervisorHandle>, flags: &Flags, mut stop: mpsc::Receiver<&'static str>) {
+async fn stopped(supervisor: Option<SupervisorHandle>, grace: Duration, mut stop: mpsc::Receiver<&'static str>) {
     if let Some(supervisor) = supervisor {
         tokio::select! {
-            () = supervisor.stop(flags.shutdown_grace) => {}
+            () = supervisor.stop(grace) => {}
             // Whoever asks twice does not want to wait.
             _ = next(&mut stop) => supervisor.stop(Duration::ZERO).await,
         }
@@ -315,7 +319,16 @@ struct Daemon {
     untold_since: Option<std::time::Instant>,
     /// Since when HAProxy has been told of changes that no whole text has proved.
     first_unproven: Option<Instant>,
-    max_delay: Duration,
+    again: Again,
+    /// As they were read last; of most of them only what they were at the start counts.
+    flags: Flags,
+}
+
+/// How the others are told to read all again.
+#[derive(Debug, Default)]
+struct Again {
+    templates: Arc<Notify>,
+    registry: Arc<Notify>,
 }
 
 impl Daemon {
@@ -324,6 +337,7 @@ impl Daemon {
         &mut self,
         mut updated: mpsc::Receiver<Arrived>,
         mut loads: mpsc::Receiver<Result<Templates, TemplateError>>,
+        renewals: &mut Renewals<Flags>,
     ) {
         // Who looks at once sees that nothing is known yet.
         self.publish(self.registry.services(&self.services), false);
@@ -358,6 +372,7 @@ impl Daemon {
                     self.templates = Some(Rc::new(load));
                     self.apply().await;
                 }
+                news = renewals.next() => self.renew(news).await,
                 () = until(forget_at) => {
                     let change = self.registry.change(|catalog| catalog.forget(std::time::Instant::now()));
                     self.changed(change).await;
@@ -385,6 +400,26 @@ impl Daemon {
                 },
             }
         }
+    }
+
+    /// Takes in flags that were read again.
+    async fn renew(&mut self, news: News<Flags>) {
+        if news.is_asked {
+            self.again.registry.notify_one();
+            self.again.templates.notify_one();
+        }
+        self.publisher.configured(news.settings.as_ref().err().map(String::as_str));
+        self.registry.is_news = true;
+        let Ok(flags) = news.settings else { return };
+        let options = template_options(&flags);
+        if options != template_options(&self.flags) {
+            self.again.templates.notify_one();
+        }
+        self.applier.renew(flags.min_interval, flags.drain_timeout, options);
+        let of_catalog = catalog_options(&flags);
+        self.flags = flags;
+        let change = self.registry.change(|catalog| catalog.set_options(of_catalog, std::time::Instant::now()));
+        self.changed(change).await;
     }
 
     /// Says how far it has come: to be called when HAProxy was told of what has changed. Nobody is woken where nothing of it is
@@ -444,7 +479,7 @@ impl Daemon {
                 self.publisher.stepped(&steps);
                 let now = Instant::now();
                 let first = *self.first_unproven.get_or_insert(now);
-                self.apply_at = Some((now + QUIET).min(first + self.max_delay));
+                self.apply_at = Some((now + QUIET).min(first + self.flags.max_delay));
                 self.all_told();
             }
             Change::More => self.apply().await,

@@ -41,9 +41,11 @@ pub mod templates;
 pub mod trouble;
 pub mod view;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::process::ExitCode;
 
+use observe::config::Renewals;
 use registry::{EndpointList, Store, StoreOptions};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -55,8 +57,8 @@ use crate::haproxy::{Container, Program, Reloader};
 use crate::plan::Version;
 use crate::render::{HaproxyContext, Surroundings};
 
-/// Runs what the command line asks for, until it is done or a signal ends it.
-pub async fn main(cli: Cli) -> anyhow::Result<ExitCode> {
+/// Runs what the command line asks for, until it is done or a signal ends it. `renewals` tells of flags that were read again.
+pub async fn main(cli: Cli, renewals: Renewals<Flags>) -> anyhow::Result<ExitCode> {
     let flags = cli.flags;
     flags.check()?;
     let named = || flags.etcd.is_some().then(|| store(&flags)).transpose();
@@ -68,7 +70,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<ExitCode> {
         None if flags.dry_run => once::dry_run(&flags).await,
         None if flags.once => once::apply(&flags).await,
         None => {
-            let deps = Deps::new(&flags)?;
+            let deps = Deps { renewals, ..Deps::new(&flags)? };
             run(flags, deps, signals::listen()?).await
         }
     }
@@ -86,6 +88,8 @@ pub struct Deps {
     pub begin: Pin<Box<dyn Future<Output = ()>>>,
     /// To be told when the store is not followed any more: what changes in it from now on HAProxy does not hear of.
     pub unfollowed: Option<oneshot::Sender<()>>,
+    /// Who tells of flags that were read again.
+    pub renewals: Renewals<Flags>,
 }
 
 impl Deps {
@@ -96,7 +100,7 @@ impl Deps {
     pub fn new(flags: &Flags) -> anyhow::Result<Self> {
         let endpoints = flags.etcd.iter().flat_map(EndpointList::shown).collect();
         let begin = Box::pin(std::future::ready(()));
-        Ok(Self { store: store(flags)?, endpoints, routes: axum::Router::new(), begin, unfollowed: None })
+        Ok(Self { store: store(flags)?, endpoints, routes: axum::Router::new(), begin, unfollowed: None, renewals: Renewals::default() })
     }
 }
 
@@ -160,10 +164,14 @@ async fn surroundings(flags: &Flags, program: &Program) -> Surroundings {
         runtime_socket,
         pid_file: flags.supervise.then(|| flags.state_directory().join("haproxy.pid")),
     };
+    Surroundings { haproxy, options: template_options(flags) }
+}
+
+fn template_options(flags: &Flags) -> BTreeMap<String, String> {
     let mut options = flags.option_map();
     let drain = format!("{}ms", flags.drain_timeout.as_millis());
     options.entry("hard_stop_after".to_owned()).or_insert(drain);
-    Surroundings { haproxy, options }
+    options
 }
 
 /// Waits until then; for ever where that is never.

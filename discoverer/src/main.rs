@@ -1,14 +1,22 @@
 //! Parses the flags, sets up the log, runs, exits.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-use discoverer::config::{Cli, UsageError};
+use anyhow::Context;
+use discoverer::config::{Cli, Flags, RULES, UsageError, command};
 use discoverer::init;
 use observe::admin::{BindError, TokenError};
+use observe::config::{Loaded, Renewals, Source};
 use registry::SecurityError;
 
 fn main() -> ExitCode {
-    let cli = Cli::read();
+    let source = Source::new(command(), &RULES, std::env::args_os());
+    let loaded = source.read().unwrap_or_else(|error| error.exit());
+    if let Some(text) = loaded.printed() {
+        return printed(&text);
+    }
+    let cli = Cli::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
     if let Err(error) = observe::log::start(cli.flags.log_format, &cli.flags.log_level) {
         eprintln!("discoverer: {error}");
         return ExitCode::from(2);
@@ -20,7 +28,11 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let local = tokio::task::LocalSet::new();
-        runtime.block_on(local.run_until(discoverer::main(cli)))
+        runtime.block_on(local.run_until(async {
+            let is_daemon = cli.command.is_none() && !cli.flags.once && !cli.flags.dry_run;
+            let renewals = if is_daemon { follow(source, loaded)? } else { Renewals::default() };
+            discoverer::main(cli, renewals).await
+        }))
     });
     match result {
         Ok(code) => code,
@@ -34,4 +46,26 @@ fn main() -> ExitCode {
             if is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Whoever reads it may have seen enough.
+fn printed(text: &str) -> ExitCode {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("discoverer: writing to the standard output: {error}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Has the flags read again when somebody asks for it, or the file changes.
+fn follow(source: Source, loaded: Loaded) -> anyhow::Result<Renewals<Flags>> {
+    let read = |loaded: &Loaded| {
+        let flags = Cli::from_loaded(loaded).map_err(|error| error.to_string())?.flags;
+        flags.check().map_err(|error| error.to_string())?;
+        observe::log::filter_by(&flags.log_level).map_err(|error| error.to_string())?;
+        Ok(flags)
+    };
+    Renewals::follow(source, loaded, read).context("signals cannot be received")
 }

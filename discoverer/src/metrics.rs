@@ -294,6 +294,8 @@ impl Collector for States {
         gauge(&mut encoder, "configuration_current", "Whether HAProxy runs what is wanted", is_current.into())?;
         let is_good = view.discoverer.template_error.is_none();
         gauge(&mut encoder, "template_good", "Whether the template is in use as it is on disk", is_good.into())?;
+        let is_good = view.discoverer.config_error.is_none();
+        gauge(&mut encoder, "config_good", "Whether the configuration is in use as it was read last", is_good.into())?;
         if let Some(is_up) = view.haproxy.is_up {
             gauge(&mut encoder, "haproxy_up", "Whether HAProxy answers", is_up.into())?;
         }

@@ -257,6 +257,11 @@ impl Publisher {
         left_out
     }
 
+    /// Takes in whether the configuration that was read last is in use.
+    pub(crate) fn configured(&mut self, error: Option<&str>) {
+        self.discoverer.config_error = error.map(str::to_owned);
+    }
+
     fn compare_template(&mut self, error: Option<&str>, now: Timestamp) {
         if self.discoverer.template_error.as_deref() == error {
             return;

@@ -68,6 +68,9 @@ pub struct DiscovererReport {
     pub template: String,
     /// What is wrong with the template.
     pub template_error: Option<String>,
+    /// Why the configuration that was read last is not in use.
+    #[serde(default)]
+    pub config_error: Option<String>,
 }
 
 /// Whether HAProxy's own figures stand beside the instances.
@@ -345,6 +348,7 @@ impl DiscovererReport {
             output: of.output.clone(),
             template: of.template.clone(),
             template_error: of.template_error.clone(),
+            config_error: of.config_error.clone(),
         }
     }
 }

@@ -17,7 +17,7 @@ const SHOWN: usize = 50;
 pub fn wrongs(report: &Report) -> Vec<Trouble> {
     let status = &report.status;
     let counts = |trouble: &Trouble| match trouble.about.as_str() {
-        "registry" | "template" => true,
+        "registry" | "template" | "configuration" => true,
         "haproxy" => trouble.level == Level::Error || !status.is_ready,
         // These are told one by one.
         _ => false,

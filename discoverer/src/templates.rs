@@ -3,19 +3,15 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
+use observe::follow::{Follower, directory};
+use tokio::sync::{Notify, mpsc};
 
 use crate::render::{TemplateError, Templates};
 
 /// The largest template that is read, in bytes.
 const SIZE_LIMIT: u64 = 1024 * 1024;
-/// Editors write a file in several steps; this long after the last of them it is read.
-const SETTLE: Duration = Duration::from_millis(50);
-/// Notifications are hints: a file that is mounted by itself is replaced without one, so it is read now and then anyway.
-const READ_ANYWAY: Duration = Duration::from_secs(5);
 
 /// Reads and parses the template and its partials: all `*.tera` files of its directory.
 pub fn load(main: &Path) -> Result<Templates, TemplateError> {
@@ -54,13 +50,6 @@ fn sources(main: &Path) -> Result<Sources, TemplateError> {
     Ok(Sources { main: name.to_owned(), texts })
 }
 
-fn directory(main: &Path) -> PathBuf {
-    match main.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
-}
-
 fn read(path: &Path) -> std::io::Result<String> {
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() || metadata.len() > SIZE_LIMIT {
@@ -70,10 +59,9 @@ fn read(path: &Path) -> std::io::Result<String> {
 }
 
 /// Follows the template's directory: sends what [`load`] gives whenever that differs from what was sent before,
-/// beginning with the first. Ends when nobody listens any more.
-pub async fn follow(main: PathBuf, loaded: mpsc::Sender<Result<Templates, TemplateError>>) {
-    let (hint, mut hints) = mpsc::channel(1);
-    let mut watcher = watcher(&main, &hint);
+/// beginning with the first, and when it is told to do so again. Ends when nobody listens any more.
+pub async fn follow(main: PathBuf, again: Arc<Notify>, loaded: mpsc::Sender<Result<Templates, TemplateError>>) {
+    let mut follower = Follower::new(&main);
     let mut last = None;
     loop {
         let now = sources(&main);
@@ -85,29 +73,9 @@ pub async fn follow(main: PathBuf, loaded: mpsc::Sender<Result<Templates, Templa
             last = Some(now);
         }
         tokio::select! {
-            _ = hints.recv() => {
-                tokio::time::sleep(SETTLE).await;
-                while hints.try_recv().is_ok() {}
-            }
-            () = tokio::time::sleep(READ_ANYWAY) => {}
+            () = follower.next() => {}
+            () = again.notified() => last = None,
             () = loaded.closed() => return,
         }
-        if watcher.is_none() {
-            watcher = self::watcher(&main, &hint);
-        }
     }
-}
-
-/// A watcher on the directory, which sees a file replaced as well as written; none where that is not possible.
-fn watcher(main: &Path, hint: &mpsc::Sender<()>) -> Option<RecommendedWatcher> {
-    let hint = hint.clone();
-    let on_event = move |event: notify::Result<notify::Event>| {
-        // Reading the files makes access events of our own.
-        if !matches!(&event, Ok(event) if event.kind.is_access()) {
-            let _ = hint.try_send(());
-        }
-    };
-    let mut watcher = notify::recommended_watcher(on_event).ok()?;
-    watcher.watch(&directory(main), RecursiveMode::NonRecursive).ok()?;
-    Some(watcher)
 }

@@ -19,7 +19,7 @@ pub enum Level {
 pub struct Trouble {
     /// How bad it is.
     pub level: Level,
-    /// What it is about: `registry`, `haproxy`, `template`, `left_out` or `services`.
+    /// What it is about: `registry`, `haproxy`, `template`, `configuration`, `left_out` or `services`.
     pub about: String,
     /// What is wrong, in a sentence.
     pub what: String,
@@ -64,6 +64,15 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
             format!("The template cannot be used. {}", goes_on("The last good one goes on.")),
             Some(error),
             "Repair the template's file; it is read again by itself.",
+        ));
+    }
+    if let Some(error) = &status.discoverer.config_error {
+        found.push(trouble(
+            Level::Error,
+            "configuration",
+            "The configuration cannot be used. The former one goes on.",
+            Some(error),
+            "Repair the file of --config; it is read again by itself. A restart would fail until then.",
         ));
     }
     if haproxy.is_up == Some(false) {

@@ -59,6 +59,8 @@ pub struct DiscovererView {
     pub template: String,
     /// What is wrong with the template, with the file and the line; none where it is in use.
     pub template_error: Option<String>,
+    /// Why the configuration that was read last is not in use; none where it is.
+    pub config_error: Option<String>,
 }
 
 /// Something of the registry that HAProxy does not get.

@@ -11,11 +11,12 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use journal::Journal;
 use text::OneLine;
@@ -56,10 +57,7 @@ pub enum LogError {
 /// # Errors
 /// Where the filter is none, or journald was asked for and is not there.
 pub fn start(format: Format, filter: &str) -> Result<(), LogError> {
-    let read = |text: &str| EnvFilter::try_new(text).map_err(|error| LogError::Filter(filter.to_owned(), error));
-    read(filter)?;
-    // What is wrong with a certificate is told by the programs themselves, once.
-    let filter = read(&format!("{filter},rustls_platform_verifier=off"))?;
+    let filter = read(filter)?;
     let journal = match format {
         Format::Journald => Some(Journal::open(Path::new(JOURNALD)).map_err(LogError::Journald)?),
         Format::Auto if journald_reads(std::env::var("JOURNAL_STREAM").ok().as_deref(), io::stderr()) => {
@@ -67,16 +65,44 @@ pub fn start(format: Format, filter: &str) -> Result<(), LogError> {
         }
         _ => None,
     };
+    let (filter, handle) = reload::Layer::new(filter);
+    let log = tracing_subscriber::registry().with(filter);
     if let Some(journal) = journal {
-        return Ok(tracing_subscriber::registry().with(filter).with(journal).try_init()?);
-    }
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    if format == Format::Json {
-        builder.json().flatten_event(true).finish().try_init()?;
+        log.with(journal).try_init()?;
     } else {
-        builder.fmt_fields(OneLine).with_ansi(is_coloured()).finish().try_init()?;
+        let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+        if format == Format::Json {
+            log.with(lines.json().flatten_event(true)).try_init()?;
+        } else {
+            log.with(lines.fmt_fields(OneLine).with_ansi(is_coloured())).try_init()?;
+        }
+    }
+    // There is no second one: that would have failed above.
+    let _first = FILTER.set(handle);
+    Ok(())
+}
+
+/// By what the log is filtered.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Filters the log otherwise from now on; see [`start`].
+///
+/// # Errors
+/// Where the filter is none.
+pub fn filter_by(filter: &str) -> Result<(), LogError> {
+    let filter = read(filter)?;
+    if let Some(handle) = FILTER.get() {
+        // It fails only where there is no log any more.
+        let _gone = handle.reload(filter);
     }
     Ok(())
+}
+
+fn read(filter: &str) -> Result<EnvFilter, LogError> {
+    let read = |text: &str| EnvFilter::try_new(text).map_err(|error| LogError::Filter(filter.to_owned(), error));
+    read(filter)?;
+    // What is wrong with a certificate is told by the programs themselves, once.
+    read(&format!("{filter},rustls_platform_verifier=off"))
 }
 
 /// Colour is for a terminal, unless its user wants none (no-color.org).

@@ -16,6 +16,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use observe::config::{self, Renewals};
 use registry::watch::Backoff;
 use registry::{InstanceKey, Record, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::config::{AdminError, AgentConfig, AgentFlags};
+use crate::config::{AdminError, AgentConfig, AgentFlags, ScopeFlags};
 use crate::docker::events::{News, WELL_AFTER, follow};
 use crate::docker::{Client, Docker, DockerError};
 use crate::host::{self, IdError, ResolveError};
@@ -90,6 +91,8 @@ pub struct Deps {
     /// To be told once, when all containers of the host were looked at, each has said whether it answers, and what follows from
     /// that is in the stores.
     pub whole: Option<oneshot::Sender<()>>,
+    /// Who tells of flags that were read again.
+    pub renewals: Renewals<AgentFlags>,
 }
 
 impl Deps {
@@ -100,7 +103,8 @@ impl Deps {
     pub fn new(config: &AgentConfig) -> Result<Self, AgentError> {
         let access = config.operator.access(&config.admin)?;
         let operator = Operator::At(config.admin.clone(), access);
-        Ok(Self { stores: Stores::new(&config.etcd)?, operator, is_read_here: false, whole: None })
+        let stores = Stores::new(&config.etcd)?;
+        Ok(Self { stores, operator, is_read_here: false, whole: None, renewals: Renewals::default() })
     }
 }
 
@@ -113,6 +117,7 @@ impl Deps {
 pub async fn run(config: AgentFlags, deps: Deps, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let id = host::id(&config.scope)?;
     let metrics = Metrics::default();
+    let mut renewals = deps.renewals;
     let keeper = Keepers::new(deps.stores, &config.scope.key, &Claim::Own(id.clone()), config.ttl, &metrics);
     let prober = Arc::new(Prober::new()?.counting(metrics.clone()));
     info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
@@ -138,6 +143,7 @@ pub async fn run(config: AgentFlags, deps: Deps, shutdown: impl Future<Output = 
                 let overview = agent.overview(question.with_counts);
                 question.answer(overview);
             }
+            news = renewals.next() => agent.renew(news),
             Some(news) = news.recv() => agent.news(news),
             told = agent.keeper.next() => agent.told(&told),
             Some(done) = agent.work.join_next() => if let Some(work) = ended(done) {
@@ -205,6 +211,8 @@ struct Agent {
     /// The address of the default route is that of a container.
     is_in_container: bool,
     host: Chore,
+    /// The host is to be read once more when that is done which goes on: it was begun with other settings.
+    host_again: bool,
     list: Chore,
     is_listed: bool,
     /// Looking for the keys that an earlier run has left.
@@ -248,6 +256,7 @@ impl Agent {
             scope: None,
             is_in_container: false,
             host: Chore::new(Some(now)),
+            host_again: false,
             list: Chore::new(None),
             is_listed: false,
             left: Chore::new(Some(now)),
@@ -350,6 +359,29 @@ impl Agent {
             .min()
     }
 
+    /// Takes in settings that were read again: how containers are judged, and what is done at the end.
+    fn renew(&mut self, news: config::News<AgentFlags>) {
+        self.metrics.configured(news.settings.is_ok());
+        let now = Instant::now();
+        if let Ok(AgentFlags { scope, kill_grace, keep_on_exit, linger, .. }) = news.settings {
+            let begun = &self.config.scope;
+            let (key, docker) = (begun.key.clone(), begun.docker.clone());
+            let (state_dir, agent_id) = (begun.state_dir.clone(), begun.agent_id.clone());
+            self.config.scope = ScopeFlags { key, docker, state_dir, agent_id, ..scope };
+            (self.config.keep_on_exit, self.config.linger) = (keep_on_exit, linger);
+            self.config.kill_grace = kill_grace;
+            self.containers.set_kill_grace(kill_grace);
+        }
+        if news.is_asked {
+            self.containers.inspect_all();
+            if self.is_listed {
+                self.list.at = self.list.at.map(|_| now);
+            }
+        }
+        self.host_again = self.host.at.is_none();
+        self.host.at = self.host.at.map(|_| now);
+    }
+
     fn news(&mut self, news: News) {
         match news {
             News::Open(client) => {
@@ -430,6 +462,7 @@ impl Agent {
 
     /// Takes what is known of the host.
     fn host(&mut self, result: Result<Scope, ResolveError>) {
+        let again = std::mem::take(&mut self.host_again);
         match result {
             Ok(scope) => {
                 self.host.done(Some(HOST_EVERY));
@@ -441,6 +474,9 @@ impl Agent {
                     error!(error, "the host's address is not known; trying again");
                 }
             }
+        }
+        if again {
+            self.host.at = Some(Instant::now());
         }
     }
 

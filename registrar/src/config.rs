@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
-use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Subcommand, ValueEnum};
 use observe::admin::{Access, Address, BindError, Token, TokenError};
+use observe::config::{ConfigError, Loaded, Origin, Rules, Source};
 use observe::log::Format;
 use registry::{AddressError, Api, ApiChoice, EndpointList, InstanceAddress, Password, Security, StoreOptions};
 
@@ -59,27 +59,41 @@ impl Program {
         let (about, long_about) =
             (sidekick.get_about().cloned().unwrap_or_default(), sidekick.get_long_about().cloned().unwrap_or_default());
         let command = Command::augment_subcommands(sidekick).about(about).long_about(long_about);
-        hide_values(command.args_conflicts_with_subcommands(true).subcommand_negates_reqs(true))
+        let command = command.args_conflicts_with_subcommands(true).subcommand_negates_reqs(true);
+        observe::config::with_flags(command, &RULES)
     }
 
-    /// Reads the command line, program name first, and the environment.
+    /// What settings are read from: the command line, program name first, the environment, and the file that they name.
+    pub fn source<T: Into<OsString>>(args: impl IntoIterator<Item = T>) -> Source {
+        Source::new(Self::command(), &RULES, args)
+    }
+
+    /// Reads the command line, the environment and the file.
     ///
     /// # Errors
-    /// What clap says of it, `--help` included; its `exit` prints that and ends the process, with 2 for a wrong flag.
-    pub fn from_args<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
-        let matches = without_empty_variables(Self::command()).try_get_matches_from(args)?;
+    /// What is wrong with them, `--help` included; its `exit` prints that and ends the process, with 2 for a wrong flag.
+    pub fn from_args<T: Into<OsString>>(args: impl IntoIterator<Item = T>) -> Result<Self, ConfigError> {
+        Ok(Self::from_loaded(&Self::source(args).read()?)?)
+    }
+
+    /// What was read, as the program's own.
+    ///
+    /// # Errors
+    /// Flags that do not go together.
+    pub fn from_loaded(loaded: &Loaded) -> Result<Self, clap::Error> {
+        let matches = &loaded.matches;
         if let Some(("drain", drain)) = matches.subcommand()
-            && drain.value_source("timeout") == Some(ValueSource::CommandLine)
+            && matches!(loaded.origin("drain-timeout"), Some(Origin::Flag(_)))
             && !drain.get_flag("wait")
         {
-            // In the environment it may stand for `stop`.
+            // In the environment, or in the file, it may stand for `stop`.
             let words = "--timeout says how long --wait waits: give both, or neither";
             return Err(Self::command().error(ErrorKind::MissingRequiredArgument, words));
         }
         if matches.subcommand_name().is_some() {
-            return Ok(Self::Command(Box::new(Command::from_arg_matches(&matches)?)));
+            return Ok(Self::Command(Box::new(Command::from_arg_matches(matches)?)));
         }
-        Ok(Self::Sidekick(Box::new(Config::from_arg_matches(&matches)?)))
+        Ok(Self::Sidekick(Box::new(Config::from_arg_matches(matches)?)))
     }
 
     /// Whether it runs until it is told to stop, and says in its log what happens.
@@ -137,19 +151,35 @@ impl Program {
     }
 }
 
-/// A user and password may be part of --etcd, so that values stay out of the help.
-fn hide_values(command: clap::Command) -> clap::Command {
-    command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(hide_values)
-}
-
-/// An empty variable counts as absent.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let command = command.mut_args(|arg| {
-        let empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
-        if empty { arg.env(None) } else { arg }
-    });
-    command.mut_subcommands(without_empty_variables)
-}
+/// What the flags do not say of the configuration file.
+pub const RULES: Rules = Rules {
+    variable: "REGISTRAR_CONFIG",
+    lists: &["etcd", "etcd-api", "domains"],
+    tables: &["attribute"],
+    exclusive: &[],
+    at_once: &[
+        "allow-exec",
+        "attribute",
+        "check",
+        "check-path",
+        "domains",
+        "explicit",
+        "fall",
+        "host",
+        "internal",
+        "interval",
+        "ip",
+        "keep-on-exit",
+        "kill-grace",
+        "linger",
+        "log-level",
+        "network",
+        "rise",
+        "tags",
+        "timeout",
+        "weight",
+    ],
+};
 
 /// How etcd is reached.
 #[derive(Debug, Clone, Args)]
@@ -537,7 +567,7 @@ mod tests {
         fn check(command: &clap::Command) {
             for arg in command.get_arguments() {
                 // Whom a command is about is said when it is called.
-                let is_plain = |flag: &&str| !matches!(*flag, "help" | "version" | "all");
+                let is_plain = |flag: &&str| !matches!(*flag, "help" | "version" | "all" | "print-config");
                 let Some(flag) = arg.get_long().filter(is_plain) else { continue };
                 let name = match (command.get_name(), flag) {
                     // An agent's variables say something else by that name.

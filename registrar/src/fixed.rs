@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 
 use jiff::Timestamp;
+use observe::config::Renewals;
 use registry::{InstanceAddress, InstanceKey, Record, ServiceName, Status, StoreError};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
@@ -42,20 +44,24 @@ pub enum StaticError {
 ///
 /// # Errors
 /// Only for what cannot get better by waiting: no client can be made from the configuration.
-pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Output = ()>) -> Result<(), StaticError> {
-    let host_name = config.host.clone().unwrap_or_else(host::host_name);
+pub async fn run(
+    mut config: StaticConfig,
+    now: Timestamp,
+    mut renewals: Renewals<StaticConfig>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), StaticError> {
     let agent = config.agent_id.clone().unwrap_or_else(|| mark(config.address, &config.name));
     let metrics = Metrics::default();
     let mut keeper =
         Keepers::new(Stores::new(&config.etcd)?, &config.key, &Claim::Own(agent.clone()), config.ttl, &metrics);
-    let prober = Prober::new()?.counting(metrics.clone());
+    let prober = Arc::new(Prober::new()?.counting(metrics.clone()));
     let access = config.operator.access(&config.admin)?;
-    let mut desk = Desk::open(Operator::At(config.admin.clone(), access), metrics, Daemon::Static, config.ttl);
-    let check = check(&config);
+    let mut desk = Desk::open(Operator::At(config.admin.clone(), access), metrics.clone(), Daemon::Static, config.ttl);
     let key = InstanceKey::nested(config.key.clone(), config.name.clone(), config.address);
     info!(%key, agent, version = env!("CARGO_PKG_VERSION"), "keeping the key while the address answers");
 
-    let mut record = record(&config, agent, host_name, now);
+    let begun = now;
+    let mut record = record(&config, agent.clone(), begun);
     let asking = config.asking;
     let mut health = Health::new(asking.rise, asking.fall, asking.interval, Instant::now().into_std());
     if config.check == StaticCheck::None {
@@ -64,12 +70,13 @@ pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Out
     let mut told_missing = false;
     let mut shutdown = pin!(shutdown);
     let mut ask_at = (config.check != StaticCheck::None).then(Instant::now);
-    let mut question: Option<Pin<Box<dyn Future<Output = Asked> + '_>>> = None;
+    let mut question: Option<Pin<Box<dyn Future<Output = Asked>>>> = None;
     loop {
         let now = Instant::now();
         if question.is_none() && ask_at.is_some_and(|at| at <= now) {
             ask_at = Some(now + health.gap(now.into_std()));
-            question = Some(Box::pin(prober.ask(&check, 0, asking.timeout)));
+            let (prober, check, limit) = (Arc::clone(&prober), check(&config), config.asking.timeout);
+            question = Some(Box::pin(async move { prober.ask(&check, 0, limit).await }));
         }
         keeper.want(&key, health.is_up().then(|| record.to_value().into()).as_ref());
         let wake = ask_at.filter(|_| question.is_none());
@@ -79,6 +86,22 @@ pub async fn run(config: StaticConfig, now: Timestamp, shutdown: impl Future<Out
             question = desk.asked() => {
                 let overview = overview(&keeper, &health, question.with_counts);
                 question.answer(overview);
+            }
+            news = renewals.next() => {
+                metrics.configured(news.settings.is_ok());
+                if let Ok(new) = news.settings {
+                    health.adjust(new.asking.rise, new.asking.fall, new.asking.interval);
+                    if (new.check == StaticCheck::None) != (config.check == StaticCheck::None) {
+                        ask_at = (new.check != StaticCheck::None).then(Instant::now);
+                    }
+                    if new.check == StaticCheck::None {
+                        health.assume_up();
+                    }
+                    config = StaticConfig { address: config.address, name: config.name, key: config.key, ..new };
+                    let status = record.status;
+                    record = self::record(&config, agent.clone(), begun);
+                    record.status = status;
+                }
             }
             Some(asked) = going_on(&mut question) => told_missing = answered(&mut health, &asked.result, told_missing),
             told = keeper.next() => if let Told::Found(_, found) = told
@@ -153,7 +176,8 @@ fn check(config: &StaticConfig) -> CheckKind {
     }
 }
 
-fn record(config: &StaticConfig, agent: String, host_name: String, now: Timestamp) -> Record {
+fn record(config: &StaticConfig, agent: String, now: Timestamp) -> Record {
+    let host_name = config.host.clone().unwrap_or_else(host::host_name);
     let attributes: BTreeMap<String, String> = config.attribute.iter().cloned().collect();
     Record {
         status: Status::Running,

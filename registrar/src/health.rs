@@ -45,6 +45,11 @@ impl Health {
         Self { rise, fall, interval, started, up: false, was_up: false, against: 0 }
     }
 
+    /// Goes on with other limits, and with what it has counted.
+    pub fn adjust(&mut self, rise: u32, fall: u32, interval: Duration) {
+        (self.rise, self.fall, self.interval) = (rise, fall, interval);
+    }
+
     /// Takes somebody's word that it answers.
     pub fn assume_up(&mut self) {
         (self.up, self.was_up, self.against) = (true, true, 0);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use observe::config::{Loaded, Renewals, Source};
 use observe::escape::escaped_lines;
 use observe::log::{self, LogError};
 use registrar::config::{Command, LogFlags, Program};
@@ -14,14 +15,25 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
 fn main() -> ExitCode {
-    let program = Program::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let source = Program::source(std::env::args_os());
+    let loaded = source.read().unwrap_or_else(|error| error.exit());
+    if let Some(text) = loaded.printed() {
+        return match print(text.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("registrar: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let program = Program::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
     let is_daemon = program.is_daemon();
     if let Err(error) = check(&program) {
         eprintln!("registrar: {error}");
         // As clap ends after a flag that it refuses.
         return ExitCode::from(2);
     }
-    match serve(program) {
+    match serve(program, source, loaded) {
         Ok(code) => code,
         Err(error) => {
             if is_daemon {
@@ -48,20 +60,34 @@ fn check(program: &Program) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(program: Program) -> anyhow::Result<ExitCode> {
+fn serve(program: Program, source: Source, loaded: Loaded) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let result = runtime.block_on(async {
         match program {
             Program::Sidekick(config) => {
                 let traces: Traces = docker::traces_of_this_process();
-                run(*config, traces, told_to_stop()?).await?;
+                let renewals = follow(source, loaded, |program| match program {
+                    Program::Sidekick(config) => Some(*config),
+                    Program::Command(_) => None,
+                })?;
+                run(*config, traces, renewals, told_to_stop()?).await?;
             }
             Program::Command(command) => match *command {
                 Command::Agent(config) => {
-                    let deps = agent::Deps::new(&config)?;
+                    let renewals = follow(source, loaded, |program| match subcommand(program)? {
+                        Command::Agent(config) => Some(config.flags),
+                        _ => None,
+                    })?;
+                    let deps = agent::Deps { renewals, ..agent::Deps::new(&config)? };
                     agent::run(config.flags, deps, told_to_stop()?).await?;
                 }
-                Command::Static(config) => fixed::run(config, Timestamp::now(), told_to_stop()?).await?,
+                Command::Static(config) => {
+                    let renewals = follow(source, loaded, |program| match subcommand(program)? {
+                        Command::Static(config) => Some(config),
+                        _ => None,
+                    })?;
+                    fixed::run(config, Timestamp::now(), renewals, told_to_stop()?).await?;
+                }
                 Command::List(config) => {
                     let store = Store::new(config.etcd.store_options())?;
                     let list = list::run(&config.key, &store).await?;
@@ -92,6 +118,30 @@ fn serve(program: Program) -> anyhow::Result<ExitCode> {
     result
 }
 
+fn subcommand(program: Program) -> Option<Command> {
+    match program {
+        Program::Sidekick(_) => None,
+        Program::Command(command) => Some(*command),
+    }
+}
+
+/// Has a daemon's settings read again at SIGHUP and when the file changes.
+fn follow<T: Send + 'static>(
+    source: Source,
+    loaded: Loaded,
+    of: impl Fn(Program) -> Option<T> + Send + Sync + 'static,
+) -> anyhow::Result<Renewals<T>> {
+    let read = move |loaded: &Loaded| {
+        let program = Program::from_loaded(loaded).map_err(|error| error.to_string())?;
+        if let Some(flags) = program.log() {
+            log::filter_by(&filter(flags)).map_err(|error| error.to_string())?;
+        }
+        // The command is the same each time.
+        of(program).ok_or_else(|| "the command line has changed".to_owned())
+    };
+    Renewals::follow(source, loaded, read).context("listening for SIGHUP")
+}
+
 /// Prints what was done. Fails where somebody was waited for in vain.
 fn done(report: &drain::Report, as_json: bool) -> anyhow::Result<ExitCode> {
     print(if as_json { report.to_json()? + "\n" } else { report.to_string() }.as_bytes())?;
@@ -118,9 +168,13 @@ fn print(bytes: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// Starts the log: our own lines from the level asked for, those of libraries from `warn`.
 fn start_log(flags: &LogFlags) -> Result<(), LogError> {
+    log::start(flags.log_format, &filter(flags))
+}
+
+/// Our own lines from the level asked for, those of libraries from `warn`.
+fn filter(flags: &LogFlags) -> String {
     let level = flags.log_level.as_str();
     let others = if level == "error" { "error" } else { "warn" };
-    log::start(flags.log_format, &format!("{others},registrar={level},registry={level},observe={level}"))
+    format!("{others},registrar={level},registry={level},observe={level}")
 }

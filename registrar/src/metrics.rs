@@ -58,6 +58,7 @@ pub struct Metrics {
     lost: Family<Labels<1>, Counter>,
     regained: Family<Labels<1>, Counter>,
     etcd_failures: Family<Labels<2>, Counter>,
+    config_good: Gauge,
     docker_connected: Gauge,
     docker_success: FloatGauge,
     docker_events: Family<Labels<1>, Counter>,
@@ -78,6 +79,7 @@ impl Default for Metrics {
             lost: Family::default(),
             regained: Family::default(),
             etcd_failures: Family::default(),
+            config_good: Gauge::default(),
             docker_connected: Gauge::default(),
             docker_success: Gauge::default(),
             docker_events: Family::default(),
@@ -88,6 +90,8 @@ impl Default for Metrics {
             etcd_success: Family::default(),
             refreshed: Family::default(),
         };
+        // What it began with is in use.
+        metrics.config_good.set(1);
         // What was never counted is 0: Prometheus sees the first one only as a difference.
         for (kind, results) in PROBES {
             for result in results {
@@ -114,6 +118,9 @@ impl Metrics {
         let seconds = || Unit::Seconds;
         observe::metrics::add_process(registry, "registrar", env!("CARGO_PKG_VERSION"));
         let of_registrar = registry.sub_registry_with_prefix("registrar");
+        let (help, good) =
+            ("Whether the configuration is in use as it was read last: 1 or 0", self.config_good.clone());
+        of_registrar.register("config_good", help, good);
         if daemon == Daemon::Agent {
             of_registrar.register(
                 "containers",
@@ -160,6 +167,11 @@ impl Metrics {
         of_registrar.register("etcd_failures", "Requests to etcd that failed, by cause", failures);
         let (help, success) = ("When etcd answered last, in Unix time; 0: never", self.etcd_success.clone());
         of_registrar.register_with_unit("etcd_last_success_timestamp", help, seconds(), success);
+    }
+
+    /// The configuration was read again: it is in use, or the former one is.
+    pub(crate) fn configured(&self, is_good: bool) {
+        self.config_good.set(is_good.into());
     }
 
     /// Counts a question and what came of it.

@@ -9,6 +9,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use observe::config::{News, Renewals};
 use registry::watch::Backoff;
 use registry::{InstanceAddress, InstanceKey, Record, StoreError};
 use reqwest::Method;
@@ -62,16 +63,22 @@ enum LocateError {
 /// Something that goes on; at most one of its kind.
 type Doing<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
-/// Runs the sidekick until `shutdown` is done; then removes the key, lingers and returns.
+/// Runs the sidekick until `shutdown` is done; then removes the key, lingers and returns. `renewals` tells of settings that were
+/// read again.
 ///
 /// Docker, etcd and the application may each be away at any time: it waits for them.
 ///
 /// # Errors
 /// Only for what cannot get better by waiting: no client can be made from the configuration.
-pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+pub async fn run(
+    config: Config,
+    traces: Traces,
+    mut renewals: Renewals<Config>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
     let metrics = Metrics::default();
     let keeper = Keepers::new(Stores::new(&config.etcd)?, &config.key, &Claim::Any, config.ttl, &metrics);
-    let (prober, check) = (Arc::new(Prober::new()?.counting(metrics.clone())), Arc::new(check(&config)));
+    let (prober, mut check) = (Arc::new(Prober::new()?.counting(metrics.clone())), Arc::new(self::check(&config)));
     let access = config.operator.access(&config.admin)?;
     let candidates = candidates(config.container.as_deref(), &traces);
     info!(key = %config.key, port = config.port, version = env!("CARGO_PKG_VERSION"), "the sidekick begins");
@@ -102,6 +109,10 @@ pub async fn run(config: Config, traces: Traces, shutdown: impl Future<Output = 
             question = desk.asked() => {
                 let overview = sidekick.overview(question.with_counts);
                 question.answer(overview);
+            }
+            news = renewals.next() => {
+                sidekick.renew(news);
+                check = Arc::new(self::check(&sidekick.config));
             }
             asked = going_on(&mut probing) => sidekick.probed(asked.result),
             result = going_on(&mut locating) => sidekick.located(result),
@@ -204,6 +215,18 @@ impl Sidekick {
         ];
         let missing = waits.into_iter().filter_map(|(is_done, what)| (!is_done).then_some(what)).collect();
         Overview { containers: Vec::new(), etcd, missing }
+    }
+
+    /// Takes in settings that were read again: how the application is asked, the host's address, and what is done at the end.
+    fn renew(&mut self, news: News<Config>) {
+        self.metrics.configured(news.settings.is_ok());
+        if let Ok(Config { ip, check, check_path, interval, timeout, rise, fall, linger, .. }) = news.settings {
+            self.health.adjust(rise, fall, interval);
+            let begun = self.config.clone();
+            self.config = Config { ip, check, check_path, interval, timeout, rise, fall, linger, ..begun };
+            self.probe_at = self.probe_at.min(Instant::now() + interval);
+        }
+        self.locate_soon();
     }
 
     /// Says which key should be in etcd, if any.

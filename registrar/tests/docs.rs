@@ -54,3 +54,20 @@ fn the_projects_images_that_are_no_services_say_so() {
     assert_eq!(silent, [root.join("packaging/images/hello/Dockerfile")], "only the example is meant to be registered");
     assert!(ignored.len() >= 4, "{ignored:?}");
 }
+
+#[test]
+fn the_page_on_configuration_has_every_key_of_this_program() {
+    let table = observe::config::reference(&Program::command(), &registrar::config::RULES);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (start, end) = ("<!-- registrar keys -->\n", "<!-- end of registrar keys -->\n");
+    let (before, rest) = page.split_once(start).unwrap();
+    let (shown, after) = rest.split_once(end).unwrap();
+    let table = format!("\n{table}\n");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{start}{table}{end}{after}")).unwrap();
+        return;
+    }
+    let how = "docs/configuration.md is out of date; run UPDATE_DOCS=1 cargo test -p registrar --test docs";
+    assert_eq!(shown, table, "{how}");
+}

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
@@ -62,17 +62,18 @@ pub enum Sign<'e> {
 ///
 /// Nothing is ever lost: after a listing the poll begins at the listing's own index, never at "now".
 pub async fn watch(store: Store, prefix: Prefix, updates: mpsc::Sender<Update>) {
-    watch_since(store, prefix, None, updates, |_| {}).await;
+    watch_since(store, prefix, None, updates, &Notify::new(), |_| {}).await;
 }
 
 /// As [`watch`] for one who knows what was there at a position: what etcd still knows of the changes since then is told before
-/// the first listing, so that what was deleted is told from what expired. `signs` hears how the watch fares, and must not
+/// the first listing, so that what was deleted is told from what expired. `again` has the directory listed at once, whatever is known. `signs` hears how the watch fares, and must not
 /// take time. What is sent may be made of an update at once, such as to keep in mind when it came.
 pub async fn watch_since<T: From<Update>>(
     store: Store,
     prefix: Prefix,
     since: Option<Position>,
     updates: mpsc::Sender<T>,
+    again: &Notify,
     signs: impl Fn(Sign<'_>),
 ) {
     let pause = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
@@ -90,6 +91,10 @@ pub async fn watch_since<T: From<Update>>(
     loop {
         let told = tokio::select! {
             () = updates.closed() => return,
+            () = again.notified() => {
+                watcher.list_again();
+                continue;
+            }
             told = watcher.step() => told,
         };
         for update in told {
@@ -159,6 +164,14 @@ struct Watcher<S> {
 }
 
 impl<S: Fn(Sign<'_>)> Watcher<S> {
+    /// Forgets that all is told.
+    fn list_again(&mut self) {
+        if let State::Watching(changes) = &self.state {
+            self.since = Some(changes.position().clone());
+        }
+        self.state = State::Empty;
+    }
+
     /// One request, and the state after it. `state` is left as it was when this future is dropped.
     async fn step(&mut self) -> Vec<Update> {
         match &mut self.state {

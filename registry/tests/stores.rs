@@ -429,7 +429,10 @@ async fn what_was_missed_is_told_with_its_cause_before_the_first_listing(world: 
     put(store, &key("10.0.0.3:80"), "x").await.unwrap();
     let told = async |since| {
         let (sender, mut updates) = mpsc::channel(1);
-        tokio::spawn(watch_since(store.clone(), prefix(), since, sender, |_| {}));
+        let store = store.clone();
+        tokio::spawn(
+            async move { watch_since(store, prefix(), since, sender, &tokio::sync::Notify::new(), |_| {}).await },
+        );
         let mut told = Vec::new();
         loop {
             match next(&mut updates).await {

@@ -105,6 +105,7 @@ fn well() -> View {
             output: "/etc/haproxy/haproxy.cfg".to_owned(),
             template: "templates/haproxy.cfg.tera".to_owned(),
             template_error: None,
+            config_error: None,
         },
         services: Arc::new(services([service("web", vec![plain("10.0.0.1:8000"), plain("10.0.0.2:8000")])])),
         shut_out: Services::new(),

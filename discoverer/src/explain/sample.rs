@@ -43,6 +43,7 @@ pub(crate) fn report() -> Report {
             output: "/etc/haproxy/haproxy.cfg".to_owned(),
             template: "templates/haproxy.cfg.tera".to_owned(),
             template_error: None,
+            config_error: None,
         },
         registry: RegistryView {
             endpoints: vec!["http://10.0.0.9:2379".to_owned()],

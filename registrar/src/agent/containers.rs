@@ -122,6 +122,11 @@ impl Containers {
         }
     }
 
+    /// How long one may live on that is told to stop from now on.
+    pub(super) fn set_kill_grace(&mut self, kill_grace: Duration) {
+        self.kill_grace = kill_grace;
+    }
+
     /// Takes an event of Docker.
     pub(super) fn event(&mut self, event: &Event, now: Instant) {
         let id = &event.container;

@@ -15,6 +15,7 @@ mod book;
 mod browser;
 mod cluster;
 mod commands;
+mod config;
 mod demo;
 mod docs;
 mod drain;
