@@ -144,7 +144,7 @@ impl State {
         let (at_once, later): (Vec<_>, Vec<_>) =
             changed.into_iter().partition(|setting| self.source.rules.at_once.contains(&setting.key.as_str()));
         for setting in &at_once {
-            let value = print::for_log(setting.values.as_deref());
+            let value = print::for_log(setting);
             info!(key = setting.key, value, "the configuration has changed");
         }
         let differs = loaded.changed(&self.begun);

@@ -1,6 +1,6 @@
 //! The settings in force as a file (`--print-config`). Pure.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::Path;
 
 use super::{Kind, Origin, Setting, shown};
@@ -80,8 +80,12 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// The values as a log may show them.
-pub(super) fn for_log(values: Option<&[OsString]>) -> String {
-    let shown = |value: &OsString| hidden(&OsStr::to_string_lossy(value));
-    values.map(|values| values.iter().map(shown).collect::<Vec<_>>().join(", ")).unwrap_or_default()
+/// A value as a log may show it. Of those with names, which are the user's own, only the names.
+pub(super) fn for_log(setting: &Setting) -> String {
+    let shown = |value: &OsString| {
+        let text = hidden(&value.to_string_lossy());
+        let name = text.split('=').next().unwrap_or_default().to_owned();
+        if setting.kind == Kind::Table { name } else { text }
+    };
+    setting.values.iter().flatten().map(shown).collect::<Vec<_>>().join(", ")
 }
