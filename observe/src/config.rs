@@ -98,10 +98,8 @@ pub fn with_flags(command: Command, rules: &Rules) -> Command {
     let print = Arg::new(PRINT).long("print-config").action(ArgAction::SetTrue).global(is_global).help(
         "Print the settings that are in force, as such a file, each with where it comes from, and end. Passwords are not shown",
     );
-    if !is_global && key_arguments(&command).next().is_none() {
-        return command;
-    }
-    let command = command.arg(config).arg(print);
+    let has_keys = is_global || key_arguments(&command).next().is_some();
+    let command = if has_keys { command.arg(config).arg(print) } else { command };
     if is_global { command } else { command.mut_subcommands(|subcommand| with_flags(subcommand, rules)) }
 }
 
