@@ -100,7 +100,14 @@ impl Deps {
     pub fn new(flags: &Flags) -> anyhow::Result<Self> {
         let endpoints = flags.etcd.iter().flat_map(EndpointList::shown).collect();
         let begin = Box::pin(std::future::ready(()));
-        Ok(Self { store: store(flags)?, endpoints, routes: axum::Router::new(), begin, unfollowed: None, renewals: Renewals::default() })
+        Ok(Self {
+            store: store(flags)?,
+            endpoints,
+            routes: axum::Router::new(),
+            begin,
+            unfollowed: None,
+            renewals: Renewals::default(),
+        })
     }
 }
 

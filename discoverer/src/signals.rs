@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 /// So many may wait: whoever asks a third time is not in more of a hurry than at the second.
 const WAITING: usize = 4;
 
-/// Listens from now on; each wish to stop has the signal's name. SIGHUP and SIGUSR2 are taken and do nothing: their default
+/// Listens from now on; each wish to stop has the signal's name. SIGUSR2 is taken and does nothing, nor does SIGHUP but for who reads flags again: their default
 /// would end HAProxy's parent.
 ///
 /// # Errors

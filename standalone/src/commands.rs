@@ -78,7 +78,10 @@ async fn registered(flags: &Flags) -> anyhow::Result<Result<Store, ApiError>> {
 }
 
 /// Writes to the standard output. Who reads it may have seen enough.
-fn print(text: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// It cannot be written to.
+pub fn print(text: &str) -> anyhow::Result<()> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing to the standard output"),
         _ => Ok(()),

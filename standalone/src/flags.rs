@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use discoverer::config::{Flags, Secrets};
+use observe::config::{Loaded, Rules, Source};
 use registrar::config::AgentFlags;
 
 /// Where state is kept.
@@ -29,6 +30,39 @@ page. It runs HAProxy itself, unless a --reload flag says how one is reached tha
 etcd, where other hosts are too.
 
 Every flag can be given as an environment variable too; the flag wins, an empty variable counts as absent.";
+
+/// What the flags do not say of the configuration file.
+pub const RULES: Rules = Rules {
+    variable: "STANDALONE_CONFIG",
+    lists: &["etcd", "domains"],
+    tables: &["set"],
+    exclusive: discoverer::config::RULES.exclusive,
+    at_once: &[
+        "allow-exec",
+        "domains",
+        "drain-timeout",
+        "explicit",
+        "fall",
+        "forget-after",
+        "host",
+        "internal",
+        "interval",
+        "ip",
+        "keep-on-exit",
+        "kill-grace",
+        "linger",
+        "listen-ports",
+        "log-level",
+        "max-delay",
+        "min-interval",
+        "network",
+        "rise",
+        "set",
+        "shutdown-grace",
+        "suspect-for",
+        "timeout",
+    ],
+};
 
 /// What the program was called to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +122,7 @@ impl Program {
         let json = || Arg::new("json").long("json").action(clap::ArgAction::SetTrue).help("Print JSON");
         let name = Arg::new("name").value_name("CONTAINER|SERVICE|HOST:PORT").required(true);
         let no_such = |name| Command::new(name).hide(true).arg(Arg::new("rest").num_args(..).allow_hyphen_values(true));
-        command
+        let command = command
             .mut_arg("state_dir", |arg| {
                 arg.default_value(STATE_DIR).help(
                     "Where sockets, the servers' state, the agent's id and the registry as it was last known (registry.json) are kept. In a \
@@ -135,17 +169,23 @@ impl Program {
                      registered now; change nothing",
                 ),
             )
-            .subcommands(["drain", "undrain", "stop"].map(no_such))
+            .subcommands(["drain", "undrain", "stop"].map(no_such));
+        observe::config::with_flags(command, &RULES)
     }
 
-    /// Reads the command line, program name first, and the environment.
+    /// What settings are read from: the command line, program name first, the environment, and the file that they name.
+    pub fn source<T: Into<OsString>>(args: impl IntoIterator<Item = T>) -> Source {
+        Source::new(Self::command(), &RULES, args)
+    }
+
+    /// What was read, as the program's own.
     ///
     /// # Errors
-    /// What clap says of it, `--help` included; its `exit` prints that and ends the process, with 2 for a wrong flag.
-    pub fn from_args<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+    /// Flags that do not go together.
+    pub fn from_loaded(loaded: &Loaded) -> Result<Self, clap::Error> {
         let usage = |kind, words: &str| Self::command().error(kind, words);
-        let matches = without_empty_variables(Self::command()).try_get_matches_from(args)?;
-        let (name, given) = matches.subcommand().unwrap_or(("", &matches));
+        let matches = &loaded.matches;
+        let (name, given) = matches.subcommand().unwrap_or(("", matches));
         let json = || given.get_flag("json");
         let task = match name {
             "" => Task::Run,
@@ -193,14 +233,6 @@ fn own(arg: &Arg) -> Arg {
     arg.env(variable)
 }
 
-/// An empty variable counts as absent.
-fn without_empty_variables(command: Command) -> Command {
-    command.mut_args(|arg| {
-        let empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
-        if empty { arg.env(None::<&'static str>) } else { arg }
-    })
-}
-
 /// Whether a flag names the way to a HAProxy that somebody else runs.
 fn has_reload(matches: &ArgMatches) -> bool {
     let is_given =
@@ -226,7 +258,8 @@ mod tests {
 
     fn parse(args: &str) -> Result<Program, String> {
         let args = format!("standalone {args}");
-        Program::from_args(args.split_whitespace()).map_err(|error| error.to_string())
+        let loaded = Program::source(args.split_whitespace()).read().map_err(|error| error.to_string())?;
+        Program::from_loaded(&loaded).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -241,7 +274,9 @@ mod tests {
         let agent = registrar.find_subcommand("agent").expect("the agent");
         let discoverer = Flags::augment_args(Command::new("discoverer"));
         for arg in agent.get_arguments().chain(discoverer.get_arguments()) {
-            let Some(long) = arg.get_long().filter(|long| !matches!(*long, "help" | "version")) else { continue };
+            let Some(long) = arg.get_long().filter(|long| !matches!(*long, "help" | "version" | "print-config")) else {
+                continue;
+            };
             let own = command.get_arguments().find(|own| own.get_long() == Some(long));
             let own = own.unwrap_or_else(|| panic!("--{long} is missing"));
             if matches!(long, "once" | "dry-run") {

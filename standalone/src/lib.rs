@@ -14,6 +14,7 @@ use axum::Router;
 use discoverer::catalog::Kept;
 use discoverer::config::Flags;
 use discoverer::{Deps, snapshot};
+use observe::config::Renewals;
 use registrar::keepers::Stores;
 use registrar::operator::Operator;
 use registrar::{agent, host};
@@ -33,11 +34,17 @@ const FIRST: Duration = Duration::from_secs(1);
 /// The limit on one request to etcd at the end.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
-/// Runs both until they are told to stop, which each message is, with the reason for it.
+/// Runs both until they are told to stop, which each message is, with the reason for it. `renewals` tells of flags that were read
+/// again.
 ///
 /// # Errors
 /// What is wrong with the flags, and a part that failed which nothing goes on without.
-pub async fn run(program: Program, mut signals: mpsc::Receiver<&'static str>) -> anyhow::Result<ExitCode> {
+pub async fn run(
+    program: Program,
+    renewals: Renewals<Program>,
+    mut signals: mpsc::Receiver<&'static str>,
+) -> anyhow::Result<ExitCode> {
+    let (of_agent, of_discoverer) = renewals.split(|program| (program.agent, program.discoverer));
     let Program { agent: agent_flags, discoverer: flags, .. } = program;
     flags.check()?;
     flags.access()?.check(&flags.admin)?;
@@ -61,6 +68,7 @@ pub async fn run(program: Program, mut signals: mpsc::Receiver<&'static str>) ->
         operator: Operator::Elsewhere(routes),
         is_read_here: flags.etcd.is_none(),
         whole: Some(whole),
+        renewals: of_agent,
     };
     let mut agent = tokio::task::spawn_local(agent::run(agent_flags, deps, async move {
         // Also where the discoverer has failed: both end.
@@ -83,7 +91,7 @@ pub async fn run(program: Program, mut signals: mpsc::Receiver<&'static str>) ->
             let _ended = signal.send(reason).await;
         }
     });
-    let deps = Deps { store, endpoints, routes, begin, unfollowed: Some(unfollowed) };
+    let deps = Deps { store, endpoints, routes, begin, unfollowed: Some(unfollowed), renewals: of_discoverer };
     let mut discoverer = std::pin::pin!(discoverer::run(flags, deps, stopped));
     tokio::select! {
         ended = &mut discoverer => {

@@ -2,15 +2,28 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use discoverer::config::UsageError;
 use discoverer::{init, signals};
 use observe::admin::{BindError, TokenError};
+use observe::config::{Loaded, Renewals, Source};
 use registry::SecurityError;
 use standalone::flags::{Program, Task};
 use standalone::{commands, run};
 
 fn main() -> ExitCode {
-    let program = Program::from_args(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let source = Program::source(std::env::args_os());
+    let loaded = source.read().unwrap_or_else(|error| error.exit());
+    if let Some(text) = loaded.printed() {
+        return match commands::print(&text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("standalone: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let program = Program::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
     if let Err(error) = observe::log::start(program.discoverer.log_format, &program.discoverer.log_level) {
         eprintln!("standalone: {error}");
         return ExitCode::from(2);
@@ -26,7 +39,7 @@ fn main() -> ExitCode {
         let local = tokio::task::LocalSet::new();
         let result = runtime.block_on(local.run_until(async {
             match program.task {
-                Task::Run => run(program, signals::listen()?).await,
+                Task::Run => run(program, follow(source, loaded)?, signals::listen()?).await,
                 _ => commands::run(program).await,
             }
         }));
@@ -46,4 +59,15 @@ fn main() -> ExitCode {
             if is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Has the flags read again when somebody asks for it, or the file changes.
+fn follow(source: Source, loaded: Loaded) -> anyhow::Result<Renewals<Program>> {
+    let read = |loaded: &Loaded| {
+        let program = Program::from_loaded(loaded).map_err(|error| error.to_string())?;
+        program.discoverer.check().map_err(|error| error.to_string())?;
+        observe::log::filter_by(&program.discoverer.log_level).map_err(|error| error.to_string())?;
+        Ok(program)
+    };
+    Renewals::follow(source, loaded, read).context("signals cannot be received")
 }

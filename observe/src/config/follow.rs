@@ -52,6 +52,30 @@ impl<T: Send + 'static> Renewals<T> {
         Ok(Self { news: Some(news), following })
     }
 
+    /// For two daemons in one process: each hears of its part.
+    pub fn split<A, B>(mut self, parts: impl Fn(T) -> (A, B) + Send + 'static) -> (Renewals<A>, Renewals<B>)
+    where
+        A: Send + 'static,
+        B: Send + 'static,
+    {
+        let ((to_first, first), (to_second, second)) = (mpsc::channel(1), mpsc::channel(1));
+        let mut following = JoinSet::new();
+        following.spawn(async move {
+            loop {
+                let News { settings, is_asked } = self.next().await;
+                let (one, two) = match settings.map(&parts) {
+                    Ok((one, two)) => (Ok(one), Ok(two)),
+                    Err(error) => (Err(error.clone()), Err(error)),
+                };
+                // One of them may have ended, and the other goes on until it is told to stop.
+                let _ended = to_first.send(News { settings: one, is_asked }).await;
+                let _ended = to_second.send(News { settings: two, is_asked }).await;
+            }
+        });
+        // With the first all ends.
+        (Renewals { news: Some(first), following }, Renewals { news: Some(second), following: JoinSet::new() })
+    }
+
     /// The next; never, where there is none. To be dropped at any time.
     pub async fn next(&mut self) -> News<T> {
         let Some(receiver) = &mut self.news else { return pending().await };
