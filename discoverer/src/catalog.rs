@@ -238,11 +238,11 @@ impl Catalog {
         }
     }
 
-    /// Takes other options than those that it was made with; the directory stays.
+    /// Takes other options than those that it was made with; the directory and the share stay.
     pub fn set_options(&mut self, options: Options, now: Instant) -> Outcome {
         let mut outcome = Outcome::default();
         let before = std::mem::replace(&mut self.options, options);
-        self.options.prefix = before.prefix;
+        (self.options.prefix, self.options.share) = (before.prefix, before.share);
         if before.listen_ports != self.options.listen_ports {
             self.rebuild(self.known.keys().cloned().collect(), now, &mut outcome);
         }

@@ -322,7 +322,8 @@ pub const RULES: Rules = Rules {
 };
 
 /// How HAProxy is reached: one of them.
-const WAYS: [&str; 4] = ["supervise", "reload-socket", "reload-pidfile", "reload-command"];
+const WAYS: [&str; 6] =
+    ["supervise", "reload-socket", "reload-pidfile", "reload-command", "reload-container", "reload-systemd"];
 
 /// The command line, for the help and whatever else is made from it.
 pub fn command() -> clap::Command {
@@ -342,7 +343,7 @@ impl Cli {
 impl Flags {
     /// Refuses flags that do not go together, wherever they were given.
     pub fn check(&self) -> Result<(), UsageError> {
-        let ways = [
+        let ways: [bool; WAYS.len()] = [
             self.supervise,
             self.reload_socket.is_some(),
             self.reload_pidfile.is_some(),

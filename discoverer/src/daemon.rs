@@ -151,6 +151,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         stopped(supervisor, daemon.flags.shutdown_grace, stop).await;
         return Ok(ExitCode::SUCCESS);
     }
+    let give_up_after = daemon.flags.give_up_after;
     let mut code = ExitCode::SUCCESS;
     tokio::select! {
         () = daemon.run(updated, loads, &mut renewals) => bail!("the discoverer ended before it was told to"),
@@ -161,7 +162,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         () = admin_ended => bail!("the admin server ended before it was told to"),
         signal = next(&mut stop) => info!(signal, "told to stop"),
         () = gave_up(supervisor.as_ref()) => {
-            error!(give_up_after = ?flags.give_up_after, "HAProxy does not stay up; the discoverer gives up, with exit code {GAVE_UP}");
+            error!(?give_up_after, "HAProxy does not stay up; the discoverer gives up, with exit code {GAVE_UP}");
             code = ExitCode::from(GAVE_UP);
         }
     }

@@ -25,6 +25,7 @@ fn sample(arg: &clap::Arg) -> String {
         "FILE" | "PATH" | "DIR" | "CMD" | "UNIT" => "\"/somewhere\"",
         "URL" | "URLS" | "URL[,URL]" => "[\"http://127.0.0.1:1\"]",
         "PORT" => "8000",
+        "tag=NAME" => "[\"tag=edge\"]",
         "WEIGHT" => "7",
         "PORTS" => "[1, \"5-7\"]",
         "KEY=VALUE" | "NAME=VALUE" => "{ host = \"a.example\" }",
