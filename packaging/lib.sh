@@ -86,59 +86,70 @@ check_docker() {
 
 # --- building ---------------------------------------------------------------------------------------------------------
 
-# Chooses where the binaries are built and the Debian release of the images, whose C library must not be older.
-suite=bookworm
+# The Debian release of the images.
+suite=${SUITE:-bookworm}
+
+# Chooses where the programs are built. They are static, with the C library in them: so they run on every Linux, in images of
+# any release and in those that hold nothing else. It takes glibc's static half, which Debian has in libc6-dev, and of a version
+# whose resolver needs no plug-in for /etc/hosts and DNS.
 build_in_container=false why_container=''
-choose_suite() {
-    local wanted found glibc
+choose_builder() {
+    local wanted found glibc archive
     wanted=$(awk -F'"' '$1 ~ /^rust-version/ { print $2; exit }' Cargo.toml)
     glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | awk '{ print $2 }') || true
+    archive=$(cc -print-file-name=libc.a 2>/dev/null) || true
     if ! find_cargo; then
         why_container="there is no cargo here"
     elif found=$(cargo --version | awk '{ print $2 }') && ! version_at_least "${found%%-*}" "$wanted"; then
         why_container="cargo here is $found, $wanted or newer is needed (rustup update)"
     elif [ -z "$glibc" ]; then
         why_container="this machine's C library is not glibc"
-    elif version_at_least 2.36 "$glibc"; then
-        suite=bookworm
-    elif version_at_least 2.41 "$glibc"; then
-        suite=trixie
-    else
-        why_container="this machine's glibc $glibc is newer than that of Debian's releases"
+    elif ! version_at_least "$glibc" 2.34; then
+        why_container="this machine's glibc is $glibc, 2.34 or newer is needed"
+    elif ! [ -f "$archive" ]; then
+        why_container="this machine has no static C library (libc.a)"
     fi
     [ -z "$why_container" ] || build_in_container=true
     export SUITE=$suite
 }
 
-# build_binaries PROGRAM...: as target/release/PROGRAM.
+programs=target/static # where they are, in the root of the project
+# build_binaries PROGRAM...: as $programs/PROGRAM.
 build_binaries() {
-    step "Building $* (the first time takes a few minutes)"
-    local -a what=(build --release --locked)
-    local binary
-    for binary in "$@"; do what+=(-p "$binary"); done
+    local -a names=("$@") what=(build --release --locked)
+    local name host made
+    for name in "${names[@]}"; do what+=(-p "$name"); done
+    step "Building ${names[*]} (the first time takes a few minutes)"
+    # With a target named, the flags are for the programs alone, and not for what runs while they are built.
+    local flags="${RUSTFLAGS:-} -C target-feature=+crt-static"
     if ! $build_in_container; then
-        cargo "${what[@]}" --target-dir target || {
+        host=$(rustc -vV | sed -n 's/^host: //p')
+        RUSTFLAGS=$flags cargo "${what[@]}" --target "$host" --target-dir target || {
             say_if_disk_is_full
-            die "cargo could not build the binaries; what it says stands above."
+            die "cargo could not build the programs; what it says stands above."
         }
+        made=target/$host/release
     else
-        local rust=rust:1-slim-$suite
+        local rust=rust:1-slim-bookworm
         say "In a container of $rust, because $why_container."
         docker image inspect "$rust" >/dev/null 2>&1 || docker pull "$rust" ||
             die "It cannot be built on this machine ($why_container), and the image $rust cannot be had." \
                 "Install or update Rust here (https://rustup.rs) and run $again again."
-        mkdir -p target/container target/release
+        mkdir -p target/container
+        host=$(docker run --rm "$rust" rustc -vV | sed -n 's/^host: //p')
         docker run --rm --user "$(id -u):$(id -g)" --security-opt label=disable --volume "$root:/src" --workdir /src \
-            --env CARGO_HOME=/src/target/container/cargo \
-            "$rust" cargo "${what[@]}" --target-dir target/container || {
+            --env CARGO_HOME=/src/target/container/cargo --env RUSTFLAGS="$flags" \
+            "$rust" cargo "${what[@]}" --target "$host" --target-dir target/container || {
             say_if_disk_is_full
-            die "cargo could not build the binaries; what it says stands above."
+            die "cargo could not build the programs; what it says stands above."
         }
-        for binary in "$@"; do cp "target/container/release/$binary" target/release/; done
+        made=target/container/$host/release
     fi
-    for binary in "$@"; do
-        [ -x "target/release/$binary" ] || die "cargo left no target/release/$binary." \
-            "Is another target set in a cargo configuration (build.target)?"
+    mkdir -p "$programs"
+    for name in "${names[@]}"; do
+        [ -x "$made/$name" ] || die "cargo left no $made/$name."
+        # A file of the same content stays: what was made from it is up to date.
+        cmp -s "$made/$name" "$programs/$name" || install -m 755 "$made/$name" "$programs/$name"
     done
 }
 
@@ -184,7 +195,7 @@ build_etcd() { build_image local/etcd packaging/images/etcd/Dockerfile packaging
 build_hello() { build_image local/hello packaging/images/hello/Dockerfile . vagrant/server.js; }
 build_dockreg() {
     build_image local/dockreg vagrant/Dockerfile . \
-        vagrant/server.js vagrant/sidekick vagrant/supervisord.conf target/release/registrar
+        vagrant/server.js vagrant/sidekick vagrant/supervisord.conf "$programs/registrar"
 }
 
 # Former versions of our images, which have lost their name to a newer one.

@@ -215,7 +215,7 @@ fn has_stats(reply: &Reply) -> bool {
 }
 
 /// Who listens at all addresses is reached at loopback.
-fn reached_at(address: SocketAddr) -> SocketAddr {
+pub(crate) fn reached_at(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

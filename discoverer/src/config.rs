@@ -1,6 +1,7 @@
 //! Flags and environment variables; the text of `--help` is the reference.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -69,6 +70,16 @@ pub enum Command {
         /// Print the API's JSON, instead of a table
         #[arg(long)]
         json: bool,
+    },
+    /// Say whether HAProxy takes connections: for a container's health check, or keepalived's
+    ///
+    /// HAProxy itself is asked, over --runtime-socket where that is known, and connected to at the first TCP address that --output
+    /// binds. Whether etcd answers and the discoverer runs makes no difference: HAProxy serves its last state meanwhile. Ends with 0
+    /// when it takes connections; with 1 when it does not; with 2 for wrong flags.
+    Health {
+        /// Connect here, instead of to the first address that --output binds
+        #[arg(long, value_name = "ADDRESS")]
+        connect: Option<SocketAddr>,
     },
     /// Say why something is routed to, or why not: each step from its key in etcd over the discoverer and the file to HAProxy,
     /// with the first that says no, and what to do about it

@@ -1,6 +1,8 @@
 //! The loop that owns the catalog: updates of the registry and of the templates in, the newest state out.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access, getegid, geteuid};
 use observe::admin::{Access, Address};
 use observe::config::{News, Renewals};
 use registry::watch::Backoff;
@@ -64,6 +68,9 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     if flags.runtime_socket().is_some() {
         std::fs::create_dir_all(&flags.state_dir)
             .with_context(|| format!("--state-dir {} cannot be made", flags.state_dir.display()))?;
+    }
+    if flags.supervise {
+        is_writable(&flags.state_dir)?;
     }
     let program = Program::new(&flags.haproxy);
     let mut tasks = JoinSet::new();
@@ -218,6 +225,25 @@ async fn next(stop: &mut mpsc::Receiver<&'static str>) -> &'static str {
         Some(reason) => reason,
         None => std::future::pending().await,
     }
+}
+
+/// HAProxy's sockets lie in the state directory: it would not start, and could not say why.
+fn is_writable(directory: &Path) -> anyhow::Result<()> {
+    let error = match access(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Ok(()) => return Ok(()),
+        Err(Errno::EACCES) => {
+            let (us, group) = (geteuid(), getegid());
+            let owner = std::fs::metadata(directory)
+                .map_or_else(|_| "another user".to_owned(), |dir| format!("user {}", dir.uid()));
+            format!(
+                "it belongs to {owner}, and this is user {us}; give it over: chown -R {us}:{group} {}",
+                directory.display()
+            )
+        }
+        Err(Errno::EROFS) => "it is read-only; mount a volume there, or a tmpfs that is this user's".to_owned(),
+        Err(error) => error.desc().to_owned(),
+    };
+    bail!("--state-dir {} cannot be written: {error}", directory.display())
 }
 
 /// Lets HAProxy finish, where it is ours.

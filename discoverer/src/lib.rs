@@ -20,6 +20,7 @@ pub mod drain;
 pub mod explain;
 pub mod feed;
 pub mod haproxy;
+pub mod health;
 mod identity;
 pub mod init;
 pub mod metrics;
@@ -66,6 +67,7 @@ pub async fn main(cli: Cli, renewals: Renewals<Flags>) -> anyhow::Result<ExitCod
         Some(Command::Render) => once::render(&flags, &store(&flags)?).await,
         Some(Command::Check) => once::check(&flags, named()?.as_ref()).await,
         Some(Command::Status { json }) => once::status(&flags, json).await,
+        Some(Command::Health { connect }) => once::health(&flags, connect).await,
         Some(Command::Explain { name, json }) => once::explain(&flags, named()?.as_ref(), &name, json).await,
         None if flags.dry_run => once::dry_run(&flags).await,
         None if flags.once => once::apply(&flags).await,

@@ -1,6 +1,7 @@
 //! What is done once and ends: `render`, `check`, `status`, `explain`, `--once`, `--dry-run`.
 
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::haproxy::{Program, Reloader, Runtime};
 use crate::metrics::Metrics;
 use crate::model::Services;
 use crate::output::Output;
-use crate::{catalog_options, explain, reloader, sample, status, store, surroundings, templates, version};
+use crate::{catalog_options, explain, health, reloader, sample, status, store, surroundings, templates, version};
 
 /// The exit code of `status` where no discoverer can be asked.
 const AWAY: u8 = 3;
@@ -83,6 +84,20 @@ pub async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitCode> {
         Err(error) => {
             eprintln!("discoverer: {}. {}", explain::shown(&error.to_string()), error.advice());
             Ok(if error.is_answer() { ExitCode::FAILURE } else { ExitCode::from(AWAY) })
+        }
+    }
+}
+
+/// Says whether HAProxy takes connections.
+pub(crate) async fn health(flags: &Flags, connect: Option<SocketAddr>) -> anyhow::Result<ExitCode> {
+    match health::ask(flags, connect).await {
+        Ok(address) => {
+            say(&format!("HAProxy takes connections at {address}\n"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            eprintln!("discoverer: {}", explain::shown(&error.to_string()));
+            Ok(ExitCode::FAILURE)
         }
     }
 }

@@ -32,6 +32,7 @@ pub struct ResolveError {
 /// What the resolver says, that it takes too long, or that there is no such address.
 pub async fn resolve(name: &str, former: Option<IpAddr>) -> Result<IpAddr, ResolveError> {
     let failed = |what: String| ResolveError { name: name.to_owned(), what };
+    registry::store::only_by_files_and_dns();
     let found = timeout(RESOLVE_LIMIT, tokio::net::lookup_host((name, 0))).await;
     let too_slow = |_| failed(format!("no answer within {}", humantime::format_duration(RESOLVE_LIMIT)));
     let addresses = found.map_err(too_slow)?.map_err(|error| failed(error.to_string()))?;

@@ -10,6 +10,7 @@ mod endpoints;
 mod login;
 mod members;
 mod memory;
+mod names;
 mod security;
 mod trouble;
 mod v2;
@@ -25,6 +26,7 @@ use url::Url;
 
 pub use api::{Api, ApiChoice};
 pub use endpoints::{EndpointError, EndpointList, parse_endpoints, use_ring};
+pub use names::only_by_files_and_dns;
 pub use security::{Password, Secret, Security, SecurityError};
 pub use trouble::Trouble;
 

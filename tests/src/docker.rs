@@ -14,8 +14,14 @@ use crate::{app, http, secs, wait_until};
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// What `./demo build` makes.
-pub const IMAGE_NAMES: [&str; 5] =
-    ["local/dockreg", "local/etcd", "local/haproxy-discoverer", "local/hello", "local/registrar"];
+pub const IMAGE_NAMES: [&str; 6] = [
+    "local/dockreg",
+    "local/etcd",
+    "local/haproxy-discoverer",
+    "local/hello",
+    "local/registrar",
+    "local/registrar-sidekick",
+];
 
 /// The containers of one test, in a private network where it asks for one. Dropping it removes all of it; when the test is
 /// failing, the containers' logs are printed first.

@@ -155,6 +155,8 @@ pub struct Worker {
     pub uptime: Duration,
     /// Its version as it says it, such as `2.6.12-1+deb12u4`.
     pub version: Option<String>,
+    /// It takes no more connections, and ends when it has none.
+    pub is_stopping: bool,
 }
 
 /// A worker tells its uptime in whole seconds.
@@ -223,7 +225,8 @@ impl Runtime {
             return Err(unknown("show info", &reply));
         };
         let version = value("Version: ").map(str::to_owned);
-        Ok(Worker { pid, uptime: Duration::from_secs(uptime), version })
+        let is_stopping = number("Stopping: ").is_some_and(|stopping| stopping != 0);
+        Ok(Worker { pid, uptime: Duration::from_secs(uptime), version, is_stopping })
     }
 
     /// The version of the HAProxy that answers, such as `2.6.12`; none where it does not say.
@@ -302,6 +305,7 @@ mod tests {
     #[test]
     fn a_restarted_worker_is_another_one_also_where_its_pid_is_the_same() {
         let worker = |pid, uptime| Worker {
+            is_stopping: false,
             pid,
             uptime: Duration::from_secs(uptime),
             version: Some("2.6.12-1+deb12u4".to_owned()),

@@ -130,6 +130,7 @@ impl Connector {
 
 fn client(tls: &Tls, trust: Trust, connect_timeout: Duration) -> Result<Client, String> {
     super::use_ring();
+    super::only_by_files_and_dns();
     let builder = || {
         let builder = Client::builder()
             .no_proxy()
