@@ -1,0 +1,268 @@
+//! What docs/examples.md shows, with the real HAProxy, keepalived and traffic.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use e2e::docker::{Container, Docker, docker_ok};
+use e2e::http;
+use e2e::load::Load;
+use e2e::process::{Finished, find_program, run};
+use e2e::{secs, wait_until, within, workspace};
+use rcgen::{CertificateParams, KeyPair};
+
+use crate::images::{HARDENED, build, registered};
+
+/// So long the address may be nobody's: VRRP's three missed advertisements, or two checks, and the time to take it over.
+const FAILOVER: Duration = secs(6);
+
+/// Writes a certificate for a name, valid by itself, with its key behind it, as HAProxy takes them.
+fn certificate(directory: &Path, name: &str) -> String {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new([name.to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+    // In one step: HAProxy may be reading.
+    let file = directory.join(format!("{name}.pem"));
+    let new = directory.join(".new");
+    std::fs::write(&new, format!("{certificate}{}", key.serialize_pem())).unwrap();
+    std::fs::rename(new, file).unwrap();
+    certificate
+}
+
+async fn curl(address: std::net::SocketAddr, ca: &Path, more: &[&str]) -> Finished {
+    let connect = format!("::{address}");
+    let ca = ca.display().to_string();
+    let args = [
+        &[
+            "--silent",
+            "--show-error",
+            "--include",
+            "--max-time",
+            "5",
+            "--noproxy",
+            "*",
+            "--connect-to",
+            &connect,
+            "--cacert",
+            &ca,
+        ],
+        more,
+    ]
+    .concat();
+    run(&find_program("curl", "curl"), &args, &[], secs(10)).await
+}
+
+fn lines_of(log: &str) -> Vec<serde_json::Value> {
+    log.lines()
+        .filter(|line| line.starts_with("{\"time\":"))
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+#[tokio::test]
+async fn tls_ends_at_haproxy_and_a_renewed_certificate_is_served_with_no_request_lost_and_each_request_is_a_line_of_json()
+ {
+    within(120, async {
+        let docker = Docker::start().await;
+        let etcd = docker.etcd().await;
+        let (hello, body) = registered(&docker, etcd).await;
+        let directory = tempfile::tempdir().unwrap();
+        let certificates = directory.path().join("certificates");
+        std::fs::create_dir(&certificates).unwrap();
+        let ca = directory.path().join("ca.pem");
+        std::fs::write(&ca, certificate(&certificates, "a.localhost")).unwrap();
+        let world_readable = run(
+            &find_program("chmod", "coreutils"),
+            &["-R", "a+rX", &directory.path().display().to_string()],
+            &[],
+            secs(5),
+        )
+        .await;
+        assert_eq!(world_readable.code, Some(0), "{}", world_readable.stderr);
+        let volume = format!("{}:/etc/certificates:ro", certificates.display());
+        let args = [
+            "--publish",
+            "127.0.0.1::80",
+            "--publish",
+            "127.0.0.1::443",
+            "--volume",
+            &volume,
+            "--env",
+            "DISCOVERER_ETCD=http://etcd:2379",
+            "local/haproxy-discoverer",
+            "--set",
+            "certificates=/etc/certificates",
+            "--set",
+            "log_format=json",
+        ];
+        let lb = docker.run("lb", &[&HARDENED[..], &args].concat()).await;
+        let (plain, secure) = (lb.published(80).await, lb.published(443).await);
+        wait_until(secs(30), "it is served over TLS and HTTP/2", async || {
+            let got = curl(secure, &ca, &["https://a.localhost/a%22b?\u{e9}"]).await;
+            if got.stdout.starts_with("HTTP/2 200") && got.stdout.ends_with(&body) {
+                Ok(())
+            } else {
+                Err(format!("{}{}", got.stdout, got.stderr))
+            }
+        })
+        .await;
+        let old = curl(secure, &ca, &["--http1.1", "https://a.localhost/"]).await;
+        assert!(old.stdout.starts_with("HTTP/1.1 200"), "{}", old.stdout);
+        let older = curl(secure, &ca, &["--tls-max", "1.1", "https://a.localhost/"]).await;
+        assert_ne!(older.code, Some(0), "TLS 1.1: {}", older.stdout);
+        let led = http::get_host(plain, "a.localhost").await.unwrap();
+        assert_eq!((led.status, led.header("location")), (301, Some("https://a.localhost/")));
+        let challenge =
+            http::request(plain, "GET", "/.well-known/acme-challenge/x", &[("host", "a.localhost")], "").await.unwrap();
+        assert_eq!(challenge.status, 200, "a challenge goes through by HTTP");
+
+        // Another certificate in the same place: read at a reload.
+        let load = Load::of(plain, "/.well-known/acme-challenge/x", 4);
+        load.wait_served(50).await;
+        let renewed = directory.path().join("renewed.pem");
+        std::fs::write(&renewed, certificate(&certificates, "a.localhost")).unwrap();
+        assert_eq!(curl(secure, &renewed, &["https://a.localhost/"]).await.code, Some(60), "not yet");
+        lb.exec(&["sh", "-c", "kill -USR2 $(cat /var/lib/discoverer/haproxy.pid)"]).await;
+        wait_until(secs(10), "the new certificate is served", async || {
+            let got = curl(secure, &renewed, &["https://a.localhost/"]).await;
+            if got.code == Some(0) { Ok(()) } else { Err(got.stderr) }
+        })
+        .await;
+        load.stop_after(200).await.assert_no_failure(200);
+
+        let log = lb.logs().await;
+        let lines = lines_of(&log);
+        let first =
+            lines.iter().find(|line| line["uri"].as_str().is_some_and(|uri| uri.contains("a%22b"))).expect(&log);
+        assert_eq!(first["host"], "a.localhost");
+        let server = format!("{}_8000", hello.own_ip().await);
+        assert_eq!(
+            (first["service"].as_str(), first["server"].as_str(), first["status"].as_u64()),
+            (Some("hello"), Some(&*server), Some(200))
+        );
+        // What a client sends makes no line that is none of JSON.
+        let evil = "/\"x\\y";
+        let _ = http::request(plain, "GET", evil, &[("host", "a\"b")], "").await;
+        lb.wait_log(secs(10), &["a\\\"b"]).await;
+        lines_of(&lb.logs().await);
+    })
+    .await;
+}
+
+/// One of the two load balancers: the discoverer with HAProxy, and keepalived beside them.
+async fn edge(docker: &Docker, alias: &str, config: &Path) -> Container {
+    let volume = format!("{}:/etc/keepalived/keepalived.conf:ro", config.display());
+    let args = [
+        "--cap-add",
+        "NET_ADMIN",
+        "--cap-add",
+        "NET_RAW",
+        "--volume",
+        &volume,
+        "--env",
+        "DISCOVERER_ETCD=http://etcd:2379",
+        "e2e/edge",
+    ];
+    let lb = docker.run(alias, &args).await;
+    wait_until(secs(30), "HAProxy takes connections", async || {
+        let said = e2e::docker::docker(&["exec", lb.id(), "discoverer", "health"]).await;
+        if said.code == Some(0) { Ok(()) } else { Err(said.stderr) }
+    })
+    .await;
+    docker_ok(&[
+        "exec",
+        "--detach",
+        lb.id(),
+        "sh",
+        "-c",
+        "exec keepalived --dont-fork --log-console >/proc/1/fd/2 2>&1",
+    ])
+    .await;
+    lb
+}
+
+async fn has(lb: &Container, address: &str) -> bool {
+    let shown = e2e::docker::docker(&["exec", lb.id(), "hostname", "-I"]).await;
+    shown.stdout.split_whitespace().any(|own| own == address)
+}
+
+/// The example's file, for this network.
+fn edge_config(directory: &Path, address: &str) -> PathBuf {
+    let text = std::fs::read_to_string(workspace().join("packaging/examples/edge/keepalived.conf")).unwrap();
+    assert!(text.contains("10.1.0.100/24"), "{text}");
+    let file = directory.join("keepalived.conf");
+    std::fs::write(&file, text.replace("10.1.0.100/24", &format!("{address}/16"))).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn of_two_load_balancers_at_the_edge_one_has_the_address_and_the_other_takes_it_over() {
+    within(180, async {
+        let docker = Docker::start().await;
+        let etcd = docker.etcd().await;
+        let (_hello, body) = registered(&docker, etcd).await;
+        let context = tempfile::tempdir().unwrap();
+        let text = "FROM local/haproxy-discoverer\nUSER root\nRUN apt-get update -q && \
+                    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends keepalived && rm -rf /var/lib/apt/lists/*\n";
+        std::fs::write(context.path().join("Dockerfile"), text).unwrap();
+        build("e2e/edge", &[&context.path().display().to_string()]).await;
+        // An address at the far end of the test's own network.
+        let subnet = docker_ok(&["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", docker.name()]).await;
+        let address = format!("{}.250", subnet.trim().rsplit_once('.').unwrap().0);
+        let config = edge_config(context.path(), &address);
+        let lbs = [edge(&docker, "one", &config).await, edge(&docker, "two", &config).await];
+        let site = format!("{address}:80").parse().unwrap();
+        let owner = async |limit: Duration, not: Option<usize>| {
+            let start = Instant::now();
+            let found = wait_until(limit, "one has the address and serves", async || {
+                let served = tokio::time::timeout(secs(1), http::get(site, "/")).await;
+                let is_served = matches!(&served, Ok(Ok(reply)) if reply.body == body);
+                let owners = [has(&lbs[0], &address).await, has(&lbs[1], &address).await];
+                let found = owners.iter().position(|&has| has).filter(|&at| Some(at) != not);
+                found.filter(|_| is_served).ok_or_else(|| format!("{owners:?} {served:?}"))
+            })
+            .await;
+            (found, start.elapsed())
+        };
+        let (first, _) = owner(secs(30), None).await;
+
+        // An HAProxy that hangs: the check fails twice.
+        lbs[first].exec(&["sh", "-c", "kill -STOP $(pidof haproxy)"]).await;
+        let (second, hung) = owner(FAILOVER, Some(first)).await;
+        lbs[first].exec(&["sh", "-c", "kill -CONT $(pidof haproxy)"]).await;
+        wait_until(secs(15), "only one has the address, and it stays where it is", async || {
+            let owners = (has(&lbs[first], &address).await, has(&lbs[second], &address).await);
+            if owners == (false, true) { Ok(()) } else { Err(format!("{owners:?}")) }
+        })
+        .await;
+        lbs[first].wait_log(secs(20), &["succeeded"]).await;
+        // A host that dies says nothing: the other one waits for three advertisements.
+        lbs[second].tell("kill").await;
+        let (third, dead) = owner(FAILOVER, Some(second)).await;
+        assert_eq!(third, first);
+        eprintln!("failover: HAProxy hangs {hung:?}, host dies {dead:?}");
+
+        // Without etcd nobody gives the address away.
+        docker_ok(&["stop", "--time", "2", &format!("{}-etcd", docker.name())]).await;
+        e2e::stays_true(secs(6), "the address stays", async || {
+            if has(&lbs[first], &address).await { Ok(()) } else { Err("gone".to_owned()) }
+        })
+        .await;
+        assert_eq!(http::get(site, "/").await.unwrap().body, body);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_examples_files_are_taken_by_docker_compose() {
+    let root = workspace();
+    for example in ["beside", "two-containers"] {
+        let file = root.join(format!("packaging/examples/{example}/docker-compose.yml"));
+        let shown = run(
+            &find_program("docker-compose", "docker-compose"),
+            &["-f", &file.display().to_string(), "config", "--quiet"],
+            &[("ETCD", "http://etcd:2379")],
+            secs(30),
+        )
+        .await;
+        assert_eq!(shown.code, Some(0), "{example}: {}", shown.stderr);
+    }
+}

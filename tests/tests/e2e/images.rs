@@ -1,0 +1,253 @@
+//! The images as docs/images.md promises them: without root, without capabilities, with a root that cannot be written.
+
+use std::time::{Duration, Instant};
+
+use e2e::docker::{Container, Docker, docker, docker_ok};
+use e2e::http;
+use e2e::load::{Kind, Load, requests};
+use e2e::process::{find_program, run};
+use e2e::{secs, wait_until, within, workspace};
+use tokio::sync::OnceCell;
+
+/// The flags that take away what these images do not need.
+pub(crate) const HARDENED: [&str; 5] = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"];
+const SERVED: Duration = secs(30);
+/// Where the containers that share sockets have them.
+const SHARED: &str = "/var/lib/discoverer";
+
+/// Builds an image from a text, or from a file of the project; what is in it already costs nothing.
+pub(crate) async fn build(name: &str, args: &[&str]) {
+    let all = [&["build", "--quiet", "--tag", name], args].concat();
+    let built = run(&find_program("docker", "docker.io"), &all, &[], secs(300)).await;
+    assert_eq!(built.code, Some(0), "docker {all:?}: {}", built.stderr);
+}
+
+/// HAProxy's own image, or what stands for it here, and the discoverer's that is made from it.
+async fn two_images() -> (&'static str, &'static str) {
+    static BUILT: OnceCell<()> = OnceCell::const_new();
+    BUILT
+        .get_or_init(|| async {
+            let root = workspace().display().to_string();
+            build("e2e/haproxy", &[&format!("{root}/tests/images/haproxy")]).await;
+            let file = format!("{root}/packaging/images/discoverer/Dockerfile");
+            build("e2e/discoverer", &["--build-arg", "HAPROXY=e2e/haproxy", "--file", &file, &root]).await;
+        })
+        .await;
+    ("e2e/haproxy", "e2e/discoverer")
+}
+
+async fn wait_served(lb: &Container, body: &str) {
+    wait_until(SERVED, "the load balancer serves it", async || {
+        let address = lb.published(80).await;
+        let seen = requests(address, 2).await;
+        if seen.len() == 1 && seen.contains_key(body) { Ok(()) } else { Err(format!("{seen:?}")) }
+    })
+    .await;
+}
+
+/// An application that is registered by hand, at its own address in the test's network; gives what it answers.
+pub(crate) async fn registered(docker: &Docker, etcd: std::net::SocketAddr) -> (Container, String) {
+    let hello = docker.run("hello", &["local/hello"]).await;
+    let key = format!("/v2/keys/service/hello/{}:8000", hello.own_ip().await);
+    let header = [("content-type", "application/x-www-form-urlencoded")];
+    let reply = http::request(etcd, "PUT", &key, &header, "value=running").await.unwrap();
+    assert_eq!(reply.status, 201, "{}", reply.body);
+    let body = format!("Hello from {}\n", hello.short_id());
+    (hello, body)
+}
+
+async fn health(lb: &Container) -> (Option<i32>, String) {
+    let finished = docker(&["exec", lb.id(), "discoverer", "health"]).await;
+    (finished.code, format!("{}{}", finished.stdout, finished.stderr))
+}
+
+#[tokio::test]
+async fn the_load_balancer_needs_no_root_and_is_healthy_while_haproxy_takes_connections() {
+    within(120, async {
+        let docker = Docker::start().await;
+        let etcd = docker.etcd().await;
+        let (_hello, body) = registered(&docker, etcd).await;
+        let args =
+            ["--publish", "127.0.0.1::80", "--env", "DISCOVERER_ETCD=http://etcd:2379", "local/haproxy-discoverer"];
+        let lb = docker.run("lb", &[&HARDENED[..], &args].concat()).await;
+        wait_served(&lb, &body).await;
+        assert_eq!(lb.exec(&["id", "-u"]).await.trim(), "99");
+        wait_until(secs(30), "Docker finds it healthy", async || {
+            let shown = docker_ok(&["inspect", "--format", "{{.State.Health.Status}}", lb.id()]).await;
+            if shown.trim() == "healthy" { Ok(()) } else { Err(shown) }
+        })
+        .await;
+
+        // Without etcd HAProxy serves what it knows, and is to be left alone.
+        docker_ok(&["stop", "--time", "2", &format!("{}-etcd", docker.name())]).await;
+        lb.wait_log(secs(20), &["registry unreachable"]).await;
+        assert_eq!(health(&lb).await, (Some(0), "HAProxy takes connections at 127.0.0.1:80\n".to_owned()));
+
+        // The kernel goes on taking connections for a worker that hangs.
+        lb.exec(&["sh", "-c", "kill -STOP $(pidof haproxy)"]).await;
+        let (code, said) = health(&lb).await;
+        assert!(code == Some(1) && said.contains("HAProxy does not answer"), "{code:?} {said}");
+        lb.exec(&["sh", "-c", "kill -CONT $(pidof haproxy)"]).await;
+        wait_until(secs(10), "it is healthy again", async || match health(&lb).await {
+            (Some(0), _) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+
+        // Started again with etcd still away, it serves from its volume.
+        lb.tell("restart").await;
+        wait_served(&lb, &body).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_volume_that_another_user_owns_is_refused_with_the_way_out() {
+    within(90, async {
+        let docker = Docker::start().await;
+        let args = ["--tmpfs", "/var/lib/discoverer:uid=0,mode=755", "--env", "DISCOVERER_ETCD=http://127.0.0.1:1"];
+        let lb = docker.run("lb", &[&HARDENED[..], &args, &["local/haproxy-discoverer"]].concat()).await;
+        let said = "it belongs to user 0, and this is user 99; give it over: chown -R 99:99 /var/lib/discoverer";
+        lb.wait_log(secs(20), &[said]).await;
+        assert_eq!(docker_ok(&["wait", lb.id()]).await.trim(), "1");
+    })
+    .await;
+}
+
+/// The flags of both containers of the two-container form.
+async fn two_containers(docker: &Docker, haproxy_first: bool) -> (Container, Container) {
+    let (haproxy, discoverer) = two_images().await;
+    let volume = format!("{}:{SHARED}", docker.name());
+    let common = [&HARDENED[..], &["--restart", "unless-stopped", "--volume", &volume]].concat();
+    let one = ["--publish", "127.0.0.1::80", haproxy, "-S", "/var/lib/discoverer/master.sock,mode,600", "-f"];
+    let one = [&common[..], &one, &["/var/lib/discoverer/haproxy.cfg"]].concat();
+    let other = [&common[..], &["--env", "DISCOVERER_ETCD=http://etcd:2379", discoverer]].concat();
+    if haproxy_first {
+        let haproxy = docker.run("haproxy", &one).await;
+        wait_until(secs(20), "Docker has started HAProxy in vain", async || {
+            let count = docker_ok(&["inspect", "--format", "{{.RestartCount}}", haproxy.id()]).await;
+            if count.trim() == "0" { Err(count) } else { Ok(()) }
+        })
+        .await;
+        (haproxy, docker.run("discoverer", &other).await)
+    } else {
+        let discoverer = docker.run("discoverer", &other).await;
+        discoverer.wait_log(secs(20), &["is HAProxy running with -W -S"]).await;
+        (docker.run("haproxy", &one).await, discoverer)
+    }
+}
+
+#[tokio::test]
+async fn haproxy_and_the_discoverer_in_two_containers_start_in_either_order_and_lose_no_request() {
+    within(240, async {
+        for haproxy_first in [true, false] {
+            let docker = Docker::start().await;
+            let etcd = docker.etcd().await;
+            let (_hello, body) = registered(&docker, etcd).await;
+            let (haproxy, discoverer) = two_containers(&docker, haproxy_first).await;
+            wait_served(&haproxy, &body).await;
+            // From now on both have found each other: changes go over the runtime socket.
+            discoverer.wait_log(secs(70), &["configuration applied"]).await;
+
+            let load = Load::start(haproxy.published(80).await);
+            load.wait_served(50).await;
+            discoverer.tell("restart").await;
+            load.wait_served(100).await;
+            discoverer.tell("kill").await;
+            load.wait_served(100).await;
+            discoverer.tell("start").await;
+            load.stop_after(400).await.assert_no_failure(400);
+
+            // One HAProxy that is restarted is away for that time: but nothing that it has taken on is lost.
+            let load = Load::start(haproxy.published(80).await);
+            load.wait_served(50).await;
+            let start = Instant::now();
+            haproxy.tell("restart --time 30").await;
+            wait_served(&haproxy, &body).await;
+            eprintln!("HAProxy's container was away for less than {:?}", start.elapsed());
+            let report = load.stop().await;
+            let cut: Vec<_> = report
+                .failures
+                .iter()
+                .filter(|failure| !matches!(failure.kind, Kind::Refused | Kind::BrokeOff))
+                .collect();
+            assert!(cut.is_empty(), "{cut:?}");
+            drop(docker_volume(docker).await);
+        }
+    })
+    .await;
+}
+
+/// Removes a test's volume once its containers are gone.
+async fn docker_volume(docker: Docker) -> String {
+    let name = docker.name().to_owned();
+    drop(docker);
+    docker_ok(&["volume", "rm", "--force", &name]).await
+}
+
+#[tokio::test]
+async fn the_sidekicks_image_has_the_program_alone_which_resolves_names_whatever_the_system_says() {
+    within(120, async {
+        let docker = Docker::start().await;
+        let etcd = docker.etcd().await;
+        let (_hello, _) = registered(&docker, etcd).await;
+        let bare = docker.run("bare", &["local/registrar-sidekick", "list", "--etcd", "http://etcd:2379"]).await;
+        bare.wait_log(secs(20), &["hello"]).await;
+        assert_eq!(docker_ok(&["wait", bare.id()]).await.trim(), "0");
+        // There are no CA certificates in it.
+        let secure = docker.run("secure", &["local/registrar-sidekick", "list", "--etcd", "https://etcd:2379"]).await;
+        secure.wait_log(secs(20), &["--etcd-ca"]).await;
+        // A plug-in of the resolver is a library for another C library than the one in the program.
+        build_copied().await;
+        let script = "echo 'hosts: mdns4_minimal [NOTFOUND=return] resolve' >/etc/nsswitch.conf; registrar list --etcd http://etcd:2379";
+        let copied = docker.run("copied", &["--entrypoint", "sh", "e2e/copied", "-c", script]).await;
+        copied.wait_log(secs(20), &["hello"]).await;
+    })
+    .await;
+}
+
+/// An image with the registrar out of `local/registrar-sidekick`, as docs/images.md says.
+async fn build_copied() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "FROM local/debian:bookworm\nCOPY --from=local/registrar-sidekick /registrar /usr/local/bin/\n";
+    std::fs::write(directory.path().join("Dockerfile"), text).unwrap();
+    build("e2e/copied", &[&directory.path().display().to_string()]).await;
+}
+
+#[tokio::test]
+async fn the_agent_registers_as_a_user_who_only_has_the_sockets_group() {
+    use std::os::unix::fs::MetadataExt;
+    within(120, async {
+        let docker = Docker::start().await;
+        docker.etcd().await;
+        let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid().to_string();
+        let service = docker.service("app");
+        let app = docker
+            .run("app", &["--publish", "127.0.0.1::8000", "--label", &format!("SERVICE_NAME={service}"), "local/hello"])
+            .await;
+        let args = [
+            "--user",
+            "65532",
+            "--group-add",
+            &group,
+            "--volume",
+            e2e::docker::SOCKET,
+            "--env",
+            "REGISTRAR_ETCD=http://etcd:2379",
+            "--env",
+            "REGISTRAR_EXPLICIT=true",
+            "--env",
+            "REGISTRAR_IP=127.0.0.1",
+            "local/registrar",
+        ];
+        let agent = docker.run("agent", &[&HARDENED[..], &args].concat()).await;
+        wait_until(secs(30), "the agent knows of it", async || {
+            let said = docker_ok(&["exec", agent.id(), "registrar", "list"]).await;
+            if said.contains(&service) { Ok(()) } else { Err(said) }
+        })
+        .await;
+        drop(app);
+        assert!(agent.logs().await.contains("agent"), "{}", agent.logs().await);
+    })
+    .await;
+}
