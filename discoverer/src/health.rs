@@ -16,8 +16,8 @@ use crate::haproxy::{Runtime, RuntimeError};
 use crate::output::Output;
 use crate::plan::Parsed;
 
-/// The limit on connecting to the machine that we are on.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// The limit on an answer, and on a connection to the machine that we are on: keepalived waits for both.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// Why HAProxy is not healthy.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,9 @@ pub enum Unhealthy {
     /// The worker does not answer as it should.
     #[error("HAProxy does not answer: {0}")]
     Silent(#[from] RuntimeError),
+    /// The worker hangs.
+    #[error("HAProxy does not answer within {LIMIT:?}")]
+    Hangs,
     /// The worker is about to end.
     #[error("HAProxy is stopping")]
     Stopping,
@@ -64,13 +67,14 @@ pub async fn ask(flags: &Flags, connect: Option<SocketAddr>) -> Result<SocketAdd
     };
     if let Some(path) = flags.runtime_socket() {
         // Connections are taken by the kernel for a worker that hangs, too; an answer it gives only itself.
-        if Runtime::new(path).worker().await?.is_stopping {
+        let runtime = Runtime::new(path);
+        if timeout(LIMIT, runtime.worker()).await.map_err(|_| Unhealthy::Hangs)??.is_stopping {
             return Err(Unhealthy::Stopping);
         }
     }
     let refused = |error| Unhealthy::Refused { address, error };
-    let late = |_| refused(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("not within {CONNECT_LIMIT:?}")));
-    timeout(CONNECT_LIMIT, TcpStream::connect(address)).await.map_err(late)?.map_err(refused)?;
+    let late = |_| refused(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("not within {LIMIT:?}")));
+    timeout(LIMIT, TcpStream::connect(address)).await.map_err(late)?.map_err(refused)?;
     Ok(address)
 }
 
