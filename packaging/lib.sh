@@ -123,7 +123,7 @@ build_binaries() {
     # With a target named, the flags are for the programs alone, and not for what runs while they are built.
     local flags="${RUSTFLAGS:-} -C target-feature=+crt-static"
     if ! $build_in_container; then
-        host=$(rustc -vV | sed -n 's/^host: //p')
+        host=$(cargo -vV | sed -n 's/^host: //p')
         RUSTFLAGS=$flags cargo "${what[@]}" --target "$host" --target-dir target || {
             say_if_disk_is_full
             die "cargo could not build the programs; what it says stands above."

@@ -165,7 +165,7 @@ impl Stage {
             "set -euo pipefail
             docker save {images} | docker exec -i {id} docker load >/dev/null
             docker exec {id} sh -c \"$1\"
-            {{ git ls-files -z --cached --others --exclude-standard; printf 'target/release/%s\\0' registrar discoverer; }} |
+            {{ git ls-files -z --cached --others --exclude-standard; printf 'target/static/%s\\0' registrar discoverer; }} |
                 tar -c --null --files-from - | docker exec -i {id} sh -c 'mkdir /root/demo && tar -x --no-same-owner -C /root/demo'
             for program in registrar discoverer standalone; do
                 [ ! -e {debug}/$program ] || docker cp -q {debug}/$program {id}:/usr/local/bin/ 2>/dev/null || docker cp {debug}/$program {id}:/usr/local/bin/

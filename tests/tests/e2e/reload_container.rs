@@ -27,7 +27,7 @@ async fn an_haproxy_in_a_container_is_reloaded_without_a_failed_request_and_met_
         let volume = format!("{0}:{0}", dir.path().display());
         let path = config.display().to_string();
         let haproxy = docker
-            .run("lb", &["--network", "host", "--volume", &volume, "--entrypoint", "haproxy", "local/haproxy-discoverer", "-W", "-db", "-f", &path])
+            .run("lb", &["--user", "0", "--network", "host", "--volume", &volume, "--entrypoint", "haproxy", "local/haproxy-discoverer", "-W", "-db", "-f", &path])
             .await;
         discoverer.wait_serves(&["one"]).await;
         // Once the file has failed to be loaded, the next change is tried at once only after the pause.
