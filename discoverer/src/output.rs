@@ -6,7 +6,6 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::libc::O_NOFOLLOW;
 use tokio::sync::Mutex;
 
 /// Who may read a new file: HAProxy often reads it as another user.
@@ -93,9 +92,14 @@ impl Output {
 
     fn write_candidate(&self, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<()> {
         let mode = std::fs::metadata(&self.path).map_or(self.mode, |metadata| metadata.permissions().mode() & 0o777);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(mode).custom_flags(O_NOFOLLOW);
-        let mut file = BufWriter::new(options.open(&self.candidate)?);
+        // Always a new file: one that is there may be a link, or be held open by whoever put it there (in a directory that
+        // others may write to, such as /tmp).
+        match std::fs::remove_file(&self.candidate) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&self.candidate)?;
+        let mut file = BufWriter::new(file);
         write(&mut file)?;
         file.flush()
     }
@@ -139,14 +143,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_link_in_the_candidates_place_is_not_followed() {
+    async fn what_others_put_in_the_candidates_place_is_neither_followed_nor_written_to_nor_used() {
         let directory = tempfile::tempdir().unwrap();
-        let victim = directory.path().join("victim");
+        let (victim, candidate) = (directory.path().join("victim"), directory.path().join("haproxy.cfg.candidate"));
         std::fs::write(&victim, "precious").unwrap();
-        std::os::unix::fs::symlink(&victim, directory.path().join("haproxy.cfg.candidate")).unwrap();
-        let error = Output::new(directory.path().join("haproxy.cfg")).prepare("x").await.unwrap_err().to_string();
+        let output = Output::new(directory.path().join("haproxy.cfg"));
+        let soft = || std::os::unix::fs::symlink(&victim, &candidate).unwrap();
+        let hard = || std::fs::hard_link(&victim, &candidate).unwrap();
+        let pipe = || nix::unistd::mkfifo(&candidate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for put in [&soft as &dyn Fn(), &hard, &pipe] {
+            put();
+            output.prepare("x").await.unwrap();
+            output.promote().await.unwrap();
+            assert!(std::fs::symlink_metadata(output.path()).unwrap().file_type().is_file());
+            assert_eq!(output.read().as_deref(), Some("x"));
+            assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+        }
+        // Who holds the file open that was there writes into nothing.
+        let mut held = File::create(&candidate).unwrap();
+        output.prepare("good").await.unwrap();
+        held.write_all(b"evil").unwrap();
+        output.promote().await.unwrap();
+        assert_eq!(output.read().as_deref(), Some("good"));
+        std::fs::create_dir(&candidate).unwrap();
+        let error = output.prepare("x").await.unwrap_err().to_string();
         assert!(error.contains("haproxy.cfg.candidate cannot be written"), "{error}");
-        assert_eq!(std::fs::read_to_string(victim).unwrap(), "precious");
     }
 
     #[tokio::test]
