@@ -34,9 +34,21 @@ pub struct Cli {
 pub const PASSWORD_VARIABLE: &str = "DISCOVERER_ETCD_PASSWORD";
 /// The environment variable that may hold the admin server's token.
 pub const TOKEN_VARIABLE: &str = "DISCOVERER_ADMIN_TOKEN";
-/// The variables that no program gets which is started: those of all programs that the discoverer may be a part of.
-pub const SECRET_VARIABLES: [&str; 4] =
-    [PASSWORD_VARIABLE, TOKEN_VARIABLE, "STANDALONE_ETCD_PASSWORD", "STANDALONE_ADMIN_TOKEN"];
+/// The environment variable that holds etcd's endpoints, with a user and password perhaps.
+pub const ETCD_VARIABLE: &str = "DISCOVERER_ETCD";
+/// The variables that no program gets which is started: those of all programs that the discoverer may be a part of, or may run beside
+/// in one container.
+pub const SECRET_VARIABLES: [&str; 9] = [
+    ETCD_VARIABLE,
+    PASSWORD_VARIABLE,
+    TOKEN_VARIABLE,
+    "STANDALONE_ETCD",
+    "STANDALONE_ETCD_PASSWORD",
+    "STANDALONE_ADMIN_TOKEN",
+    "REGISTRAR_ETCD",
+    "REGISTRAR_ETCD_PASSWORD",
+    "REGISTRAR_ADMIN_TOKEN",
+];
 
 /// The environment variables that may hold secrets.
 #[derive(Debug, Clone, Copy)]

@@ -4,13 +4,15 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use discoverer::config::{Cli, Flags, RULES, UsageError, command};
+use discoverer::config::{Cli, ETCD_VARIABLE, Flags, RULES, UsageError, command};
 use discoverer::init;
 use observe::admin::{BindError, TokenError};
+use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
 use registry::SecurityError;
 
 fn main() -> ExitCode {
+    let hidden = arguments::hide("--etcd", ETCD_VARIABLE);
     let source = Source::new(command(), &RULES, std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
@@ -20,6 +22,9 @@ fn main() -> ExitCode {
     if let Err(error) = observe::log::start(cli.flags.log_format, &cli.flags.log_level) {
         eprintln!("discoverer: {error}");
         return ExitCode::from(2);
+    }
+    if let Err(error) = hidden {
+        tracing::warn!(%error, "the password in --etcd is to be seen with ps: give --etcd-password-file, or {ETCD_VARIABLE}");
     }
     if let Some(code) = init::run_if_first() {
         return code;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
 use observe::escape::escaped_lines;
 use observe::log::{self, LogError};
@@ -12,9 +13,10 @@ use registrar::config::{Command, LogFlags, Program};
 use registrar::{Traces, agent, docker, drain, explain, fixed, list, manual, run};
 use registry::Store;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
+    let hidden = arguments::hide("--etcd", "REGISTRAR_ETCD");
     let source = Program::source(std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
@@ -32,6 +34,9 @@ fn main() -> ExitCode {
         eprintln!("registrar: {error}");
         // As clap ends after a flag that it refuses.
         return ExitCode::from(2);
+    }
+    if let Err(error) = hidden {
+        warn!(%error, "the password in --etcd is to be seen with ps: give --etcd-password-file, or REGISTRAR_ETCD");
     }
     match serve(program, source, loaded) {
         Ok(code) => code,

@@ -240,7 +240,7 @@ impl Endpoints {
             let endpoint = shown_endpoint(endpoint);
             warn!(
                 endpoint,
-                "the password in the endpoint is seen in the list of processes if it was given by a flag; \
+                "the password in the endpoint is to be read where that was written: in a unit file, the shell's history, `docker inspect`; \
                  --etcd-user and --etcd-password-file keep it secret"
             );
         }
