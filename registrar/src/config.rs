@@ -93,7 +93,28 @@ impl Program {
         if matches.subcommand_name().is_some() {
             return Ok(Self::Command(Box::new(Command::from_arg_matches(matches)?)));
         }
-        Ok(Self::Sidekick(Box::new(Config::from_arg_matches(matches)?)))
+        let config = Config::from_arg_matches(matches)?;
+        let given = |name| matches.value_source(name).is_some_and(|source| source != ValueSource::DefaultValue);
+        if config.mapped_port.is_some() {
+            let (kind, words) = match (&config.ip, given("docker"), given("container")) {
+                (Host::Published, ..) => (
+                    ErrorKind::MissingRequiredArgument,
+                    "--mapped-port needs the host's address too: give --ip, or leave out --mapped-port, so that Docker is asked for both",
+                ),
+                (_, true, _) => (
+                    ErrorKind::ArgumentConflict,
+                    "with --mapped-port Docker is not asked: leave out --docker, or leave out --mapped-port, so that Docker is asked",
+                ),
+                (.., true) => (
+                    ErrorKind::ArgumentConflict,
+                    "with --mapped-port Docker is not asked for the container: leave out --container, or leave out --mapped-port, so \
+                     that Docker is asked",
+                ),
+                _ => return Ok(Self::Sidekick(Box::new(config))),
+            };
+            return Err(Self::command().error(kind, words));
+        }
+        Ok(Self::Sidekick(Box::new(config)))
     }
 
     /// Whether it runs until it is told to stop, and says in its log what happens.
@@ -524,6 +545,10 @@ mod tests {
             ("--log-format xml", "possible values"),
             ("--nonsense", "--nonsense"),
             ("agent", "cannot be used with"),
+            ("--mapped-port 0 --ip 10.0.0.1", "--mapped-port"),
+            ("--mapped-port 32768", "give --ip, or leave out --mapped-port"),
+            ("--mapped-port 32768 --ip 10.0.0.1 --docker /d.sock", "leave out --docker, or leave out --mapped-port"),
+            ("--mapped-port 32768 --ip 10.0.0.1 --container web", "leave out --container, or leave out --mapped-port"),
         ];
         for (args, expected) in cases {
             let error = parse(args).unwrap_err();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use observe::config::{News, Renewals};
 use registry::watch::Backoff;
-use registry::{InstanceAddress, InstanceKey, Record, StoreError};
+use registry::{AddressError, InstanceAddress, InstanceKey, Record, StoreError};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;
@@ -58,6 +58,10 @@ enum LocateError {
     Resolve(#[from] ResolveError),
     #[error(transparent)]
     Mapping(#[from] MappingError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("--mapped-port is given without the host's address: give --ip")]
+    NoAddress,
 }
 
 /// Something that goes on; at most one of its kind.
@@ -83,8 +87,9 @@ pub async fn run(
     let candidates = candidates(config.container.as_deref(), &traces);
     info!(key = %config.key, port = config.port, version = env!("CARGO_PKG_VERSION"), "the sidekick begins");
 
-    let mut desk =
-        Desk::open(Operator::At(config.admin.clone(), access), metrics.clone(), Daemon::Sidekick, config.ttl);
+    // Without Docker there is nothing to be told of it.
+    let daemon = if config.mapped_port.is_some() { Daemon::Static } else { Daemon::Sidekick };
+    let mut desk = Desk::open(Operator::At(config.admin.clone(), access), metrics.clone(), daemon, config.ttl);
     let mut sidekick = Sidekick::new(config, keeper, metrics);
     let mut shutdown = pin!(shutdown);
     let mut probing: Doing<Asked> = None;
@@ -149,7 +154,7 @@ async fn going_on<T>(doing: &mut Doing<T>) -> T {
     result
 }
 
-/// Reads where other hosts reach the application.
+/// Reads where other hosts reach the application. Docker is left alone where the flags say it all.
 async fn locate(
     config: Config,
     candidates: Vec<Candidate>,
@@ -160,6 +165,10 @@ async fn locate(
         Host::Address(ip) => Some(*ip),
         Host::Name(name) => Some(resolve(name, former).await?),
     };
+    if let Some(port) = config.mapped_port {
+        let ip = ip.ok_or(LocateError::NoAddress)?;
+        return Ok(InstanceAddress::new(ip, port)?);
+    }
     let container = Docker::new(config.docker).own_container(&candidates).await?;
     Ok(service::address(&container, config.port, ip)?)
 }
@@ -276,7 +285,7 @@ impl Sidekick {
         let now = Instant::now();
         // What Docker says of the mapping, it has said.
         let is_docker_well = !matches!(result, Err(LocateError::Docker(_)));
-        if !matches!(result, Err(LocateError::Resolve(_))) {
+        if self.config.mapped_port.is_none() && !matches!(result, Err(LocateError::Resolve(_))) {
             self.metrics.docker_asked("inspect", is_docker_well);
             self.metrics.docker_connected(is_docker_well);
         }

@@ -269,3 +269,31 @@ async fn a_name_for_the_host_is_resolved_and_one_that_leads_to_no_address_of_it_
     eventually_listed(&store, &["/service/10.0.1.2:40001"]).await;
     known.stop().await;
 }
+
+#[tokio::test]
+async fn with_the_mapped_port_given_no_docker_socket_is_touched() {
+    let etcd = Etcd::start();
+    let application = Application::start(ok()).await;
+    let store = store(&etcd.url());
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("docker.sock");
+    // One that is never accepted from: whoever connects is seen all the same.
+    let docker = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    docker.set_nonblocking(true).unwrap();
+    let is_touched = || docker.accept().is_ok();
+
+    let sidekick = Running::start(&etcd.url(), &socket, application.port, "--mapped-port 40003 --ip 10.0.1.2");
+    eventually_listed(&store, &["/service/10.0.1.2:40003"]).await;
+    application.answers(Answer::Close);
+    eventually_listed(&store, &[]).await;
+    application.answers(ok());
+    eventually_listed(&store, &["/service/10.0.1.2:40003"]).await;
+    sidekick.stop().await;
+    assert_eq!(paths(&store).await, [""; 0]);
+    assert!(!is_touched());
+
+    // Without the mapped port it is.
+    let asks = Running::start(&etcd.url(), &socket, application.port, "--ip 10.0.1.2");
+    eventually("a connection to Docker", async || is_touched()).await;
+    asks.stop().await;
+}

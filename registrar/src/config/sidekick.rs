@@ -32,7 +32,8 @@ pub struct Config {
     #[arg(long, env = "REGISTRAR_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
 
-    /// Docker's socket, shared into this container with -v /var/run/docker.sock:/var/run/docker.sock. It is only read.
+    /// Docker's socket, shared into this container with -v /var/run/docker.sock:/var/run/docker.sock. It is only read, so that
+    /// that of a read-only proxy will do. Not needed with --mapped-port.
     #[arg(long, env = "REGISTRAR_DOCKER", value_name = "SOCKET", default_value = "/var/run/docker.sock")]
     pub docker: PathBuf,
 
@@ -40,6 +41,11 @@ pub struct Config {
     /// port is published on (-p ADDRESS::PORT) is taken; a port published on all addresses (-p PORT) needs this flag.
     #[arg(long, env = "REGISTRAR_IP", value_name = "ADDRESS|NAME", default_value = "", hide_default_value = true)]
     pub ip: Host,
+
+    /// The port of the host that --port is published on, where it is known beforehand (-p 32768:8000). Docker is not asked
+    /// then, so that the container needs no socket of Docker's; --ip says the host's address.
+    #[arg(long, env = "REGISTRAR_MAPPED_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub mapped_port: Option<u16>,
 
     /// This container's name or id. Needed only where it cannot be found out from /proc and the host name.
     #[arg(long, env = "REGISTRAR_CONTAINER", value_name = "NAME|ID", value_parser = container_name)]
