@@ -204,6 +204,8 @@ struct Agent {
     client: Option<Client>,
     /// What is wrong with its events, told once.
     docker_trouble: Option<String>,
+    /// Why no command may be run in a container, told once.
+    exec_trouble: Option<DockerError>,
     /// When its stream of events, just opened, has lived long enough to count as there.
     docker_well_at: Option<Instant>,
     /// By what containers are judged, once that is known.
@@ -252,6 +254,7 @@ impl Agent {
             asking: 0,
             client: None,
             docker_trouble: None,
+            exec_trouble: None,
             docker_well_at: None,
             scope: None,
             is_in_container: false,
@@ -386,6 +389,9 @@ impl Agent {
         match news {
             News::Open(client) => {
                 self.metrics.docker_asked("events", true);
+                if self.config.scope.allow_exec {
+                    self.work.spawn(work::may_run(client.clone()));
+                }
                 self.client = Some(client);
                 self.docker_well_at = Some(Instant::now() + WELL_AFTER);
                 self.list.at = Some(Instant::now());
@@ -436,6 +442,7 @@ impl Agent {
         let now = Instant::now().into_std();
         match work {
             Work::EventsEnded => return Err(AgentError::Ended),
+            Work::MayRun(result) => self.may_run(result),
             Work::Host(result) => self.host(result),
             Work::Left(result) => self.left(result),
             Work::Listed(begun, result) => self.listed(begun, result),
@@ -458,6 +465,17 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Says at the start what every check by exec would end with. Any other trouble is told where it is met.
+    fn may_run(&mut self, result: Result<(), DockerError>) {
+        let forbidden = result.err().filter(|error| matches!(error, DockerError::NotAllowed { .. }));
+        if let Some(error) = &forbidden
+            && self.exec_trouble.as_ref() != Some(error)
+        {
+            error!(%error, "--allow-exec is of no use here: what is checked by exec is not registered");
+        }
+        self.exec_trouble = forbidden;
     }
 
     /// Takes what is known of the host.

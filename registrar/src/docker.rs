@@ -29,6 +29,15 @@ const STOP_TIME: Duration = Duration::from_secs(10);
 /// How long Docker may take beyond that to kill it, and to take its network and file system away.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
+/// What Docker is asked for, in the words of an error: what everybody may, and what only its own socket allows.
+const VERSION: &str = "tell its version";
+const EVENTS: &str = "tell what happens";
+const STOP: &str = "stop container";
+const RUN: &str = "run a command in container";
+const START: &str = "start command";
+/// No container's id: by it is asked what is allowed, without anything being done.
+const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
 /// How often it is looked whether a command has ended that has closed its output.
 const EXEC_PAUSE: Duration = Duration::from_millis(50);
 
@@ -64,6 +73,16 @@ pub enum DockerError {
         /// Docker's words.
         what: String,
     },
+    /// It is not for us to ask: a read-only proxy of Docker's socket, or a plugin of Docker's that guards it.
+    #[error("what answers at {socket} does not allow to {asked}: {what}. {}", way_out(asked))]
+    NotAllowed {
+        /// The socket.
+        socket: PathBuf,
+        /// What it was asked to do.
+        asked: String,
+        /// Its words.
+        what: String,
+    },
     /// None of the candidates is this container.
     #[error("Docker knows no container that is this one{}: say its name with `--container NAME`", tried(.0))]
     Unknown(Vec<String>),
@@ -71,6 +90,19 @@ pub enum DockerError {
 
 fn tried(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!(" (tried {})", names.join(", ")) }
+}
+
+/// What to do where something is not allowed.
+fn way_out(asked: &str) -> &'static str {
+    if asked.starts_with(STOP) {
+        "Behind a read-only proxy of Docker's socket nothing is stopped: `registrar drain --wait NAME` and then `docker stop NAME`, or \
+         give Docker's own socket with `--docker`"
+    } else if asked.starts_with(RUN) || asked.starts_with(START) {
+        "Behind a read-only proxy of Docker's socket no check by exec is possible: have it asked otherwise (SERVICE_CHECK_HTTP, \
+         SERVICE_CHECK_TCP, a HEALTHCHECK), or give the registrar Docker's own socket with `--docker`"
+    } else {
+        "The registrar needs to GET /version, /events, /containers/json and /containers/ID/json"
+    }
 }
 
 /// Docker behind its socket.
@@ -112,7 +144,8 @@ impl Docker {
         let docker = bollard::Docker::connect_with_unix(&path, REQUEST_LIMIT.as_secs(), bollard::API_DEFAULT_VERSION)
             .map_err(|error| no_answer(&self.socket, &error))?;
         let agreed = timeout(REQUEST_LIMIT, docker.negotiate_version()).await;
-        let docker = agreed.map_err(|_| too_slow(&self.socket))?.map_err(|error| no_answer(&self.socket, &error))?;
+        let docker =
+            agreed.map_err(|_| too_slow(&self.socket))?.map_err(|error| refused(&self.socket, VERSION, error))?;
         Ok(Client { docker, socket: self.socket.clone() })
     }
 }
@@ -154,7 +187,24 @@ impl Client {
         let time = time.map_or(STOP_TIME, |seconds| Duration::from_secs(seconds.try_into().unwrap_or(0)));
         let limit = time + STOP_LIMIT;
         let patient = self.docker.clone().with_timeout(limit);
-        Ok(self.ask_within(limit, "stop container", id, patient.stop_container(id, None)).await?)
+        Ok(self.ask_within(limit, STOP, id, patient.stop_container(id, None)).await?)
+    }
+
+    /// Whether what answers lets us stop containers. Stops none.
+    ///
+    /// # Errors
+    /// [`DockerError::NotAllowed`]; as [`Client::inspect`].
+    pub async fn may_stop(&self) -> Result<(), DockerError> {
+        allowed(self.ask(STOP, "", self.docker.stop_container(NOBODY, None)).await)
+    }
+
+    /// Whether what answers lets us run commands in containers. Runs none.
+    ///
+    /// # Errors
+    /// As [`Client::may_stop`].
+    pub async fn may_run(&self) -> Result<(), DockerError> {
+        let config = ExecConfig { cmd: Some(vec!["true".to_owned()]), ..ExecConfig::default() };
+        allowed(self.ask(RUN, "", self.docker.create_exec(NOBODY, config)).await.map(drop))
     }
 
     /// Prepares to run a command in a container. Gives by what it is known.
@@ -164,7 +214,7 @@ impl Client {
     pub async fn prepare(&self, container: &str, command: &[String]) -> Result<String, DockerError> {
         let config = ExecConfig { cmd: Some(command.to_vec()), attach_stdout: Some(true), ..ExecConfig::default() };
         let prepared = self.docker.create_exec(container, config);
-        Ok(self.ask("run a command in container", container, prepared).await?.id)
+        Ok(self.ask(RUN, container, prepared).await?.id)
     }
 
     /// Runs a command that was prepared, and waits for its exit code. The caller sets the limit: Docker has no way to
@@ -174,7 +224,7 @@ impl Client {
     /// As [`Client::inspect`], and that Docker does not say how it ended.
     pub async fn run(&self, exec: &str) -> Result<i64, DockerError> {
         let start = self.docker.start_exec(exec, None::<StartExecOptions>);
-        if let StartExecResults::Attached { mut output, .. } = self.ask("start command", exec, start).await? {
+        if let StartExecResults::Attached { mut output, .. } = self.ask(START, exec, start).await? {
             while let Some(Ok(_)) = output.next().await {}
         }
         // It may close its output before it ends, and Docker hears of its end a moment later.
@@ -232,17 +282,10 @@ impl Client {
         answer: impl Future<Output = Result<T, Bollard>>,
     ) -> Result<T, Trouble> {
         let answer = timeout(limit, answer).await;
-        answer.map_err(|_| Trouble::Other(too_slow_within(&self.socket, limit)))?.map_err(|error| match error {
-            Bollard::DockerResponseServerError { status_code, message } => {
-                let asked = format!("{what} {name}").trim_end().to_owned();
-                let refused = DockerError::Refused {
-                    socket: self.socket.clone(),
-                    asked,
-                    what: format!("{status_code} {}", shown(&message)),
-                };
-                if status_code == 404 { Trouble::NotFound(refused) } else { Trouble::Other(refused) }
-            }
-            error => Trouble::Other(no_answer(&self.socket, &error)),
+        answer.map_err(|_| Trouble::Other(too_slow_within(&self.socket, limit)))?.map_err(|error| {
+            let is_unknown = matches!(error, Bollard::DockerResponseServerError { status_code: 404, .. });
+            let error = refused(&self.socket, format!("{what} {name}").trim_end(), error);
+            if is_unknown { Trouble::NotFound(error) } else { Trouble::Other(error) }
         })
     }
 }
@@ -284,6 +327,26 @@ impl From<Trouble> for DockerError {
     fn from(trouble: Trouble) -> Self {
         let (Trouble::NotFound(error) | Trouble::Other(error)) = trouble;
         error
+    }
+}
+
+/// What an answer means about a container that is none.
+fn allowed(answer: Result<(), Trouble>) -> Result<(), DockerError> {
+    match answer {
+        Ok(()) | Err(Trouble::NotFound(_)) => Ok(()),
+        Err(Trouble::Other(error)) => Err(error),
+    }
+}
+
+/// Why there is no good answer to what was asked.
+fn refused(socket: &Path, asked: &str, error: Bollard) -> DockerError {
+    let Bollard::DockerResponseServerError { status_code, message } = error else { return no_answer(socket, &error) };
+    let (socket, asked, what) = (socket.to_owned(), asked.to_owned(), format!("{status_code} {}", shown(&message)));
+    match status_code {
+        403 => DockerError::NotAllowed { socket, asked, what },
+        // In front of Docker, something says so in its place.
+        502..=504 => DockerError::NoAnswer { socket, what },
+        _ => DockerError::Refused { socket, asked, what },
     }
 }
 

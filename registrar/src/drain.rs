@@ -211,6 +211,10 @@ pub async fn undrain(config: &UndrainConfig) -> Result<Report, DrainError> {
 pub async fn stop(config: &StopConfig) -> Result<Report, DrainError> {
     let which = WhichFlags { container: Some(config.container.clone()), all: false };
     let (mut work, container) = Work::begin(&config.target, &which).await.map_err(not_stopped)?;
+    if let Some((client, _)) = &container {
+        // Before anything is drained for nothing.
+        client.may_stop().await?;
+    }
     work.set(Status::Draining).await.map_err(not_stopped)?;
     work.wait(config.limit.timeout).await.map_err(not_stopped)?;
     for pending in &work.report.pending {

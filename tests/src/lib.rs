@@ -15,6 +15,7 @@ pub mod commands;
 pub mod discoverer;
 pub mod dns;
 pub mod docker;
+pub mod docker_proxy;
 pub mod etcd;
 pub mod fake_docker;
 pub mod fake_etcd;

@@ -34,6 +34,8 @@ pub(super) enum Work {
     Inspected(Inspection, Result<Option<Box<Inspected>>, DockerError>),
     /// What an instance answered.
     Answered(Question, Answer),
+    /// Whether commands may be run in containers.
+    MayRun(Result<(), DockerError>),
     /// Nobody follows Docker's events any more.
     EventsEnded,
 }
@@ -73,6 +75,10 @@ fn digest(container: &ContainerSummary, addresses: &BTreeSet<IpAddr>) -> u64 {
     let state = container.state.map(|state| state.to_string());
     (&container.names, state, in_brackets, ports, addresses).hash(&mut hasher);
     hasher.finish()
+}
+
+pub(super) async fn may_run(client: Client) -> Work {
+    Work::MayRun(client.may_run().await)
 }
 
 pub(super) async fn inspect(client: Client, scope: Arc<Scope>, inspection: Inspection) -> Work {

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::{Client, Docker, DockerError, no_answer};
+use super::{Client, Docker, DockerError, EVENTS, no_answer, refused};
 
 /// A container's whole id.
 pub type ContainerId = Arc<str>;
@@ -183,7 +183,7 @@ async fn listen(client: Client, seen: &mut Seen, news: &mpsc::Sender<News>) -> O
                 if matches!(error, bollard::errors::Error::JsonDataError { .. }) {
                     *seen = Seen::since(now_in_nanos().max(seen.until));
                 }
-                return Some(no_answer(&socket, &error));
+                return Some(refused(&socket, EVENTS, error));
             }
             Ok(Some(Ok(message))) => message,
         };

@@ -17,27 +17,46 @@ fn sources(directory: &Path) -> Vec<String> {
     texts
 }
 
-#[test]
-fn each_promise_in_the_guide_to_failures_names_a_test_that_there_is() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let guide = fs::read_to_string(root.join("docs/failures.md")).unwrap();
-    let tests = sources(&root.join("tests/tests/e2e"));
-    let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| failure");
-    let mut count = 0;
-    for row in guide.lines().filter(is_row) {
-        let column = row.trim_end_matches('|').rsplit('|').next().unwrap();
-        let names: Vec<&str> = column.split('`').skip(1).step_by(2).collect();
-        assert!(!names.is_empty(), "no test is named: {row}");
-        for name in names {
-            // What `./test e2e NAME` runs: tests with NAME in their path, which begins with the file's name.
-            let is_test = |text: &String| {
-                let functions = text.split("fn ").skip(1).filter_map(|rest| rest.split_once('('));
-                functions.into_iter().any(|(function, _)| function.contains(name))
-            };
-            let is_file = root.join(format!("tests/tests/e2e/{name}.rs")).is_file();
-            assert!(is_file || tests.iter().any(is_test), "{name} is no test: {row}");
-            count += 1;
+/// Whether this is what `./test e2e NAME` runs, tests with NAME in their path, which begins with the file's name; or a test of a crate.
+fn is_test(root: &Path, tests: &[String], name: &str) -> bool {
+    let has_it = |text: &String| {
+        let functions = text.split("fn ").skip(1).filter_map(|rest| rest.split_once('('));
+        functions.into_iter().any(|(function, _)| function.contains(name))
+    };
+    root.join(format!("tests/tests/e2e/{name}.rs")).is_file() || tests.iter().any(has_it)
+}
+
+/// The names in the last column of each row of tables that end in one for tests.
+fn named_tests(guide: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut is_in_table = false;
+    for line in guide.lines() {
+        if line.starts_with("| ") && line.ends_with("| test |") {
+            is_in_table = true;
+        } else if !line.starts_with('|') {
+            is_in_table = false;
+        } else if is_in_table && line.starts_with("| ") {
+            let column = line.trim_end_matches('|').rsplit('|').next().unwrap();
+            let before = names.len();
+            names.extend(column.split('`').skip(1).step_by(2).map(str::to_owned));
+            assert!(names.len() > before, "no test is named: {line}");
         }
     }
-    assert!(count > 20, "{count} tests are named");
+    names
+}
+
+#[test]
+fn each_promise_in_the_guides_to_failures_and_security_names_a_test_that_there_is() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let e2e = sources(&root.join("tests/tests/e2e"));
+    let of_crates =
+        ["discoverer/src", "registrar/src", "registrar/tests"].iter().flat_map(|of| sources(&root.join(of)));
+    let all: Vec<String> = e2e.iter().cloned().chain(of_crates).collect();
+    for (guide, tests, least) in [("failures", &e2e, 20), ("security", &all, 15)] {
+        let names = named_tests(&fs::read_to_string(root.join(format!("docs/{guide}.md"))).unwrap());
+        for name in &names {
+            assert!(is_test(&root, tests, name), "docs/{guide}.md: {name} is no test");
+        }
+        assert!(names.len() > least, "docs/{guide}.md: {} tests are named", names.len());
+    }
 }
