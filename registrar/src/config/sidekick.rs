@@ -32,8 +32,8 @@ pub struct Config {
     #[arg(long, env = "REGISTRAR_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
 
-    /// Docker's socket, shared into this container with -v /var/run/docker.sock:/var/run/docker.sock. It is only read, so that
-    /// that of a read-only proxy will do. Not needed with --mapped-port.
+    /// Docker's socket, shared into this container with -v /var/run/docker.sock:/var/run/docker.sock. It is only read: a
+    /// read-only proxy's socket will do. Not needed with --mapped-port.
     #[arg(long, env = "REGISTRAR_DOCKER", value_name = "SOCKET", default_value = "/var/run/docker.sock")]
     pub docker: PathBuf,
 
