@@ -211,9 +211,11 @@ pub async fn undrain(config: &UndrainConfig) -> Result<Report, DrainError> {
 pub async fn stop(config: &StopConfig) -> Result<Report, DrainError> {
     let which = WhichFlags { container: Some(config.container.clone()), all: false };
     let (mut work, container) = Work::begin(&config.target, &which).await.map_err(not_stopped)?;
-    if let Some((client, _)) = &container {
-        // Before anything is drained for nothing.
-        client.may_stop().await?;
+    // Before anything is drained for nothing. Any other trouble may be over by then.
+    if let Some((client, _)) = &container
+        && let Err(error @ DockerError::NotAllowed { .. }) = client.may_stop().await
+    {
+        return Err(error.into());
     }
     work.set(Status::Draining).await.map_err(not_stopped)?;
     work.wait(config.limit.timeout).await.map_err(not_stopped)?;
