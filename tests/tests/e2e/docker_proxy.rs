@@ -138,7 +138,6 @@ async fn the_proxy_refuses_all_else_and_docker_hears_nothing_of_it() {
         lines.push(with("Content-Length: +0\r\n", &stop));
         lines.push(with("Transfer-Encoding : chunked\r\n", &format!("0\r\n\r\n{stop}")));
         lines.push(with("Transfer-Encoding: xchunked\r\n", &stop));
-        lines.push(with("X: y\r\n Content-Length: 90\r\n", &stop));
         lines.push(with("Connection: Upgrade\r\nUpgrade: tcp\r\n", &stop));
         lines.push(with(
             "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
@@ -161,7 +160,7 @@ async fn the_proxy_refuses_all_else_and_docker_hears_nothing_of_it() {
 
         // One behind the other on one connection: each is judged by itself.
         let get = request("GET /version", "", "");
-        for ended_by in ["\r\n\r\n", "\n\n"] {
+        for ended_by in ["\r\n\r\n", "\n\n", "\r\nX: y\r\n Content-Length: 90\r\n\r\n"] {
             let both = get.trim_end().to_owned() + ended_by + &stop + &get;
             let reply = proxy.raw(both.as_bytes(), PATIENCE).await;
             assert_eq!(answers(&reply)[..2], [(200, false), (403, true)], "{reply}");
@@ -255,19 +254,17 @@ async fn behind_the_proxy_checks_by_exec_are_told_at_the_start_and_by_explain() 
 #[tokio::test]
 async fn behind_the_proxy_a_sidekick_finds_its_mapped_port() {
     within(60, async {
-        let (docker, etcd) = (Docker::for_apps().await, Etcd::start().await);
-        let proxy = DockerProxy::start(Path::new(REAL)).await;
-        let app = docker.app("app", &[]).await;
-        let published = app.published(8000).await;
-        // The application answers on this port of the loopback too, which is where a sidekick asks.
-        let here = Backend::start_at("here", SocketAddr::from((Ipv4Addr::LOCALHOST, 8000))).await;
-        let flags = ["--etcd", &etcd.url(), "--port", "8000", "--container", app.id()];
-        let _sidekick = Registrar::start(&[&flags[..], &["--docker", &proxy.path().display().to_string()]].concat());
-        wait_until(secs(10), "the sidekick's key", async || {
-            etcd.get(&format!("/service/{published}")).await.map(drop).ok_or_else(|| "none".to_owned())
+        let (docker, etcd, app) = (FakeDocker::start(), Etcd::start().await, Backend::start("app").await);
+        let port = app.address().port();
+        let id = docker.run(&Spec::new("web", "web", (Ipv4Addr::LOCALHOST, port), 40_001));
+        let proxy = DockerProxy::start(docker.path()).await;
+        let (socket, port) = (proxy.path().display().to_string(), port.to_string());
+        let flags = ["--etcd", &etcd.url(), "--port", &port, "--container", &id, "--docker", &socket];
+        let _sidekick = Registrar::start(&flags);
+        wait_until(secs(20), "the sidekick's key", async || {
+            etcd.get("/service/127.0.0.1:40001").await.map(drop).ok_or_else(|| proxy.log())
         })
         .await;
-        drop(here);
         assert_eq!(proxy.log(), "");
     })
     .await;
