@@ -6,12 +6,14 @@ use anyhow::Context;
 use discoverer::config::UsageError;
 use discoverer::{init, signals};
 use observe::admin::{BindError, TokenError};
+use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
 use registry::SecurityError;
 use standalone::flags::{Program, Task};
 use standalone::{commands, run};
 
 fn main() -> ExitCode {
+    let hidden = arguments::hide("--etcd", "STANDALONE_ETCD");
     let source = Program::source(std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
@@ -27,6 +29,9 @@ fn main() -> ExitCode {
     if let Err(error) = observe::log::start(program.discoverer.log_format, &program.discoverer.log_level) {
         eprintln!("standalone: {error}");
         return ExitCode::from(2);
+    }
+    if let Err(error) = hidden {
+        tracing::warn!(%error, "the password in --etcd is to be seen with ps: give --etcd-password-file, or STANDALONE_ETCD");
     }
     if program.task == Task::Run
         && let Some(code) = init::run_if_first()
