@@ -181,9 +181,7 @@ impl Subject {
             let log = self.process.log();
             let is_done = match (is_wrong, self.is_discoverer()) {
                 (true, _) => log.contains("password") || log.contains("authentication"),
-                (false, true) => {
-                    metrics.contains("discoverer_services") && log.contains("configuration") && log.contains("service")
-                }
+                (false, true) => log.contains("registry connected"),
                 (false, false) => log.contains("registered") || log.contains("looked for keys"),
             };
             if is_done && metrics.starts_with("200") { Ok(()) } else { Err(metrics) }
