@@ -289,7 +289,7 @@ impl Source {
         let is_given = |arg: &Arg| matches!(source(arg), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
         // A switch that is off is no choice.
         let is_chosen = |arg: &Arg| {
-            is_given(arg) && !(matches!(arg.get_action(), ArgAction::SetTrue) && !given.get_flag(arg.get_id().as_str()))
+            is_given(arg) && (!matches!(arg.get_action(), ArgAction::SetTrue) || given.get_flag(arg.get_id().as_str()))
         };
         let mut injected = Vec::new();
         for (command, arg) in arguments(path) {

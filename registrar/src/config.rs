@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Subcommand, ValueEnum};
 use observe::admin::{Access, Address, BindError, Token, TokenError};
 use observe::config::{ConfigError, Loaded, Origin, Rules, Source};

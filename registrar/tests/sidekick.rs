@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use observe::config::Renewals;
 use registrar::{Config, RunError, Traces, run};
 use registry::{InstanceKey, Store};
 use support::etcd::{Etcd, free_port};
@@ -39,7 +40,7 @@ impl Running {
         let shutdown = async {
             stopped.await.unwrap();
         };
-        Self { stop, task: tokio::spawn(run(config, Traces::default(), shutdown)) }
+        Self { stop, task: tokio::spawn(run(config, Traces::default(), Renewals::default(), shutdown)) }
     }
 
     /// Tells it to stop and waits until it has.
