@@ -22,7 +22,7 @@ fn sample(arg: &clap::Arg) -> String {
     }
     let name = arg.get_value_names().unwrap()[0].as_str();
     match name {
-        "FILE" | "PATH" | "DIR" | "CMD" | "UNIT" => "\"/somewhere\"",
+        "FILE" | "PATH" | "DIR" | "CMD" => "\"/somewhere\"",
         "URL" | "URLS" | "URL[,URL]" => "[\"http://127.0.0.1:1\"]",
         "PORT" => "8000",
         "tag=NAME" => "[\"tag=edge\"]",
@@ -30,7 +30,7 @@ fn sample(arg: &clap::Arg) -> String {
         "PORTS" => "[1, \"5-7\"]",
         "KEY=VALUE" | "NAME=VALUE" => "{ host = \"a.example\" }",
         "ADDRESS" => "\"127.0.0.1:9401\"",
-        "TAG" | "TAG=T" | "TAGS" | "NAMES" | "NAME" | "ID" | "NAME|ID" | "SERVICE" | "CONTAINER" | "USER" => {
+        "TAG" | "TAG=T" | "TAGS" | "NAMES" | "NAME" | "ID" | "NAME|ID" | "SERVICE" | "CONTAINER" | "USER" | "UNIT" => {
             "\"name-1\""
         }
         other => panic!("what is a value of --{} {other}? say it here", arg.get_long().unwrap_or_default()),

@@ -17,7 +17,7 @@ const SIZE_LIMIT: u64 = 1024 * 1024;
 /// How much of a key is shown.
 const SHOWN: usize = 60;
 /// How alike two names must be to be taken for one.
-const ALIKE: f64 = 0.75;
+const ALIKE: f64 = 0.8;
 
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
