@@ -196,10 +196,12 @@ impl Subject {
             .await;
         }
         let own = self.process.pid();
-        let children = self.process.descendants();
-        if self.is_discoverer() && !is_wrong && !self.reloads_by_command {
-            assert!(!children.is_empty(), "{name}: HAProxy runs");
-        }
+        let supervises = self.is_discoverer() && !is_wrong && !self.reloads_by_command;
+        let children = wait_until(secs(20), &format!("{name}: HAProxy runs"), async || {
+            let children = self.process.descendants();
+            if children.is_empty() && supervises { Err(self.process.log()) } else { Ok(children) }
+        })
+        .await;
         for pid in children.iter().copied().chain([own]) {
             assert_clean(&format!("{name}: the arguments of {pid}"), &read(&format!("/proc/{pid}/cmdline")));
         }
