@@ -127,7 +127,7 @@ fn what_is_wrong_is_named_with_the_line_and_the_key_and_no_value() {
         ("rise = \"3\"", "rise: the value must be a whole number"),
         ("rise = 3.5", "rise: the value must be a whole number"),
         ("rise = 99", "line 1: rise: 99 is not in 1..=9"),
-        ("rise = 99999999999999999999999999", "rise: the value must be"),
+        ("rise = 99999999999999999999999999", "rise: number too large"),
         ("internal = \"true\"", "internal: the value must be true or false"),
         ("check = \"hunter2\"", "line 1: check: write one of http, tcp"),
         ("ttl = [\"a\"]", "ttl: the value must be a text"),
