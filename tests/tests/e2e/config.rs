@@ -79,8 +79,8 @@ async fn the_discoverer_takes_what_its_file_says_at_once_and_keeps_what_was_good
         file.write("log-level = \"debug\"\nmin-interval = 5\n");
         discoverer.wait_logged("the configuration cannot be used", &[("error", "line 2: min-interval")]).await;
         wait_metric(admin, "discoverer_config_good 0").await;
-        let status = discoverer.ask(&["status"]).await;
-        assert!(status.stdout.contains("min-interval"), "{status:?}");
+        let status = http::get(admin, "/api/v1/status").await.unwrap().body;
+        assert!(status.contains("line 2: min-interval") && status.contains("The former one goes on"), "{status}");
         let two = Backend::start("two").await;
         etcd.put(&two.key_in("two"), "running").await;
         discoverer.wait_host("two.test", "two").await;
