@@ -199,7 +199,10 @@ impl Subject {
         let supervises = self.is_discoverer() && !is_wrong && !self.reloads_by_command;
         let children = wait_until(secs(20), &format!("{name}: HAProxy runs"), async || {
             let children = self.process.descendants();
-            if children.is_empty() && supervises { Err(self.process.log()) } else { Ok(children) }
+            // One that has not become another program yet is a copy of this one.
+            let program = |pid: Pid| fs::read_link(format!("/proc/{pid}/exe")).ok();
+            let is_begun = children.iter().all(|&child| program(child) != program(own));
+            if is_begun && (!supervises || !children.is_empty()) { Ok(children) } else { Err(self.process.log()) }
         })
         .await;
         for pid in children.iter().copied().chain([own]) {
