@@ -321,6 +321,11 @@ impl Applier {
         }
     }
 
+    /// Why HAProxy does not run what is wanted. None where it does.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.history.error.as_deref()
+    }
+
     /// What has happened since that was asked last.
     pub fn take_notes(&mut self) -> Vec<(Timestamp, What, String)> {
         self.history.take_notes()

@@ -110,6 +110,17 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print what lets a shell complete this program's flags
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each command
+    Man {
+        /// The directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 /// Flags that do not go together, or are missing for what is asked.

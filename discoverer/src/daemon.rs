@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, getegid, geteuid};
 use observe::admin::{Access, Address};
 use observe::config::{News, Renewals};
+use observe::systemd::{self, Part};
 use registry::watch::Backoff;
 use registry::{Cause, Event, InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -72,7 +73,8 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     if flags.supervise {
         is_writable(&flags.state_dir)?;
     }
-    let program = Program::new(&flags.haproxy);
+    let part = Part::begin();
+    let program = Program::new(&flags.haproxy).within(part.clone());
     let mut tasks = JoinSet::new();
     let version = version(&program).await;
     let metrics = Metrics::default();
@@ -152,6 +154,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         first_unproven: None,
         again,
         flags,
+        part,
     };
     if let Some(signal) = told_to_stop {
         info!(signal, "told to stop");
@@ -177,6 +180,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         // Who wanted to know may have gone.
         let _gone = unfollowed.send(());
     }
+    systemd::stopping();
     // It may have been busy with what is not kept yet.
     if daemon.registry.is_to_be_kept() {
         daemon.snapshots.changed();
@@ -349,6 +353,7 @@ struct Daemon {
     again: Again,
     /// As they were read last; of most of them only what they were at the start counts.
     flags: Flags,
+    part: Part,
 }
 
 /// How the others are told to read all again.
@@ -377,7 +382,9 @@ impl Daemon {
             if self.registry.is_to_be_kept() {
                 self.snapshots.changed();
             }
+            self.part.turn(|| self.status());
             tokio::select! {
+                () = self.part.due() => {}
                 update = updated.recv() => {
                     let Some(Arrived { at, update }) = update else { return };
                     let mut change = self.registry.update(update);
@@ -447,6 +454,21 @@ impl Daemon {
         self.flags = flags;
         let change = self.registry.change(|catalog| catalog.set_options(of_catalog, std::time::Instant::now()));
         self.changed(change).await;
+    }
+
+    /// How it stands, in one line.
+    fn status(&self) -> String {
+        let RegistryView { connection, stale_since, .. } = &self.registry.view;
+        let etcd = match (connection, stale_since, self.registry.listed) {
+            (Connection::Connected, None, true) => "follows etcd",
+            (Connection::Connecting, _, _) | (Connection::Connected, _, false) => "etcd has not answered yet",
+            (_, _, true) => "etcd does not answer, the last known state is served",
+            (_, _, false) => "etcd does not answer, and nothing is known of an earlier run",
+        };
+        let services = self.registry.catalog.services();
+        let instances: usize = services.values().map(|service| service.instances.len()).sum();
+        let haproxy = self.applier.trouble().map(|error| format!("; HAProxy does not run what is wanted: {error}"));
+        format!("{etcd}: {} services, {instances} instances{}", services.len(), haproxy.unwrap_or_default())
     }
 
     /// Says how far it has come: to be called when HAProxy was told of what has changed. Nobody is woken where nothing of it is

@@ -23,6 +23,7 @@ pub mod haproxy;
 pub mod health;
 mod identity;
 pub mod init;
+pub mod manual;
 pub mod metrics;
 pub mod model;
 pub mod once;
@@ -46,6 +47,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use observe::config::Renewals;
 use registry::{EndpointList, Store, StoreOptions};
 use tokio::sync::oneshot;
@@ -69,6 +71,14 @@ pub async fn main(cli: Cli, renewals: Renewals<Flags>) -> anyhow::Result<ExitCod
         Some(Command::Status { json }) => once::status(&flags, json).await,
         Some(Command::Health { connect }) => once::health(&flags, connect).await,
         Some(Command::Explain { name, json }) => once::explain(&flags, named()?.as_ref(), &name, json).await,
+        Some(Command::Completions { shell }) => {
+            manual::print_completions(shell).context("writing to the standard output")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Man { directory }) => {
+            manual::write_pages(&directory).with_context(|| format!("writing to {}", directory.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
         None if flags.dry_run => once::dry_run(&flags).await,
         None if flags.once => once::apply(&flags).await,
         None => {

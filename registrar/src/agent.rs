@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use observe::config::{self, Renewals};
+use observe::systemd::{self, Part};
 use registry::watch::Backoff;
 use registry::{InstanceKey, Record, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::Ending;
 use crate::config::{AdminError, AgentConfig, AgentFlags, ScopeFlags};
 use crate::docker::events::{News, WELL_AFTER, follow};
 use crate::docker::{Client, Docker, DockerError};
@@ -108,13 +110,17 @@ impl Deps {
     }
 }
 
-/// Runs the agent until `shutdown` is done; then removes its keys, unless it is to keep them, and lingers.
+/// Runs the agent until `shutdown` is done; then removes its keys, unless it is to keep them or has a successor, and lingers.
 ///
 /// Docker and etcd may each be away at any time: it waits for them, and keeps what is registered.
 ///
 /// # Errors
 /// Only for what cannot get better by waiting: no client can be made from the configuration, or there is no id.
-pub async fn run(config: AgentFlags, deps: Deps, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+pub async fn run(
+    config: AgentFlags,
+    deps: Deps,
+    shutdown: impl Future<Output: Into<Ending>>,
+) -> Result<(), AgentError> {
     let id = host::id(&config.scope)?;
     let metrics = Metrics::default();
     let mut renewals = deps.renewals;
@@ -133,12 +139,14 @@ pub async fn run(config: AgentFlags, deps: Deps, shutdown: impl Future<Output = 
         Work::EventsEnded
     });
     let mut shutdown = pin!(shutdown);
-    loop {
+    let part = Part::begin();
+    let ending = loop {
         agent.begin();
+        part.turn(|| agent.overview(true).to_string());
         let due = agent.due();
         tokio::select! {
             biased;
-            () = &mut shutdown => break,
+            ending = &mut shutdown => break ending.into(),
             question = desk.asked() => {
                 let overview = agent.overview(question.with_counts);
                 question.answer(overview);
@@ -150,9 +158,11 @@ pub async fn run(config: AgentFlags, deps: Deps, shutdown: impl Future<Output = 
                 agent.done(work)?;
             },
             () = until(due) => {}
+            () = part.due() => {}
         }
-    }
-    agent.end().await;
+    };
+    systemd::stopping();
+    agent.end(ending).await;
     Ok(())
 }
 
@@ -618,8 +628,10 @@ impl Agent {
     }
 
     /// Removes what is registered, or leaves it to a successor.
-    async fn end(self) {
-        if self.config.keep_on_exit {
+    async fn end(self, ending: Ending) {
+        if ending == Ending::Successor {
+            info!("the keys are left to the successor");
+        } else if self.config.keep_on_exit {
             info!("the keys are left to their time to live");
         } else {
             self.keeper.withdraw(self.config.linger).await;

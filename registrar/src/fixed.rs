@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use observe::config::Renewals;
+use observe::systemd::{self, Part};
 use registry::{InstanceAddress, InstanceKey, Record, ServiceName, Status, StoreError};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::Ending;
 use crate::config::{AdminError, StaticCheck, StaticConfig};
 use crate::health::{Answer, Change, Health};
 use crate::host;
@@ -39,7 +41,7 @@ pub enum StaticError {
     Admin(#[from] AdminError),
 }
 
-/// Keeps the key until `shutdown` is done; then removes it, lingers and returns. `now` is what the key says of when it
+/// Keeps the key until `shutdown` is done; then removes it, unless it has a successor, lingers and returns. `now` is what the key says of when it
 /// was registered.
 ///
 /// # Errors
@@ -48,7 +50,7 @@ pub async fn run(
     mut config: StaticConfig,
     now: Timestamp,
     mut renewals: Renewals<StaticConfig>,
-    shutdown: impl Future<Output = ()>,
+    shutdown: impl Future<Output: Into<Ending>>,
 ) -> Result<(), StaticError> {
     let agent = config.agent_id.clone().unwrap_or_else(|| mark(config.address, &config.name));
     let metrics = Metrics::default();
@@ -71,7 +73,8 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     let mut ask_at = (config.check != StaticCheck::None).then(Instant::now);
     let mut question: Option<Pin<Box<dyn Future<Output = Asked>>>> = None;
-    loop {
+    let part = Part::begin();
+    let ending = loop {
         let now = Instant::now();
         if question.is_none() && ask_at.is_some_and(|at| at <= now) {
             ask_at = Some(now + health.gap(now.into_std()));
@@ -79,10 +82,11 @@ pub async fn run(
             question = Some(Box::pin(async move { prober.ask(&check, 0, limit).await }));
         }
         keeper.want(&key, health.is_up().then(|| record.to_value().into()).as_ref());
+        part.turn(|| overview(&keeper, &health, true).to_string());
         let wake = ask_at.filter(|_| question.is_none());
         tokio::select! {
             biased;
-            () = &mut shutdown => break,
+            ending = &mut shutdown => break ending.into(),
             question = desk.asked() => {
                 let overview = overview(&keeper, &health, question.with_counts);
                 question.answer(overview);
@@ -111,7 +115,13 @@ pub async fn run(
                 record.status = found.status;
             },
             () = until(wake) => {}
+            () = part.due() => {}
         }
+    };
+    systemd::stopping();
+    if ending == Ending::Successor {
+        info!("the key is left to the successor");
+        return Ok(());
     }
     keeper.withdraw(config.linger).await;
     Ok(())

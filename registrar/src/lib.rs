@@ -35,3 +35,18 @@ pub mod sidekick;
 pub use config::Config;
 pub use own::Traces;
 pub use sidekick::{RunError, run};
+
+/// How a daemon ends that was told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// For good: its keys go.
+    Good,
+    /// Another process takes its place at once: the keys stay for it.
+    Successor,
+}
+
+impl From<()> for Ending {
+    fn from((): ()) -> Self {
+        Self::Good
+    }
+}

@@ -10,7 +10,7 @@ use observe::config::{Loaded, Renewals, Source};
 use observe::escape::escaped_lines;
 use observe::log::{self, LogError};
 use registrar::config::{Command, LogFlags, Program};
-use registrar::{Traces, agent, docker, drain, explain, fixed, list, manual, run};
+use registrar::{Ending, Traces, agent, docker, drain, explain, fixed, list, manual, run};
 use registry::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -153,15 +153,19 @@ fn done(report: &drain::Report, as_json: bool) -> anyhow::Result<ExitCode> {
     Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Waits for SIGTERM or SIGINT, from now on.
-fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+/// Waits for SIGTERM, SIGINT or SIGUSR2, from now on.
+fn told_to_stop() -> anyhow::Result<impl Future<Output = Ending>> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut replaced = signal(SignalKind::user_defined2()).context("listening for SIGUSR2")?;
     Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => info!(signal = "SIGTERM", "told to stop"),
-            _ = interrupt.recv() => info!(signal = "SIGINT", "told to stop"),
-        }
+        let (signal, ending) = tokio::select! {
+            _ = terminate.recv() => ("SIGTERM", Ending::Good),
+            _ = interrupt.recv() => ("SIGINT", Ending::Good),
+            _ = replaced.recv() => ("SIGUSR2", Ending::Successor),
+        };
+        info!(signal, "told to stop");
+        ending
     })
 }
 

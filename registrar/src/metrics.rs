@@ -3,6 +3,7 @@
 //!
 //! Labels have few values, and all of them are from this program's text: none comes from Docker or etcd.
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -300,6 +301,21 @@ pub(crate) struct Overview {
     pub(crate) etcd: Vec<EtcdOverview>,
     /// What must still come before it is ready, in words.
     pub(crate) missing: Vec<&'static str>,
+}
+
+impl fmt::Display for Overview {
+    /// In one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sum = |of: fn(&EtcdOverview) -> i64| self.etcd.iter().map(of).sum::<i64>();
+        let count = sum(|etcd| {
+            etcd.keys.iter().filter(|(state, _)| matches!(*state, "registered" | "draining")).map(|(_, n)| n).sum()
+        });
+        write!(f, "{count} {} in etcd", if count == 1 { "key" } else { "keys" })?;
+        if self.etcd.iter().any(|etcd| etcd.answered.is_some() && !etcd.is_connected) {
+            write!(f, ", which does not answer")?;
+        }
+        self.missing.iter().try_for_each(|missing| write!(f, "; {missing}"))
+    }
 }
 
 /// How it stands with the keys in one store.

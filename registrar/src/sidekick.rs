@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use observe::config::{News, Renewals};
+use observe::systemd::{self, Part};
 use registry::watch::Backoff;
 use registry::{AddressError, InstanceAddress, InstanceKey, Record, StoreError};
 use reqwest::Method;
@@ -78,7 +79,7 @@ pub async fn run(
     config: Config,
     traces: Traces,
     mut renewals: Renewals<Config>,
-    shutdown: impl Future<Output = ()>,
+    shutdown: impl Future,
 ) -> Result<(), RunError> {
     let metrics = Metrics::default();
     let keeper = Keepers::new(Stores::new(&config.etcd)?, &config.key, &Claim::Any, config.ttl, &metrics);
@@ -94,6 +95,7 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     let mut probing: Doing<Asked> = None;
     let mut locating: Doing<Result<InstanceAddress, LocateError>> = None;
+    let part = Part::begin();
     loop {
         let now = Instant::now();
         if probing.is_none() && sidekick.probe_at <= now {
@@ -107,10 +109,11 @@ pub async fn run(
             locating = Some(Box::pin(locate(sidekick.config.clone(), candidates.clone(), former)));
         }
         sidekick.want();
+        part.turn(|| sidekick.overview(true).to_string());
         let wake = [probing.is_none().then_some(sidekick.probe_at), locating.is_none().then_some(sidekick.locate_at)];
         tokio::select! {
             biased;
-            () = &mut shutdown => break,
+            _ = &mut shutdown => break,
             question = desk.asked() => {
                 let overview = sidekick.overview(question.with_counts);
                 question.answer(overview);
@@ -123,8 +126,10 @@ pub async fn run(
             result = going_on(&mut locating) => sidekick.located(result),
             told = sidekick.keeper.next() => sidekick.told(&told),
             () = until(wake.into_iter().flatten().min()) => {}
+            () = part.due() => {}
         }
     }
+    systemd::stopping();
     sidekick.keeper.withdraw(sidekick.config.linger).await;
     Ok(())
 }

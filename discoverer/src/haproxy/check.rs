@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use observe::systemd::Part;
 use tokio::process::Command;
 
 use super::without_secrets;
@@ -17,6 +18,8 @@ const WORDS_LIMIT: usize = 2000;
 #[derive(Debug, Clone)]
 pub struct Program {
     path: PathBuf,
+    /// Whose step a check is.
+    part: Option<Part>,
 }
 
 /// Why a file was not found good.
@@ -43,7 +46,13 @@ pub enum CheckError {
 impl Program {
     /// The program at a path, or of a name that `PATH` finds.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), part: None }
+    }
+
+    /// The same, as a part of that loop: one turn may take many checks, and each of them says that it lives.
+    #[must_use]
+    pub fn within(self, part: Part) -> Self {
+        Self { part: Some(part), ..self }
     }
 
     /// Its path, as given.
@@ -60,7 +69,11 @@ impl Program {
 
     /// Lets HAProxy read a file (`haproxy -c -f`).
     pub async fn check(&self, file: &Path) -> Result<(), CheckError> {
-        let output = self.run(&["-c".as_ref(), "-f".as_ref(), file]).await?;
+        let output = self.run(&["-c".as_ref(), "-f".as_ref(), file]).await;
+        if let Some(part) = &self.part {
+            part.progress();
+        }
+        let output = output?;
         if output.status.success() {
             return Ok(());
         }

@@ -23,7 +23,7 @@ pub use supervise::{Layout, Order, Supervisor, SupervisorHandle};
 
 /// No program that is started gets a password or a token of ours.
 fn without_secrets(command: &mut tokio::process::Command) {
-    for name in crate::config::SECRET_VARIABLES {
+    for name in crate::config::SECRET_VARIABLES.into_iter().chain(observe::systemd::VARIABLES) {
         command.env_remove(name);
     }
 }

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{Loaded, Source, file, print};
 use crate::follow::Follower;
+use crate::systemd;
 
 /// What came of reading the settings again.
 #[derive(Debug)]
@@ -111,8 +112,12 @@ async fn send<T>(
         if is_asked {
             seen = file.as_deref().map(file::text);
             info!(signal = "SIGHUP", "everything is read again");
+            systemd::reloading();
         }
         let settings = state.again(&read, is_asked);
+        if is_asked {
+            systemd::reloaded();
+        }
         if sender.send(News { settings, is_asked }).await.is_err() {
             return;
         }
