@@ -33,6 +33,7 @@ mod metrics;
 mod outage;
 mod output;
 mod own_templates;
+mod packages;
 mod pages;
 mod reference;
 mod reload;
