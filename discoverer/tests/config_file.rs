@@ -30,9 +30,10 @@ fn sample(arg: &clap::Arg) -> String {
         "PORTS" => "[1, \"5-7\"]",
         "KEY=VALUE" | "NAME=VALUE" => "{ host = \"a.example\" }",
         "ADDRESS" => "\"127.0.0.1:9401\"",
-        "TAG" | "TAG=T" | "TAGS" | "NAMES" | "NAME" | "ID" | "NAME|ID" | "SERVICE" | "CONTAINER" | "USER" | "UNIT" => {
+        "TAG" | "TAG=T" | "TAGS" | "NAMES" | "NAME" | "ID" | "NAME|ID" | "SERVICE" | "CONTAINER" | "USER" => {
             "\"name-1\""
         }
+        "UNIT" => "\"haproxy.service\"",
         other => panic!("what is a value of --{} {other}? say it here", arg.get_long().unwrap_or_default()),
     }
     .to_owned()
