@@ -206,20 +206,18 @@ async fn standalone_that_is_killed_and_started_again_takes_nothing_out_of_haprox
         standalone.wait_logged("registry connected", before).await;
         load.wait_served(200).await;
         assert_eq!(watched.end(), 3, "a server left HAProxy\n{}", standalone.log());
+        load.stop_after(700).await.assert_no_failure(700);
 
         // What has gone while nobody looked goes, and `docker stop` drains.
         standalone.kill().await;
         two.tell("stop").await;
         standalone.start_again(&[]);
         standalone.wait_serves(&[&one, &three]).await;
-        let report = load.stop_after(100).await;
         let load = Load::start(haproxy.http());
         load.wait_served(100).await;
         three.tell("stop").await;
         standalone.wait_serves(&[&one]).await;
-        load.stop_after(100).await.assert_no_failure(100);
-        // While nobody looked HAProxy asked again elsewhere, as for any server that dies.
-        assert!(report.served() > 500, "{report:?}");
+        load.stop_after(200).await.assert_no_failure(200);
     })
     .await;
 }
@@ -240,7 +238,7 @@ async fn standalone_that_is_told_to_stop_leaves_haproxy_as_it_is() {
         standalone.wait_logged("registry connected", 1).await;
         load.wait_served(100).await;
         assert_eq!(watched.end(), 2, "a server left HAProxy\n{}", standalone.log());
-        load.stop_after(100).await.assert_no_failure(300);
+        load.stop_after(300).await.assert_no_failure(300);
     })
     .await;
 }
@@ -268,7 +266,7 @@ async fn from_one_host_to_etcd_and_back_no_instance_leaves_haproxy() {
         standalone.wait_serves(&[&one, &two]).await;
         load.wait_served(200).await;
         assert_eq!(watched.end(), 2, "a server left HAProxy\n{}", standalone.log());
-        load.stop_after(100).await.assert_no_failure(500);
+        load.stop_after(500).await.assert_no_failure(500);
     })
     .await;
 }
