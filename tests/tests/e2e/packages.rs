@@ -100,18 +100,15 @@ impl Host {
         self.host.exec(&["sh", "-ec", script]).await
     }
 
+    /// As docs/packages.md has it done, in a directory with these packages.
     async fn install(&self, packages: &[PathBuf]) -> String {
-        let mut names = Vec::new();
+        self.sh("rm -rf /root/packages && mkdir /root/packages").await;
         for package in packages {
-            let name = format!("/root/{}", package.file_name().unwrap().to_str().unwrap());
-            docker_ok(&["cp", package.to_str().unwrap(), &format!("{}:{name}", self.host.id())]).await;
-            names.push(name);
+            docker_ok(&["cp", package.to_str().unwrap(), &format!("{}:/root/packages/", self.host.id())]).await;
         }
-        self.sh(&format!(
-            "DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {} 2>&1",
-            names.join(" ")
-        ))
-        .await
+        self.sh("cd /root/packages && DEBIAN_FRONTEND=noninteractive \
+             apt-get install -y --no-install-recommends ./registrar_*.deb ./discoverer_*.deb 2>&1")
+            .await
     }
 
     /// A property of a service, as systemd has it.
