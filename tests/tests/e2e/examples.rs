@@ -195,7 +195,7 @@ fn edge_config(directory: &Path, address: &str) -> PathBuf {
 
 #[tokio::test]
 async fn of_two_load_balancers_at_the_edge_one_has_the_address_and_the_other_takes_it_over() {
-    within(180, async {
+    within(600, async {
         let docker = Docker::start().await;
         let etcd = docker.etcd().await;
         let (_hello, body) = registered(&docker, etcd).await;

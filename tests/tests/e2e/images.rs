@@ -143,7 +143,7 @@ async fn two_containers(docker: &Docker, haproxy_first: bool) -> (Container, Con
 #[tokio::test]
 async fn haproxy_and_the_discoverer_in_two_containers_start_in_either_order_and_no_request_is_lost_by_the_discoverers_end()
  {
-    within(240, async {
+    within(600, async {
         for haproxy_first in [true, false] {
             let docker = Docker::start().await;
             let etcd = docker.etcd().await;
@@ -182,7 +182,7 @@ async fn docker_volume(docker: Docker) -> String {
 
 #[tokio::test]
 async fn the_sidekicks_image_has_the_program_alone_which_resolves_names_whatever_the_system_says() {
-    within(120, async {
+    within(600, async {
         let docker = Docker::start().await;
         let etcd = docker.etcd().await;
         let (_hello, _) = registered(&docker, etcd).await;
@@ -212,7 +212,7 @@ async fn build_copied() {
 #[tokio::test]
 async fn the_agent_registers_as_a_user_who_only_has_the_sockets_group() {
     use std::os::unix::fs::MetadataExt;
-    within(120, async {
+    within(600, async {
         let docker = Docker::start().await;
         docker.etcd().await;
         let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid().to_string();

@@ -126,7 +126,7 @@ struct Stage {
 
 impl Stage {
     async fn start() -> Stage {
-        let built = run(&workspace().join("tests/stage/build"), &[], &[], secs(500)).await;
+        let built = run(&workspace().join("tests/stage/build"), &[], &[], secs(900)).await;
         assert_eq!(built.code, Some(0), "tests/stage/build: {}\n{}", built.stdout, built.stderr);
         let docker = Docker::start().await;
         let flags = [
