@@ -375,6 +375,12 @@ impl Cli {
 }
 
 impl Flags {
+    /// Refuses flags that were read again where they do not go together, in words for the log; else the log is at their level from now on.
+    pub fn check_again(&self) -> Result<(), String> {
+        self.check().map_err(|error| error.to_string())?;
+        observe::log::filter_by(&self.log_level).map_err(|error| error.to_string())
+    }
+
     /// Refuses flags that do not go together, wherever they were given.
     pub fn check(&self) -> Result<(), UsageError> {
         let ways: [bool; WAYS.len()] = [

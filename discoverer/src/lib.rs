@@ -48,8 +48,9 @@ use std::pin::Pin;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use observe::admin::{BindError, TokenError};
 use observe::config::Renewals;
-use registry::{EndpointList, Store, StoreOptions};
+use registry::{EndpointList, SecurityError, Store, StoreOptions};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -59,6 +60,21 @@ use crate::config::{Cli, Command, Flags, UsageError};
 use crate::haproxy::{Container, Program, Reloader};
 use crate::plan::Version;
 use crate::render::{HaproxyContext, Surroundings};
+
+/// The exit code of a process that ended so, after what went wrong is in the log: 2 where the flags are wrong, as clap ends after one
+/// that it refuses.
+pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+    let error = match result {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    tracing::error!("{error:#}");
+    let is_usage = error.is::<UsageError>()
+        || error.is::<SecurityError>()
+        || error.is::<TokenError>()
+        || error.downcast_ref::<BindError>().is_some_and(BindError::is_usage);
+    if is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
 
 /// Runs what the command line asks for, until it is done or a signal ends it. `renewals` tells of flags that were read again.
 pub async fn main(cli: Cli, renewals: Renewals<Flags>) -> anyhow::Result<ExitCode> {

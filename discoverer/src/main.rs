@@ -4,12 +4,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use discoverer::config::{Cli, ETCD_VARIABLE, Flags, RULES, UsageError, command};
+use discoverer::config::{Cli, ETCD_VARIABLE, Flags, RULES, command};
 use discoverer::init;
-use observe::admin::{BindError, TokenError};
 use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
-use registry::SecurityError;
 
 fn main() -> ExitCode {
     let hidden = arguments::hide("--etcd", ETCD_VARIABLE);
@@ -39,18 +37,7 @@ fn main() -> ExitCode {
             discoverer::main(cli, renewals).await
         }))
     });
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            // As clap ends after a flag that it refuses.
-            let is_usage = error.is::<UsageError>()
-                || error.is::<SecurityError>()
-                || error.is::<TokenError>()
-                || error.downcast_ref::<BindError>().is_some_and(BindError::is_usage);
-            if is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
-        }
-    }
+    discoverer::exit_code(result)
 }
 
 /// Whoever reads it may have seen enough.
@@ -68,8 +55,7 @@ fn printed(text: &str) -> ExitCode {
 fn follow(source: Source, loaded: Loaded) -> anyhow::Result<Renewals<Flags>> {
     let read = |loaded: &Loaded| {
         let flags = Cli::from_loaded(loaded).map_err(|error| error.to_string())?.flags;
-        flags.check().map_err(|error| error.to_string())?;
-        observe::log::filter_by(&flags.log_level).map_err(|error| error.to_string())?;
+        flags.check_again()?;
         Ok(flags)
     };
     Renewals::follow(source, loaded, read).context("signals cannot be received")

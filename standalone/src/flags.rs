@@ -268,6 +268,17 @@ mod tests {
     }
 
     #[test]
+    fn what_takes_effect_at_once_in_one_of_both_programs_does_here() {
+        let command = Program::command();
+        let is_here = |key: &&&str| command.get_arguments().any(|arg| arg.get_long() == Some(**key));
+        let both = [registrar::config::RULES.at_once, discoverer::config::RULES.at_once].concat();
+        let mut expected: Vec<&str> = both.iter().filter(is_here).copied().collect();
+        expected.sort_unstable();
+        expected.dedup();
+        assert_eq!(RULES.at_once, expected);
+    }
+
+    #[test]
     fn every_flag_of_both_programs_is_one_here_with_a_variable_of_its_own() {
         let command = Program::command();
         let registrar = registrar::config::Program::command();

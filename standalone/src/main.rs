@@ -3,12 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use discoverer::config::UsageError;
 use discoverer::{init, signals};
-use observe::admin::{BindError, TokenError};
 use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
-use registry::SecurityError;
 use standalone::flags::{Program, Task};
 use standalone::{commands, run};
 
@@ -52,26 +49,14 @@ fn main() -> ExitCode {
         runtime.shutdown_background();
         result
     });
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            let is_usage = error.is::<UsageError>()
-                || error.is::<SecurityError>()
-                || error.is::<TokenError>()
-                || error.downcast_ref::<BindError>().is_some_and(BindError::is_usage);
-            // As clap ends after a flag that it refuses.
-            if is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
-        }
-    }
+    discoverer::exit_code(result)
 }
 
 /// Has the flags read again when somebody asks for it, or the file changes.
 fn follow(source: Source, loaded: Loaded) -> anyhow::Result<Renewals<Program>> {
     let read = |loaded: &Loaded| {
         let program = Program::from_loaded(loaded).map_err(|error| error.to_string())?;
-        program.discoverer.check().map_err(|error| error.to_string())?;
-        observe::log::filter_by(&program.discoverer.log_level).map_err(|error| error.to_string())?;
+        program.discoverer.check_again()?;
         Ok(program)
     };
     Renewals::follow(source, loaded, read).context("signals cannot be received")
