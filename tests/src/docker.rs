@@ -23,6 +23,18 @@ pub const IMAGE_NAMES: [&str; 6] = [
     "local/registrar-sidekick",
 ];
 
+/// What a container needs in which systemd runs as in a host, where `--privileged` gives too much or is refused.
+pub const SYSTEMD_FLAGS: [&str; 8] = [
+    "--cap-add=ALL",
+    "--cap-drop=SYS_RESOURCE",
+    "--security-opt=seccomp=unconfined",
+    "--security-opt=apparmor=unconfined",
+    "--security-opt=systempaths=unconfined",
+    "--cgroupns=private",
+    "--tmpfs=/run",
+    "--tmpfs=/run/lock",
+];
+
 /// The containers of one test, in a private network where it asks for one. Dropping it removes all of it; when the test is
 /// failing, the containers' logs are printed first.
 pub struct Docker {

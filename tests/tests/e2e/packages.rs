@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use e2e::docker::{Container, Docker, SOCKET, docker_ok};
+use e2e::docker::{Container, Docker, SOCKET, SYSTEMD_FLAGS, docker_ok};
 use e2e::process::{Finished, run, target_dir};
 use e2e::{app, secs, wait_until};
 use tokio::sync::OnceCell;
@@ -70,19 +70,9 @@ impl Host {
         app::provide_image().await;
         let docker = Docker::start().await;
         let socket = SOCKET.split(':').next().unwrap();
-        let flags = [
-            "--cap-add=ALL",
-            "--cap-drop=SYS_RESOURCE",
-            "--security-opt=seccomp=unconfined",
-            "--security-opt=apparmor=unconfined",
-            "--security-opt=systempaths=unconfined",
-            "--cgroupns=private",
-            "--tmpfs=/run",
-            "--tmpfs=/run/lock",
-            // Beside the place where systemd mounts its own /run.
-            &format!("--volume={socket}:/srv/docker.sock"),
-            &image,
-        ];
+        // Beside the place where systemd mounts its own /run.
+        let volume = format!("--volume={socket}:/srv/docker.sock");
+        let flags = [&SYSTEMD_FLAGS[..], &[&volume, &image]].concat();
         let host = docker.run("host", &flags).await;
         let host = Host { docker, host };
         wait_until(secs(60), "the host has booted", async || {

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use e2e::commands::{Block, Command, How, blocks, compare};
-use e2e::docker::{Docker, IMAGE_NAMES, docker_ok};
+use e2e::docker::{Docker, IMAGE_NAMES, SYSTEMD_FLAGS, docker_ok};
 use e2e::process::{find_program, find_workspace_binary, run, tail};
 use e2e::{secs, wait_until, within, workspace};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -129,18 +129,7 @@ impl Stage {
         let built = run(&workspace().join("tests/stage/build"), &[], &[], secs(900)).await;
         assert_eq!(built.code, Some(0), "tests/stage/build: {}\n{}", built.stdout, built.stderr);
         let docker = Docker::start().await;
-        let flags = [
-            "--cap-add=ALL",
-            "--cap-drop=SYS_RESOURCE",
-            "--security-opt=seccomp=unconfined",
-            "--security-opt=apparmor=unconfined",
-            "--security-opt=systempaths=unconfined",
-            "--cgroupns=private",
-            "--tmpfs=/run",
-            "--tmpfs=/run/lock",
-            "--hostname=host-1",
-            "local/stage",
-        ];
+        let flags = [&SYSTEMD_FLAGS[..], &["--hostname=host-1", "local/stage"]].concat();
         let id = docker.run("stage", &flags).await.id().to_owned();
         let stage = Stage { docker, id };
         wait_until(secs(60), "the stage's Docker engine answers", async || {

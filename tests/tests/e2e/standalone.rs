@@ -143,6 +143,26 @@ async fn web(docker: &Docker, alias: &str) -> Container {
     docker.app(alias, &["--label", &name, "--label", &host, "--env", "LINGER_MS=300"]).await
 }
 
+/// Two applications behind an HAProxy of its own that a standalone keeps right; they answer.
+struct Site {
+    docker: Docker,
+    haproxy: Haproxy,
+    standalone: Standalone,
+    one: Container,
+    two: Container,
+}
+
+impl Site {
+    async fn start() -> Site {
+        let docker = Docker::for_apps().await;
+        let haproxy = Haproxy::start().await;
+        let standalone = Standalone::beside(docker.name(), &haproxy);
+        let (one, two) = (web(&docker, "one").await, web(&docker, "two").await);
+        standalone.wait_serves(&[&one, &two]).await;
+        Site { docker, haproxy, standalone, one, two }
+    }
+}
+
 /// Looks at HAProxy's servers until it is dropped, and keeps the fewest that were there.
 struct Watched {
     fewest: Arc<Mutex<Option<usize>>>,
@@ -174,11 +194,7 @@ impl Watched {
 #[tokio::test]
 async fn standalone_that_is_killed_and_started_again_takes_nothing_out_of_haproxy() {
     within(240, async {
-        let docker = Docker::for_apps().await;
-        let haproxy = Haproxy::start().await;
-        let mut standalone = Standalone::beside(docker.name(), &haproxy);
-        let (one, two) = (web(&docker, "one").await, web(&docker, "two").await);
-        standalone.wait_serves(&[&one, &two]).await;
+        let Site { docker, haproxy, mut standalone, one, two } = Site::start().await;
 
         let load = Load::start(haproxy.http());
         load.wait_served(100).await;
@@ -225,11 +241,7 @@ async fn standalone_that_is_killed_and_started_again_takes_nothing_out_of_haprox
 #[tokio::test]
 async fn standalone_that_is_told_to_stop_leaves_haproxy_as_it_is() {
     within(120, async {
-        let docker = Docker::for_apps().await;
-        let haproxy = Haproxy::start().await;
-        let mut standalone = Standalone::beside(docker.name(), &haproxy);
-        let (one, two) = (web(&docker, "one").await, web(&docker, "two").await);
-        standalone.wait_serves(&[&one, &two]).await;
+        let Site { docker: _docker, haproxy, mut standalone, one, two } = Site::start().await;
         let (load, watched) = (Load::start(haproxy.http()), Watched::begin(&haproxy));
         standalone.stop().await;
         load.wait_served(100).await;
@@ -246,11 +258,8 @@ async fn standalone_that_is_told_to_stop_leaves_haproxy_as_it_is() {
 #[tokio::test]
 async fn from_one_host_to_etcd_and_back_no_instance_leaves_haproxy() {
     within(180, async {
-        let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
-        let haproxy = Haproxy::start().await;
-        let mut standalone = Standalone::beside(docker.name(), &haproxy);
-        let (one, two) = (web(&docker, "one").await, web(&docker, "two").await);
-        standalone.wait_serves(&[&one, &two]).await;
+        let etcd = Etcd::start().await;
+        let Site { docker, haproxy, mut standalone, one, two } = Site::start().await;
         let (load, watched) = (Load::start(haproxy.http()), Watched::begin(&haproxy));
         standalone.stop().await;
         let url = etcd.url();
