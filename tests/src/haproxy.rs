@@ -63,6 +63,7 @@ impl Haproxy {
         let http = free_address();
         let config = dir.path().join("haproxy.cfg");
         fs::write(&config, first_configuration(http)).unwrap();
+        fs::write(dir.path().join("own.cfg"), "").unwrap();
         let mut haproxy = Haproxy { process: None, version, http, dir };
         haproxy.start_again();
         wait_until(secs(10), "haproxy answers", async || match http::get(http, "/").await {
@@ -79,8 +80,9 @@ impl Haproxy {
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "haproxy runs already");
         let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let args = ["-W", "-S", &path("master.sock"), "-p", &path("haproxy.pid"), "-f", &path("haproxy.cfg")]
-            .map(str::to_owned);
+        let (master, pid_file) = (path("master.sock"), path("haproxy.pid"));
+        let files = [path("haproxy.cfg"), path("own.cfg")];
+        let args = ["-W", "-S", &master, "-p", &pid_file, "-f", &files[0], "-f", &files[1]].map(str::to_owned);
         let log = self.dir.path().join("log");
         self.process = Some(Process::start("haproxy", &self.version.program(), &args, &log, self.dir.path()));
     }
@@ -109,6 +111,11 @@ impl Haproxy {
     /// Its configuration file: the discoverer's `--output`.
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("haproxy.cfg")
+    }
+
+    /// The configuration file of somebody else's that it reads behind the discoverer's: empty at first.
+    pub fn own_config(&self) -> PathBuf {
+        self.dir.path().join("own.cfg")
     }
 
     /// The master CLI's socket.

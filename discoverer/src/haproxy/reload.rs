@@ -30,6 +30,8 @@ const ASK_EVERY: Duration = Duration::from_millis(10);
 const LIST_EVERY: Duration = Duration::from_millis(50);
 /// A worker that is forked after the file was read stays, but for a fault of its own.
 const WORKER_STAYS: Duration = Duration::from_millis(50);
+/// A master tells its uptime in whole seconds.
+const UPTIME_ERROR: Duration = Duration::from_secs(2);
 /// A worker that is forked before the file is read tries to bind for 2.4 s.
 const WORKER_TRIES: Duration = Duration::from_secs(4);
 /// How much of what a command or HAProxy says is kept, in characters.
@@ -213,6 +215,10 @@ impl Reloader {
 /// What `show proc` says of the master.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Processes {
+    /// The master's pid, in its own namespace: in a container of its own it is the same after each start.
+    pid: u32,
+    /// How long it has been running, in whole seconds. A reload does not begin it anew.
+    uptime: Duration,
     /// How many reloads the oldest of the old workers has survived.
     pub(super) most_survived: u64,
     pub(super) reloads: u64,
@@ -220,14 +226,25 @@ pub(super) struct Processes {
     pub(super) has_worker: bool,
 }
 
+impl Processes {
+    /// Whether this master was started after the one that answered so long before, rather than by its reload.
+    fn is_started_after(&self, before: &Self, elapsed: Duration) -> bool {
+        self.pid != before.pid || self.uptime + UPTIME_ERROR < before.uptime + elapsed
+    }
+}
+
 /// Reads the reply to `show proc` of the master CLI (management guide, section 9.4.1).
 pub(super) fn parse_processes(reply: &str) -> Option<Processes> {
     let mut words = reply.lines().find(|line| line.split_whitespace().nth(1) == Some("master"))?.split_whitespace();
-    let reloads = words.nth(2)?.parse().ok()?;
+    let pid = words.next()?.parse().ok()?;
+    let reloads = words.nth(1)?.parse().ok()?;
     let mut failed = 0;
-    if words.next() == Some("[failed:") {
+    let mut uptime = words.next()?;
+    if uptime == "[failed:" {
         failed = words.next()?.strip_suffix(']')?.parse().ok()?;
+        uptime = words.next()?;
     }
+    let uptime = parse_uptime(uptime)?;
     let workers = |lines: &str| {
         let lines = lines.lines().map(|line| line.split_whitespace().skip(1));
         let survived = lines.filter_map(|mut words| (words.next() == Some("worker")).then(|| words.next()));
@@ -235,7 +252,19 @@ pub(super) fn parse_processes(reply: &str) -> Option<Processes> {
     };
     let (current, old) = reply.split_once("# old workers").unwrap_or((reply, ""));
     let most_survived = workers(old).into_iter().max().unwrap_or(0);
-    Some(Processes { most_survived, reloads, failed, has_worker: !workers(current).is_empty() })
+    Some(Processes { pid, uptime, most_survived, reloads, failed, has_worker: !workers(current).is_empty() })
+}
+
+/// Reads a time such as `0d00h01m05s`.
+fn parse_uptime(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut seconds = 0_u64;
+    for (unit, length) in [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)] {
+        let (count, behind) = rest.split_once(unit)?;
+        seconds = seconds.checked_add(count.parse::<u64>().ok()?.checked_mul(length)?)?;
+        rest = behind;
+    }
+    rest.is_empty().then(|| Duration::from_secs(seconds))
 }
 
 /// A worker in what the master says.
@@ -284,11 +313,13 @@ pub async fn running_version(master_socket: &Path) -> Option<String> {
 }
 
 /// Reloads over the master CLI. HAProxy 2.6 gives an empty reply and goes on by itself, so `show proc` is asked until
-/// the number of reloads has risen; 3.0 and later reply with the result.
+/// the number of reloads has risen; 3.0 and later reply with the result. A master that somebody started meanwhile has read
+/// the file by itself.
 pub(super) async fn through_socket(path: &Path) -> Result<(), ReloadError> {
     let deadline = Instant::now() + RELOAD_LIMIT;
     let before = ask(path, "show proc", RELOAD_LIMIT).await?;
     let before = parse_processes(&before).ok_or_else(|| ReloadError::Reply(first_line(&before)))?;
+    let asked = Instant::now();
     // The old master may close without a reply, or reset the connection, while it executes itself anew.
     let reply = ask(path, "reload", RELOAD_LIMIT).await.unwrap_or_default();
     match reply.trim().split_once('\n').map_or(reply.trim(), |(first, _)| first) {
@@ -302,11 +333,19 @@ pub(super) async fn through_socket(path: &Path) -> Result<(), ReloadError> {
         match ask(path, "show proc", RELOAD_LIMIT).await {
             Ok(reply) => {
                 last_answer = Instant::now();
-                if let Some(now) = parse_processes(&reply).filter(|now| now.reloads > before.reloads) {
-                    return match now.failed {
-                        0 => Ok(()),
-                        _ => Err(ReloadError::Failed("its log says why".to_owned())),
-                    };
+                match parse_processes(&reply) {
+                    Some(now) if now.is_started_after(&before, asked.elapsed()) => {
+                        if now.has_worker {
+                            return Ok(());
+                        }
+                    }
+                    Some(now) if now.reloads > before.reloads => {
+                        return match now.failed {
+                            0 => Ok(()),
+                            _ => Err(ReloadError::Failed("its log says why".to_owned())),
+                        };
+                    }
+                    _ => {}
                 }
             }
             // While the new master reads its file, nobody answers.
@@ -461,7 +500,9 @@ mod tests {
     #[test]
     fn the_masters_counters_are_read() {
         let processes = parse_processes(SHOW_PROC_2_6).unwrap();
-        assert_eq!(processes, Processes { most_survived: 0, reloads: 2, failed: 1, has_worker: true });
+        let uptime = Duration::from_secs(1);
+        let wanted = Processes { pid: 8676, uptime, most_survived: 0, reloads: 2, failed: 1, has_worker: true };
+        assert_eq!(processes, wanted);
         let old =
             format!("{SHOW_PROC_2_6}# old workers\n9 worker 12 0d00h00m09s 2.6.12\n8 worker 3 0d00h00m05s 2.6.12\n");
         assert_eq!(parse_processes(&old).unwrap().most_survived, 12);
@@ -470,5 +511,21 @@ mod tests {
         assert_eq!(parse_workers("Unknown command"), None);
         assert_eq!(parse_processes("Unknown command"), None);
         assert_eq!(parse_processes(""), None);
+        assert_eq!(parse_processes(&SHOW_PROC_2_6.replace("0d00h00m01s", "1s")), None);
+    }
+
+    #[test]
+    fn a_master_that_was_started_anew_is_told_from_one_that_was_reloaded() {
+        let at = |pid: u32, uptime: &str, reloads: u32| {
+            let line = format!("{pid} master {reloads} [failed: 0] {uptime} 2.6.12\n# workers\n");
+            parse_processes(&line).unwrap()
+        };
+        let before = at(1, "2d03h04m05s", 0);
+        assert_eq!(before.uptime, Duration::from_secs(2 * 86_400 + 3 * 3600 + 4 * 60 + 5));
+        let soon = Duration::from_secs(3);
+        assert!(!at(1, "2d03h04m08s", 1).is_started_after(&before, soon));
+        assert!(!at(1, "2d03h04m07s", 0).is_started_after(&before, soon), "whole seconds");
+        assert!(at(1, "0d00h00m01s", 0).is_started_after(&before, soon), "in a container");
+        assert!(at(9, "2d03h04m08s", 0).is_started_after(&before, soon));
     }
 }

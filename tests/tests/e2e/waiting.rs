@@ -1,5 +1,6 @@
 //! What goes on while a reload fails or has to wait: servers come, drain and go, and the file follows.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use e2e::backend::Backend;
@@ -161,6 +162,41 @@ async fn many_reloads_cut_no_tunnel_of_one_old_worker_before_the_drain_timeout()
         site.discoverer.wait_in_step(&wanted).await;
         let reloads = site.discoverer.reloads().await - site.reloads;
         assert!(reloads >= 3, "{reloads} reloads: the limit was never reached");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_haproxy_that_is_killed_while_it_reloads_is_known_again_as_soon_as_it_is_back() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let mut haproxy = Haproxy::start().await;
+        let discoverer = Discoverer::reload_socket(&etcd.url(), &haproxy).runtime(&haproxy).start();
+        let site = Site::with(etcd, discoverer).await;
+        // Whoever reads it waits for what is never written.
+        let own = haproxy.own_config();
+        std::fs::remove_file(&own).unwrap();
+        nix::unistd::mkfifo(&own, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let shop = Backend::start("shop").await;
+        site.etcd.put(&shop.key_in("shop"), SHOP).await;
+        let mut writer = std::fs::OpenOptions::new();
+        writer.write(true).custom_flags(nix::libc::O_NONBLOCK);
+        let held =
+            wait_until(SOON, "haproxy reads its files", async || writer.open(&own).map_err(|error| error.to_string()))
+                .await;
+        haproxy.kill();
+        drop(held);
+        std::fs::remove_file(&own).unwrap();
+        e2e::process::touch(&own);
+        haproxy.start_again();
+        // Less than the limit on a reload, which it is not to wait for.
+        wait_until(secs(10), "shop is served", async || match site.discoverer.answer("shop.test").await.as_str() {
+            "shop" => Ok(()),
+            other => Err(other.to_owned()),
+        })
+        .await;
+        site.second_beside(&[("shop", shop.address(), WEIGHT)]).await;
+        assert_eq!(site.discoverer.logged("reload failed").len(), 0);
     })
     .await;
 }
