@@ -113,6 +113,19 @@ choose_builder() {
     export SUITE=$suite
 }
 
+# in_container IMAGE: sets `in_container`, what stands before a command that builds in a container of an image, as us, in /src.
+in_container=()
+in_container() {
+    mkdir -p target/container
+    in_container=(docker run --rm --user "$(id -u):$(id -g)" --security-opt label=disable --volume "$root:/src" --workdir /src
+        --env CARGO_HOME=/src/target/container/cargo)
+    # Where this machine trusts another authority, such as a company's proxy, what runs there does so too.
+    if [ -f "${SSL_CERT_FILE:-}" ]; then
+        in_container+=(--volume "$SSL_CERT_FILE:/authorities.pem:ro" --env CARGO_HTTP_CAINFO=/authorities.pem)
+    fi
+    in_container+=("$1")
+}
+
 programs=target/static # where they are, in the root of the project
 # build_binaries PROGRAM...: as $programs/PROGRAM.
 build_binaries() {
@@ -135,11 +148,9 @@ build_binaries() {
         docker image inspect "$rust" >/dev/null 2>&1 || docker pull "$rust" ||
             die "It cannot be built on this machine ($why_container), and the image $rust cannot be had." \
                 "Install or update Rust here (https://rustup.rs) and run $again again."
-        mkdir -p target/container
-        host=$(docker run --rm "$rust" rustc -vV | sed -n 's/^host: //p')
-        docker run --rm --user "$(id -u):$(id -g)" --security-opt label=disable --volume "$root:/src" --workdir /src \
-            --env CARGO_HOME=/src/target/container/cargo --env RUSTFLAGS="$flags" \
-            "$rust" cargo "${what[@]}" --target "$host" --target-dir target/container || {
+        in_container "$rust"
+        host=$("${in_container[@]}" rustc -vV | sed -n 's/^host: //p')
+        "${in_container[@]}" env RUSTFLAGS="$flags" cargo "${what[@]}" --target "$host" --target-dir target/container || {
             say_if_disk_is_full
             die "cargo could not build the programs; what it says stands above."
         }
