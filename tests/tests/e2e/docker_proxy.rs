@@ -1,5 +1,5 @@
-//! The registrar behind a read-only proxy of Docker's socket: what the proxy lets through, and what the registrar says where it is not
-//! allowed what it would do.
+//! A read-only proxy of Docker's socket: what it lets through, and what the registrar and the discoverer say where they are not allowed
+//! what they would do.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -7,17 +7,39 @@ use std::time::Duration;
 
 use e2e::agent::{Agent, REGISTERED, instances, wait_at, wait_none};
 use e2e::backend::Backend;
+use e2e::discoverer::{Discoverer, field};
 use e2e::docker::Docker;
 use e2e::docker_proxy::DockerProxy;
 use e2e::etcd::Etcd;
 use e2e::fake_docker::{FakeDocker, Spec};
-use e2e::http::Connection;
+use e2e::http::{self, Connection};
+use e2e::ports::free_address;
 use e2e::registrar::{Registrar, run_registrar};
 use e2e::{secs, wait_until, within};
 
 const REAL: &str = "/var/run/docker.sock";
 /// How long nothing more is waited for after an answer.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// An agent behind the proxy of the real Docker.
+struct Behind {
+    docker: Docker,
+    etcd: Etcd,
+    proxy: DockerProxy,
+    /// The proxy's.
+    socket: String,
+    agent: Agent,
+}
+
+impl Behind {
+    async fn start(flags: &[&str]) -> Self {
+        let (docker, etcd) = (Docker::for_apps().await, Etcd::start().await);
+        let proxy = DockerProxy::start(Path::new(REAL)).await;
+        let socket = proxy.path().display().to_string();
+        let agent = Agent::start(&etcd, &[&["--docker", &socket], flags].concat());
+        Self { docker, etcd, proxy, socket, agent }
+    }
+}
 
 /// The status of each answer in what came back, and whether it is the proxy's own: Docker says the version of its API in each.
 fn answers(reply: &str) -> Vec<(u16, bool)> {
@@ -173,12 +195,8 @@ async fn the_proxy_refuses_all_else_and_docker_hears_nothing_of_it() {
 #[tokio::test]
 async fn behind_the_proxy_the_agent_registers_explains_and_drains() {
     within(120, async {
-        let (docker, etcd) = (Docker::for_apps().await, Etcd::start().await);
-        let proxy = DockerProxy::start(Path::new(REAL)).await;
-        let socket = proxy.path().display().to_string();
-        let agent = Agent::start(&etcd, &["--docker", &socket]);
-        let app = docker.app("app", &[]).await;
-        let service = docker.service("app");
+        let Behind { docker, etcd, proxy, socket, agent } = Behind::start(&[]).await;
+        let (app, service) = (docker.app("app", &[]).await, docker.service("app"));
         wait_at(&etcd, &service, app.published(8000).await, REGISTERED).await;
         let explained = agent.explain(app.id()).await;
         assert_eq!(explained.code, Some(0), "{explained:?}");
@@ -202,12 +220,8 @@ async fn behind_the_proxy_the_agent_registers_explains_and_drains() {
 #[tokio::test]
 async fn behind_the_proxy_stop_says_no_before_anything_is_drained() {
     within(60, async {
-        let (docker, etcd) = (Docker::for_apps().await, Etcd::start().await);
-        let proxy = DockerProxy::start(Path::new(REAL)).await;
-        let socket = proxy.path().display().to_string();
-        let agent = Agent::start(&etcd, &["--docker", &socket]);
-        let app = docker.app("app", &[]).await;
-        let service = docker.service("app");
+        let Behind { docker, etcd, socket, proxy: _proxy, agent: _agent } = Behind::start(&[]).await;
+        let (app, service) = (docker.app("app", &[]).await, docker.service("app"));
         wait_at(&etcd, &service, app.published(8000).await, REGISTERED).await;
         let flags = ["--etcd", &etcd.url(), "--docker", &socket];
         let stopped = run_registrar(&[&["stop", app.id()], &flags[..]].concat()).await;
@@ -220,7 +234,45 @@ async fn behind_the_proxy_stop_says_no_before_anything_is_drained() {
         // With Docker's own socket it is done.
         let stopped = run_registrar(&["stop", app.id(), "--etcd", &etcd.url(), "--docker", REAL]).await;
         assert_eq!(stopped.code, Some(0), "{stopped:?}");
-        drop(agent);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn behind_the_proxy_reload_container_says_what_is_to_be_allowed_and_the_file_follows() {
+    within(60, async {
+        let (docker, etcd) = (Docker::for_apps().await, Etcd::start().await);
+        let proxy = DockerProxy::start(Path::new(REAL)).await;
+        // No HAProxy: it is refused before anybody could see that.
+        let _lb = docker.app("lb", &[]).await;
+        let (name, socket) = (format!("{}-lb", docker.name()), proxy.path().display().to_string());
+        let (dir, admin) = (tempfile::tempdir().unwrap(), free_address());
+        let config = dir.path().join("haproxy.cfg");
+        let discoverer = Discoverer::reload_container(&etcd.url(), &name, &config, free_address())
+            .admin(admin)
+            .args(&["--docker", &socket])
+            .start();
+        etcd.put("/service/web/127.0.0.1:40001", "running").await;
+        let said = discoverer.wait_logged("reload failed", &[("error", &socket)]).await;
+        let allowed = format!("has to allow GET /containers/{name}/json and /top, and POST /containers/{name}/kill");
+        for words in [&name, "does not let the discoverer list the processes of it (403", &allowed] {
+            assert!(field(&said, "error").contains(words), "{words}: {said}");
+        }
+        assert!(field(&said, "again_in").ends_with('s'), "{said}");
+        let status = http::get(admin, "/api/v1/status").await.unwrap().body;
+        assert!(status.contains("does not let the discoverer"), "{status}");
+
+        // All else goes on: what comes is in the file that HAProxy will read.
+        discoverer.wait_config("127.0.0.1:40001").await;
+        etcd.put("/service/db/127.0.0.1:40002", "running").await;
+        discoverer.wait_config("127.0.0.1:40002").await;
+        etcd.delete("/service/web/127.0.0.1:40001").await;
+        wait_until(secs(20), "what has gone is not in the file any more", async || {
+            let config = discoverer.config();
+            if config.contains("127.0.0.1:40001") { Err(config) } else { Ok(()) }
+        })
+        .await;
+        assert!(proxy.log().contains("/top HTTP/1.1") && !proxy.log().contains("/kill"), "{}", proxy.log());
     })
     .await;
 }
@@ -228,9 +280,7 @@ async fn behind_the_proxy_stop_says_no_before_anything_is_drained() {
 #[tokio::test]
 async fn behind_the_proxy_checks_by_exec_are_told_at_the_start_and_by_explain() {
     within(90, async {
-        let (docker, etcd) = (Docker::for_apps().await, Etcd::start().await);
-        let proxy = DockerProxy::start(Path::new(REAL)).await;
-        let agent = Agent::start(&etcd, &["--docker", &proxy.path().display().to_string(), "--allow-exec"]);
+        let Behind { docker, etcd, agent, proxy: _proxy, .. } = Behind::start(&["--allow-exec"]).await;
         let said = agent.wait_logged(secs(10), &["--allow-exec is of no use here"]).await;
         for words in ["ERROR", "does not allow", "SERVICE_CHECK_HTTP", "--docker"] {
             assert!(said.contains(words), "{words}: {said}");
