@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::pending;
 use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,6 +197,8 @@ enum Why {
     Unknown,
     #[error("no --runtime-socket is given")]
     NoRuntime,
+    #[error("{} has changed (--watch)", .0.display())]
+    Watched(PathBuf),
     #[error("{0}")]
     Distrust(String),
     #[error("{0}")]
@@ -208,6 +211,7 @@ impl Why {
         match self {
             Self::Unknown => "start",
             Self::NoRuntime => "no_runtime_socket",
+            Self::Watched(_) => "watch",
             Self::Distrust(_) => "runtime_api",
             Self::Plan(reason) => reason.kind(),
         }
@@ -244,6 +248,8 @@ pub struct Applier {
     unrepaired: Option<String>,
     /// Why the runtime API cannot be used until the next reload.
     distrust: Option<String>,
+    /// Where something has changed that HAProxy has read besides its file.
+    stale: Option<PathBuf>,
     reloads: VecDeque<Instant>,
     /// It was said that the next reload has to wait.
     said_crowded: bool,
@@ -277,6 +283,7 @@ impl Applier {
             ask_worker_at: Instant::now(),
             unrepaired: None,
             distrust: None,
+            stale: None,
             reloads: VecDeque::new(),
             said_crowded: false,
             again_at: None,
@@ -292,6 +299,19 @@ impl Applier {
     pub fn renew(&mut self, min_interval: Duration, drain_timeout: Duration, options: BTreeMap<String, String>) {
         (self.config.min_interval, self.config.drain_timeout) = (min_interval, drain_timeout);
         self.composer.set_options(options);
+    }
+
+    /// What HAProxy has read there besides its file is another: it has to read it again, and may take what it refused before.
+    pub fn outdated(&mut self, path: PathBuf) {
+        self.stale = Some(path);
+        self.try_all_again();
+    }
+
+    fn try_all_again(&mut self) {
+        self.again_at = None;
+        self.composer.try_rejected_again();
+        let names: Vec<_> = self.composer.left_out().map(|(name, _)| name.clone()).collect();
+        names.iter().for_each(|name| self.composer.take_back(name));
     }
 
     /// The services that are left out, with the reason.
@@ -515,10 +535,7 @@ impl Applier {
             Due::Settled(result) => self.settled(result),
             Due::Worker => self.ask_worker().await,
             Due::Again => {
-                self.again_at = None;
-                self.composer.try_rejected_again();
-                let names: Vec<_> = self.composer.left_out().map(|(name, _)| name.clone()).collect();
-                names.iter().for_each(|name| self.composer.take_back(name));
+                self.try_all_again();
                 true
             }
         }
@@ -550,6 +567,9 @@ impl Applier {
         // What HAProxy was told last may have been done or not: the same text alone says nothing.
         if let Some(error) = &self.distrust {
             return Way::Reload(Why::Distrust(error.clone()));
+        }
+        if let Some(path) = &self.stale {
+            return Way::Reload(Why::Watched(path.clone()));
         }
         if self.config.runtime.is_none() && running.text() != text.text() {
             return Way::Reload(Why::NoRuntime);
@@ -708,7 +728,7 @@ impl Applier {
         self.running = Some(text);
         self.ahead.clear();
         self.leaving.clear();
-        self.distrust = None;
+        (self.distrust, self.stale) = (None, None);
         self.settle_at = None;
         self.take_over_worker().await;
         Ok(Applied::Reloaded)
@@ -801,6 +821,8 @@ impl Applier {
         };
         if let Err(error) = kept {
             warn!(%error, "servers' state not kept over the reload");
+            // That of an earlier reload is worse than none.
+            let _absent_or_read_only = std::fs::remove_file(file.path());
         }
     }
 
@@ -923,8 +945,9 @@ impl Applier {
                 let again = self.settle_pause.pause();
                 error!(%error, again_in = ?again, "file not written; HAProxy runs what it would hold");
                 self.settle_at = Some(Instant::now() + again);
-                // A text that HAProxy refuses has to be found out about, service by service.
-                if matches!(error, ComposeError::Refused { .. }) {
+                // A text that HAProxy refuses has to be found out about, service by service; but for what is wrong beside it, which the
+                // reload that it waits for is about.
+                if matches!(error, ComposeError::Refused { .. }) && self.stale.is_none() {
                     self.distrust = Some(error.to_string());
                     self.running = None;
                     return true;

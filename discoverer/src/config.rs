@@ -170,6 +170,11 @@ pub struct Flags {
     )]
     pub output: PathBuf,
 
+    /// A file, or a directory with all that is below it, that HAProxy reads besides its own file, such as certificates: when something there
+    /// changes, HAProxy checks its file anew and is reloaded. May be given more than once. In the environment: one a line
+    #[arg(long, global = true, value_name = "PATH", env = "DISCOVERER_WATCH", value_delimiter = '\n')]
+    pub watch: Vec<PathBuf>,
+
     /// Run HAProxy as a child (haproxy -W): start it, start it again when it dies, stop it gently. For a container
     /// in which this is process 1
     #[arg(long, global = true, env = "DISCOVERER_SUPERVISE")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,7 +40,9 @@ use crate::render::{TemplateError, Templates};
 use crate::snapshot::{self, Snapshots};
 use crate::suspect::{Health, Why};
 use crate::view::{Connection, DiscovererView, RegistryView, View};
-use crate::{Deps, admin, catalog_options, reloader, surroundings, template_options, templates, until, version};
+use crate::{
+    Deps, admin, catalog_options, reloader, surroundings, template_options, templates, until, version, watched,
+};
 
 /// The pause after the first failure that another try may mend.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -108,6 +110,10 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     let speaker = Speaker { store: store.clone(), prefix, id, workers };
     tasks.spawn(speaker.run(hears));
     let (loaded, loads) = mpsc::channel(1);
+    let (touched, touches) = mpsc::channel(1);
+    for path in flags.watch.clone() {
+        tasks.spawn(watched::follow(path, touched.clone()));
+    }
     let again = Again::default();
     tasks.spawn(templates::follow(flags.template.clone(), Arc::clone(&again.templates), loaded));
     info!(key = %flags.key, output = %flags.output.display(), id = %identity.id, "discoverer started");
@@ -164,7 +170,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     let give_up_after = daemon.flags.give_up_after;
     let mut code = ExitCode::SUCCESS;
     tokio::select! {
-        () = daemon.run(updated, loads, &mut renewals) => bail!("the discoverer ended before it was told to"),
+        () = daemon.run(updated, loads, touches, &mut renewals) => bail!("the discoverer ended before it was told to"),
         Some(ended) = tasks.join_next() => {
             ended.context("a part of the discoverer failed")?;
             bail!("a part of the discoverer ended before it was told to");
@@ -369,6 +375,7 @@ impl Daemon {
         &mut self,
         mut updated: mpsc::Receiver<Arrived>,
         mut loads: mpsc::Receiver<Result<Templates, TemplateError>>,
+        mut touches: mpsc::Receiver<PathBuf>,
         renewals: &mut Renewals<Flags>,
     ) {
         // Who looks at once sees that nothing is known yet.
@@ -404,6 +411,12 @@ impl Daemon {
                         info!("templates read");
                     }
                     self.templates = Some(Rc::new(load));
+                    self.apply().await;
+                }
+                // None come where nothing is watched.
+                Some(path) = touches.recv() => {
+                    info!(path = %path.display(), "watched files have changed");
+                    self.applier.outdated(path);
                     self.apply().await;
                 }
                 news = renewals.next() => self.renew(news).await,
@@ -451,6 +464,9 @@ impl Daemon {
         }
         self.applier.renew(flags.min_interval, flags.drain_timeout, options);
         let of_catalog = catalog_options(&flags);
+        if self.is_waiting() && flags.min_interval != self.flags.min_interval {
+            self.apply_at = Some(Instant::now());
+        }
         self.flags = flags;
         let change = self.registry.change(|catalog| catalog.set_options(of_catalog, std::time::Instant::now()));
         self.changed(change).await;

@@ -42,6 +42,7 @@ pub mod suspect;
 pub mod templates;
 pub mod trouble;
 pub mod view;
+mod watched;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;

@@ -90,7 +90,7 @@ impl Default for Metrics {
         for kind in FAILURES {
             drop(metrics.failures.get_or_create(&[("kind", kind)]));
         }
-        for reason in ["start", "no_runtime_socket", "runtime_api"].into_iter().chain(Reason::KINDS) {
+        for reason in ["start", "no_runtime_socket", "runtime_api", "watch"].into_iter().chain(Reason::KINDS) {
             drop(metrics.reloads.get_or_create(&[("reason", reason)]));
         }
         metrics

@@ -333,19 +333,17 @@ pub(super) async fn through_socket(path: &Path) -> Result<(), ReloadError> {
         match ask(path, "show proc", RELOAD_LIMIT).await {
             Ok(reply) => {
                 last_answer = Instant::now();
-                match parse_processes(&reply) {
-                    Some(now) if now.is_started_after(&before, asked.elapsed()) => {
-                        if now.has_worker {
-                            return Ok(());
-                        }
+                if let Some(now) = parse_processes(&reply) {
+                    let is_another = now.is_started_after(&before, asked.elapsed());
+                    if is_another && now.has_worker {
+                        return Ok(());
                     }
-                    Some(now) if now.reloads > before.reloads => {
+                    if !is_another && now.reloads > before.reloads {
                         return match now.failed {
                             0 => Ok(()),
                             _ => Err(ReloadError::Failed("its log says why".to_owned())),
                         };
                     }
-                    _ => {}
                 }
             }
             // While the new master reads its file, nobody answers.

@@ -50,3 +50,4 @@ mod templates;
 mod v3;
 mod vagrant;
 mod waiting;
+mod watch;
