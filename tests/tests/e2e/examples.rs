@@ -3,12 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use e2e::backend::Backend;
+use e2e::discoverer::Discoverer;
 use e2e::docker::{Container, Docker, docker_ok};
+use e2e::etcd::Etcd;
 use e2e::http;
 use e2e::load::Load;
 use e2e::process::{Finished, find_program, run};
 use e2e::{secs, wait_until, within, workspace};
 use rcgen::{CertificateParams, KeyPair};
+use tokio::net::{UdpSocket, UnixDatagram};
+use tokio::sync::mpsc;
 
 use crate::images::{HARDENED, build, registered};
 
@@ -265,4 +270,51 @@ async fn the_examples_files_are_taken_by_docker_compose() {
         .await;
         assert_eq!(shown.code, Some(0), "{example}: {}", shown.stderr);
     }
+}
+
+#[tokio::test]
+async fn each_request_is_a_line_for_syslog_at_its_socket_or_at_another_host() {
+    within(120, async {
+        let (etcd, directory) = (Etcd::start().await, tempfile::tempdir().unwrap());
+        let web = Backend::start("web").await;
+        etcd.put(&web.flat_key(), "running").await;
+        let path = directory.path().join("log");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let places = [path.display().to_string(), udp.local_addr().unwrap().to_string()];
+        let (lines, mut read) = mpsc::unbounded_channel();
+        // Who does not read loses what comes.
+        let reader = tokio::spawn(async move {
+            loop {
+                let (mut local, mut remote) = ([0; 4096], [0; 4096]);
+                let line = tokio::select! {
+                    read = socket.recv(&mut local) => &local[..read.unwrap()],
+                    read = udp.recv(&mut remote) => &remote[..read.unwrap()],
+                };
+                let _ended = lines.send(String::from_utf8_lossy(line).into_owned());
+            }
+        });
+        for (place, asked) in places.iter().zip(["/at-a-socket", "/at-a-host"]) {
+            let log = format!("log={place} local0");
+            let mut discoverer = Discoverer::supervise(&etcd.url()).args(&["--set", &log]).start();
+            discoverer.wait_serves(&["web"]).await;
+            http::get(discoverer.http(), asked).await.unwrap();
+            let line = tokio::time::timeout(secs(20), async {
+                loop {
+                    let line = read.recv().await.unwrap();
+                    if line.contains(&format!("GET {asked} ")) {
+                        return line;
+                    }
+                }
+            })
+            .await
+            .unwrap_or_else(|_| panic!("no line at {place}"));
+            // Facility local0, severity info.
+            assert!(line.starts_with("<134>") && line.contains(" _http ") && line.contains(" 200 "), "{line}");
+            let server = format!("/{} ", web.address().to_string().replace(':', "_"));
+            assert!(line.contains(&server), "{line}");
+        }
+        reader.abort();
+    })
+    .await;
 }
