@@ -19,6 +19,8 @@ mod daemon;
 pub mod drain;
 pub mod explain;
 pub mod feed;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod haproxy;
 pub mod health;
 mod identity;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use observe::escape::escaped;
 use registry::{InstanceKey, Position, Prefix, Record};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -27,6 +28,8 @@ const NAME: &str = "registry.json";
 const VERSION: u32 = 1;
 /// The largest file that is read, in bytes: 10,000 instances take some 4 MB.
 const LIMIT: u64 = 256 * 1024 * 1024;
+/// How much of it is shown in a message, in characters.
+const SHOWN_LIMIT: usize = 200;
 /// It is written so long after a change: HAProxy comes first.
 const AFTER: Duration = Duration::from_secs(1);
 /// It is written at most this often while changes pour in.
@@ -126,7 +129,7 @@ struct Line<'l> {
 }
 
 /// Writes what is known.
-fn write(kept: &Kept, prefix: &Prefix, written: Timestamp, file: &mut dyn Write) -> io::Result<()> {
+pub(crate) fn write(kept: &Kept, prefix: &Prefix, written: Timestamp, file: &mut dyn Write) -> io::Result<()> {
     let empty = kept.empty.iter().map(|kept| Empty {
         service: kept.name.to_string(),
         attributes: kept.attributes.clone(),
@@ -180,15 +183,16 @@ pub fn read(state_directory: &Path, prefix: &Prefix) -> Result<Option<(Kept, Tim
     }
 }
 
-fn parse(text: &str, path: &str, prefix: &Prefix) -> Result<(Kept, Timestamp), SnapshotError> {
-    let damaged = |error: serde_json::Error| SnapshotError::Damaged { path: path.to_owned(), error: error.to_string() };
+pub(crate) fn parse(text: &str, path: &str, prefix: &Prefix) -> Result<(Kept, Timestamp), SnapshotError> {
+    let damaged =
+        |error: serde_json::Error| SnapshotError::Damaged { path: path.to_owned(), error: shown(&error.to_string()) };
     let Version { version } = serde_json::from_str(text).map_err(damaged)?;
     if version != VERSION {
         return Err(SnapshotError::OtherVersion { path: path.to_owned(), found: version });
     }
     let Whole { head, entries } = serde_json::from_str(text).map_err(damaged)?;
     if head.key != prefix.to_string() {
-        return Err(SnapshotError::OtherKey { path: path.to_owned(), found: head.key });
+        return Err(SnapshotError::OtherKey { path: path.to_owned(), found: shown(&head.key) });
     }
     let entry = |line: Line<'_>| {
         let key = InstanceKey::parse(prefix, &line.path).ok()?;
@@ -209,6 +213,11 @@ fn parse(text: &str, path: &str, prefix: &Prefix) -> Result<(Kept, Timestamp), S
     let mut seen = BTreeSet::new();
     let entries = entries.into_iter().filter_map(entry).filter(|entry| seen.insert(entry.key.clone())).collect();
     Ok((Kept { position: Position::new(head.cluster, head.index), entries, empty }, head.written))
+}
+
+/// A part of the file for a message.
+fn shown(text: &str) -> String {
+    escaped(&text.chars().take(SHOWN_LIMIT).collect::<String>())
 }
 
 /// What has become due.

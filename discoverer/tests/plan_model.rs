@@ -2,32 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "plan_texts/carry.rs"]
+mod carry;
 mod plan_texts;
 
-use std::net::SocketAddr;
-
-use discoverer::plan::{Change, Parsed, Plan, ServerId, Version, addition, between, part, plan, removal};
-use plan_texts::{Model, known, stories};
+use carry::{carry_out, is_safe};
+use discoverer::plan::{Change, Parsed, Plan, Version, addition, between, part, plan, removal};
+use plan_texts::{Model, stories};
 use proptest::prelude::*;
 
 const VERSION: Option<Version> = Some(Version { major: 2, minor: 6 });
-
-fn carry_out(model: &mut Model, change: Change) {
-    let key = |id: ServerId| (id.backend, id.server);
-    match change {
-        Change::Add { id, arguments, checked, dynamic_cookie } => {
-            let server = known(&arguments);
-            assert_eq!(checked, server.settings.contains_key("check"));
-            assert!(!dynamic_cookie);
-            assert_eq!(model.insert(key(id), server), None, "it is there already");
-        }
-        Change::Remove { id } => assert!(model.remove(&key(id)).is_some(), "it is not there"),
-        Change::Weight { id, weight } => model.get_mut(&key(id)).unwrap().weight = weight,
-        Change::Address { id, address, port } => {
-            model.get_mut(&key(id)).unwrap().address = SocketAddr::new(address.parse().unwrap(), port);
-        }
-    }
-}
 
 fn changes(plan: Plan) -> Vec<Change> {
     match plan {
@@ -161,24 +145,6 @@ proptest! {
                 prop_assert!(is_safe(&change), "{:?}", change);
             }
         }
-    }
-}
-
-/// Nothing in a change parts words or commands of the runtime API.
-fn is_safe(change: &Change) -> bool {
-    let name = |id: &ServerId| {
-        let good =
-            |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c));
-        good(&id.backend) && good(&id.server)
-    };
-    match change {
-        Change::Add { id, arguments, .. } => {
-            name(id)
-                && arguments.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
-                && !arguments.contains([';', '\\', '<', '>', '"', '\'', '#', '$', '`'])
-        }
-        Change::Remove { id } | Change::Weight { id, .. } => name(id),
-        Change::Address { id, address, .. } => name(id) && address.parse::<std::net::IpAddr>().is_ok(),
     }
 }
 

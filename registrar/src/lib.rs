@@ -17,6 +17,8 @@ pub mod docker;
 pub mod drain;
 pub mod explain;
 pub mod fixed;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod health;
 pub mod host;
 pub mod keeper;

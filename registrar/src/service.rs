@@ -198,6 +198,12 @@ pub fn said(container: &ContainerInspectResponse) -> Vec<(String, String)> {
     ours.map(|(label, setting)| (label, setting.value)).collect()
 }
 
+/// A rule of Traefik's as host names and a path, for [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(crate) fn read_rule(text: &str) -> Result<(Vec<String>, Option<String>), RuleError> {
+    rule::read(text).map(|route| (route.hosts, route.path))
+}
+
 /// The id or name of the container whose network this one shares.
 pub fn network_owner(container: &ContainerInspectResponse) -> Option<&str> {
     container.host_config.as_ref()?.network_mode.as_deref()?.strip_prefix("container:")

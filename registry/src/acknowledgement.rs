@@ -163,7 +163,7 @@ impl Acknowledgement {
         if !value.trim_start().starts_with('{') {
             return Err(RecordError::Form);
         }
-        let read: Self = serde_json::from_str(value).map_err(|error| RecordError::Json(error.to_string()))?;
+        let read: Self = serde_json::from_str(value).map_err(|error| RecordError::json(&error))?;
         check_text("version", read.version.as_deref().unwrap_or_default(), TEXT_LIMIT)?;
         Ok(read)
     }

@@ -69,6 +69,10 @@ pub enum KeyError {
     /// The last segment is no address.
     #[error("{0}")]
     Address(#[from] AddressError),
+    /// The address is written in another way than ours: beside the key that is, it would be a second one of one instance, and the
+    /// end of one would be taken for that of the other.
+    #[error("an address has one spelling in a key: write {0}")]
+    Spelling(InstanceAddress),
 }
 
 /// A service's name: `[A-Za-z0-9_.-]{1,64}`, not beginning with `_`, neither `.` nor `..`.
@@ -258,9 +262,9 @@ impl InstanceKey {
     pub fn parse(prefix: &Prefix, path: &str) -> Result<Self, KeyError> {
         let below = prefix.below(path).ok_or_else(|| KeyError::Outside(prefix.to_string()))?;
         match below.split_once('/') {
-            None => Ok(Self::flat(prefix.clone(), below.parse()?)),
+            None => Ok(Self::flat(prefix.clone(), spelled(below)?)),
             Some((_, rest)) if rest.contains('/') => Err(KeyError::TooDeep),
-            Some((service, address)) => Ok(Self::nested(prefix.clone(), service.parse()?, address.parse()?)),
+            Some((service, address)) => Ok(Self::nested(prefix.clone(), service.parse()?, spelled(address)?)),
         }
     }
 
@@ -288,6 +292,12 @@ impl InstanceKey {
     pub fn path(&self) -> String {
         self.to_string()
     }
+}
+
+/// An address as it is written in keys: neither `10.0.0.1:080` nor `[::ffff:10.0.0.1]:80`.
+fn spelled(text: &str) -> Result<InstanceAddress, KeyError> {
+    let address: InstanceAddress = text.parse()?;
+    if address.to_string() == text { Ok(address) } else { Err(KeyError::Spelling(address)) }
 }
 
 impl fmt::Display for InstanceKey {
@@ -334,6 +344,9 @@ mod tests {
             ("../10.0.0.1:80", "not names"),
             ("/10.0.0.1:80", "must not be empty"),
             ("web/blue/10.0.0.1:80", "too deep"),
+            ("10.0.0.1:080", "one spelling in a key: write 10.0.0.1:80"),
+            ("web/[::ffff:10.0.0.1]:80", "one spelling in a key: write 10.0.0.1:80"),
+            ("[0:0::1]:80", "one spelling in a key: write [::1]:80"),
         ];
         for (below, reason) in cases {
             let error = InstanceKey::parse(&prefix(), &format!("/service/{below}")).unwrap_err().to_string();

@@ -7,6 +7,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod acknowledgement;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod key;
 pub mod record;
 pub mod settings;

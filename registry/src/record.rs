@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 
 /// The largest value that is read, in bytes.
 pub const VALUE_LIMIT: usize = 64 * 1024;
+/// By how much a record may be longer when it is written again, in bytes: a time in another form of ISO 8601, and the status, which is
+/// always written.
+const GROWTH_LIMIT: usize = 128;
+/// How many characters of what is wrong with a value are told.
+const SHOWN_LIMIT: usize = 200;
 /// The most characters an id, a name, a host or a tag may have.
 pub(crate) const TEXT_LIMIT: usize = 256;
 /// The most characters the value of an attribute may have.
@@ -53,6 +58,13 @@ pub enum RecordError {
     /// More tags or attributes than are read.
     #[error("more than {COUNT_LIMIT} {0}")]
     TooMany(&'static str),
+}
+
+impl RecordError {
+    /// What serde says of a value, of which it may quote any length.
+    pub(crate) fn json(error: &serde_json::Error) -> Self {
+        Self::Json(error.to_string().chars().take(SHOWN_LIMIT).collect())
+    }
 }
 
 /// What is known of one instance beyond its address. Every field is optional in etcd, unknown ones are ignored.
@@ -110,8 +122,11 @@ impl Record {
         if !value.starts_with('{') {
             return Err(RecordError::Form);
         }
-        let record: Self = serde_json::from_str(value).map_err(|error| RecordError::Json(error.to_string()))?;
+        let record: Self = serde_json::from_str(value).map_err(|error| RecordError::json(&error))?;
         record.check()?;
+        if value.len() + GROWTH_LIMIT > VALUE_LIMIT {
+            record.check_length()?;
+        }
         Ok(record)
     }
 
@@ -121,6 +136,12 @@ impl Record {
             return "running".to_owned();
         }
         serde_json::to_string(self).unwrap_or_else(|_| "running".to_owned())
+    }
+
+    /// Refuses what could not be read any more once it is written again, draining.
+    fn check_length(&self) -> Result<(), RecordError> {
+        let longest = Self { status: Status::Draining, stopping: true, ..self.clone() }.to_value().len();
+        if longest > VALUE_LIMIT { Err(RecordError::TooLarge(longest)) } else { Ok(()) }
     }
 
     fn check(&self) -> Result<(), RecordError> {
@@ -211,6 +232,33 @@ mod tests {
         }
         let large = format!(r#"{{"name":"{}"}}"#, "a".repeat(VALUE_LIMIT));
         assert!(matches!(Record::parse(&large), Err(RecordError::TooLarge(_))));
+        let quoted = format!(r#"{{"status":"{}"}}"#, "a".repeat(1000));
+        let error = Record::parse(&quoted).unwrap_err().to_string();
+        assert!(error.contains("unknown variant") && error.len() < 300, "{error}");
+    }
+
+    #[test]
+    fn a_record_that_is_read_is_read_again_after_it_was_written_with_another_status() {
+        let attributes = |last: usize| {
+            let full = (0..63).map(|at| format!(r#""a{at:02}":"{}""#, "x".repeat(ATTRIBUTE_LIMIT)));
+            full.chain([format!(r#""z":"{}""#, "x".repeat(last))]).collect::<Vec<_>>().join(",")
+        };
+        let (mut taken, mut refused) = (0, 0);
+        for last in 300..500 {
+            let value = format!(r#"{{"attributes":{{{}}}}}"#, attributes(last));
+            match Record::parse(&value) {
+                Ok(record) => {
+                    taken += 1;
+                    let draining = Record { status: Status::Draining, stopping: true, ..record };
+                    assert_eq!(Record::parse(&draining.to_value()), Ok(draining), "{} bytes", value.len());
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(matches!(error, RecordError::TooLarge(_)), "{error}");
+                }
+            }
+        }
+        assert!(taken > 0 && refused > 0, "{taken} taken, {refused} refused");
     }
 
     fn text() -> impl Strategy<Value = String> {

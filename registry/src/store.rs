@@ -7,6 +7,8 @@
 mod api;
 mod connector;
 mod endpoints;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod login;
 mod members;
 mod memory;

@@ -5,6 +5,8 @@
 
 mod assets;
 mod delta;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod hub;
 mod page;
 mod walk;

@@ -100,7 +100,7 @@ impl Program {
 }
 
 /// Reads `HAProxy version 2.6.12-1+deb12u4 2026/10/17 - ...` (older: `HA-Proxy version`).
-fn parse_version(text: &str) -> Option<String> {
+pub(super) fn parse_version(text: &str) -> Option<String> {
     let (_, rest) = text.lines().next()?.split_once("roxy version ")?;
     version_numbers(rest)
 }
@@ -126,7 +126,7 @@ pub(super) fn alerts(said: &str) -> String {
 }
 
 /// What it says of single lines: `parsing [file:LINE] : ...` and `[file:LINE] : ...`.
-fn findings(said: &str, file: &Path) -> Vec<(usize, String)> {
+pub(super) fn findings(said: &str, file: &Path) -> Vec<(usize, String)> {
     let start = format!("{}:", file.display());
     let read = |line: &str| {
         let rest = &line[line.find(&start)? + start.len()..];

@@ -107,7 +107,10 @@ impl Workers {
 
 /// Reads the reply to `show stat` for servers. None where it is not one, or a line of it is not understood: it might be the
 /// one that counts.
-fn parse_servers(reply: &str, is_meant: impl Fn(&str, Option<SocketAddr>) -> bool) -> Option<Vec<ServerLoad>> {
+pub(super) fn parse_servers(
+    reply: &str,
+    is_meant: impl Fn(&str, Option<SocketAddr>) -> bool,
+) -> Option<Vec<ServerLoad>> {
     let mut records = Records::of(reply)?;
     let head = records.next()?;
     let column = |name: &str| head.iter().position(|field| *field == name);

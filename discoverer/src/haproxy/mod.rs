@@ -2,6 +2,8 @@
 
 mod check;
 mod container;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod loads;
 mod reload;
 mod runtime;

@@ -228,8 +228,9 @@ pub(super) struct Processes {
 
 impl Processes {
     /// Whether this master was started after the one that answered so long before, rather than by its reload.
-    fn is_started_after(&self, before: &Self, elapsed: Duration) -> bool {
-        self.pid != before.pid || self.uptime + UPTIME_ERROR < before.uptime + elapsed
+    pub(super) fn is_started_after(&self, before: &Self, elapsed: Duration) -> bool {
+        let least = before.uptime.saturating_add(elapsed);
+        self.pid != before.pid || self.uptime.saturating_add(UPTIME_ERROR) < least
     }
 }
 

@@ -131,7 +131,7 @@ impl Command {
     }
 
     /// Whether a reply means success.
-    fn is_good(&self, reply: &str) -> bool {
+    pub(super) fn is_good(&self, reply: &str) -> bool {
         match self.good {
             Good::Blank => reply.is_empty(),
             Good::One(texts) => texts.contains(&reply),
@@ -171,7 +171,8 @@ impl Worker {
     /// Whether it is another process than the one that answered so long before: it has another pid, or has not been running
     /// for as long as that one must have been by now.
     pub fn is_other_than(&self, before: &Self, elapsed: Duration) -> bool {
-        self.pid != before.pid || self.uptime + UPTIME_ERROR < before.uptime + elapsed
+        let least = before.uptime.saturating_add(elapsed);
+        self.pid != before.pid || self.uptime.saturating_add(UPTIME_ERROR) < least
     }
 }
 
@@ -219,14 +220,7 @@ impl Runtime {
     /// The worker that answers (management guide, section 9.3, "show info").
     pub async fn worker(&self) -> Result<Worker, RuntimeError> {
         let reply = ask(&self.path, "show info", QUESTION_LIMIT).await?;
-        let value = |name: &str| reply.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
-        let number = |name: &str| value(name).and_then(|value| value.parse().ok());
-        let (Some(pid), Some(uptime)) = (number("Pid: "), number("Uptime_sec: ")) else {
-            return Err(unknown("show info", &reply));
-        };
-        let version = value("Version: ").map(str::to_owned);
-        let is_stopping = number("Stopping: ").is_some_and(|stopping| stopping != 0);
-        Ok(Worker { pid, uptime: Duration::from_secs(uptime), version, is_stopping })
+        parse_worker(&reply).ok_or_else(|| unknown("show info", &reply))
     }
 
     /// The version of the HAProxy that answers, such as `2.6.12`; none where it does not say.
@@ -275,8 +269,20 @@ pub(super) fn unknown(command: &str, reply: &str) -> RuntimeError {
     RuntimeError::Reply { command: command.to_owned(), reply: reply.chars().take(SHOWN_LIMIT).collect() }
 }
 
+/// Reads the reply to `show info`. None where it is not one.
+pub(super) fn parse_worker(reply: &str) -> Option<Worker> {
+    let value = |name: &str| reply.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
+    let number = |name: &str| value(name).and_then(|value| value.parse().ok());
+    Some(Worker {
+        pid: number("Pid: ")?,
+        uptime: Duration::from_secs(number("Uptime_sec: ")?),
+        version: value("Version: ").map(str::to_owned),
+        is_stopping: number("Stopping: ").is_some_and(|stopping| stopping != 0),
+    })
+}
+
 /// The replies in what a connection in prompt mode gave: `\n> reply\n\n> reply\n\n> `, each without its line feeds.
-fn split_replies(text: &str) -> Vec<String> {
+pub(super) fn split_replies(text: &str) -> Vec<String> {
     let mut parts: Vec<&str> = text.split("\n> ").collect();
     // Before the first prompt nothing was asked.
     if parts.is_empty() || !text.starts_with("\n> ") {

@@ -109,7 +109,7 @@ pub struct Kept {
 
 /// The state to hand to a new worker: of the old worker's state only health is carried over. Administration is
 /// "ready", weight and port are what `kept` says by backend and server; servers of which it says nothing go. So does a server
-/// in maintenance, which has no health to tell: without a line the new worker takes it for up and checks it, with one it would
+/// whose administration is not understood, and one in maintenance, which has no health to tell: without a line the new worker takes it for up and checks it, with one it would
 /// be down, for ever where nothing checks it. The fields behind the port (TLS, the check's port, the agent) may be left
 /// out, and the file's count then.
 pub fn with_wanted_states(reply: &str, kept: impl Fn(&str, &str) -> Option<Kept>) -> String {
@@ -121,7 +121,7 @@ pub fn with_wanted_states(reply: &str, kept: impl Fn(&str, &str) -> Option<Kept>
             text.push('\n');
             continue;
         }
-        if fields[ADMIN].parse().is_ok_and(|admin| AdminState(admin).is_in_maintenance()) {
+        if !fields[ADMIN].parse().is_ok_and(|admin| !AdminState(admin).is_in_maintenance()) {
             continue;
         }
         let Some(Kept { weight, port }) = kept(fields[BACKEND], fields[SERVER]) else { continue };

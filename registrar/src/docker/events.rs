@@ -206,7 +206,7 @@ async fn listen(client: Client, seen: &mut Seen, news: &mpsc::Sender<News>) -> O
 }
 
 /// What a message means. `None` where it is nothing to the registrar.
-fn read(message: &EventMessage) -> Option<Event> {
+pub(crate) fn read(message: &EventMessage) -> Option<Event> {
     let actor = message.actor.as_ref()?;
     let attribute = |name: &str| actor.attributes.as_ref()?.get(name).map(String::as_str);
     if message.typ == Some(EventMessageTypeEnum::NETWORK) {

@@ -495,7 +495,7 @@ impl Endpoints {
         let index = header("X-Etcd-Index").and_then(|value| value.parse().ok());
         let content = if request.stream && status == StatusCode::OK {
             let endpoint = shown_endpoint(endpoint);
-            Content::Stream(Stream { endpoint, response, buffer: Vec::new(), stall_limit: self.request_timeout })
+            Content::Stream(Stream { endpoint, response, buffer: Buffer::default(), stall_limit: self.request_timeout })
         } else {
             Content::Whole(read_all(response).await?)
         };
@@ -516,8 +516,7 @@ fn in_words(urls: &[Url], failures: &[(usize, Failure)]) -> Vec<String> {
 pub(super) struct Stream {
     endpoint: String,
     response: Response,
-    /// What has come and is not used yet.
-    buffer: Vec<u8>,
+    buffer: Buffer,
     /// How long something that has begun to come may stand still.
     stall_limit: Duration,
 }
@@ -528,28 +527,25 @@ impl Stream {
         loop {
             match self.more(patience, size_limit).await? {
                 More::Came => {}
-                More::Nothing if self.buffer.is_empty() => return Ok(None),
+                More::Nothing if self.buffer.bytes.is_empty() => return Ok(None),
                 More::Nothing => return Err(self.stalled()),
-                More::End if self.buffer.is_empty() => {
+                More::End if self.buffer.bytes.is_empty() => {
                     return Err(self.broken_by(Trouble::BrokeOff, "ended a waiting poll with no event"));
                 }
-                More::End => return Ok(Some(std::mem::take(&mut self.buffer))),
+                More::End => return Ok(Some(std::mem::take(&mut self.buffer).bytes)),
             }
         }
     }
 
     /// The next line. `None` where nothing has come within `patience`.
     pub(super) async fn line(&mut self, patience: Duration, size_limit: usize) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut searched = 0;
         loop {
-            if let Some(at) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
-                let rest = self.buffer.split_off(searched + at + 1);
-                return Ok(Some(std::mem::replace(&mut self.buffer, rest)));
+            if let Some(line) = self.buffer.line() {
+                return Ok(Some(line));
             }
-            searched = self.buffer.len();
             match self.more(patience, size_limit).await? {
                 More::Came => {}
-                More::Nothing if self.buffer.is_empty() => return Ok(None),
+                More::Nothing if self.buffer.bytes.is_empty() => return Ok(None),
                 More::Nothing => return Err(self.stalled()),
                 More::End => return Err(self.broken_by(Trouble::BrokeOff, "ended a watch")),
             }
@@ -557,7 +553,7 @@ impl Stream {
     }
 
     async fn more(&mut self, patience: Duration, size_limit: usize) -> Result<More, StoreError> {
-        let limit = if self.buffer.is_empty() { patience } else { self.stall_limit };
+        let limit = if self.buffer.bytes.is_empty() { patience } else { self.stall_limit };
         match timeout(limit, self.response.chunk()).await {
             Err(_) => return Ok(More::Nothing),
             Ok(Err(error)) => {
@@ -566,9 +562,9 @@ impl Stream {
                 );
             }
             Ok(Ok(None)) => return Ok(More::End),
-            Ok(Ok(Some(chunk))) => self.buffer.extend_from_slice(&chunk),
+            Ok(Ok(Some(chunk))) => self.buffer.bytes.extend_from_slice(&chunk),
         }
-        if self.buffer.len() > size_limit {
+        if self.buffer.bytes.len() > size_limit {
             return Err(self.broken_by(Trouble::Answer, &format!("an event has more than {size_limit} bytes")));
         }
         Ok(More::Came)
@@ -586,6 +582,38 @@ impl Stream {
     fn broken_by(&self, cause: Trouble, what: &str) -> StoreError {
         StoreError::unanswered(format!("{}: {what}", self.endpoint), cause)
     }
+}
+
+/// What has come of a stream and is not used yet.
+#[derive(Debug, Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    /// So many of them are in no whole line.
+    searched: usize,
+}
+
+impl Buffer {
+    /// Takes out the first line that has come whole, with its line feed.
+    fn line(&mut self) -> Option<Vec<u8>> {
+        let Some(at) = self.bytes[self.searched..].iter().position(|byte| *byte == b'\n') else {
+            self.searched = self.bytes.len();
+            return None;
+        };
+        let rest = self.bytes.split_off(self.searched + at + 1);
+        self.searched = 0;
+        Some(std::mem::replace(&mut self.bytes, rest))
+    }
+}
+
+/// The lines of a stream that comes in these pieces, and what is left when it ends.
+#[cfg(feature = "fuzz")]
+pub(crate) fn lines_of<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> (Vec<Vec<u8>>, Vec<u8>) {
+    let (mut buffer, mut lines) = (Buffer::default(), Vec::new());
+    for piece in pieces {
+        buffer.bytes.extend_from_slice(piece);
+        lines.extend(std::iter::from_fn(|| buffer.line()));
+    }
+    (lines, buffer.bytes)
 }
 
 enum More {

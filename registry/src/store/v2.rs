@@ -4,6 +4,8 @@
 //! refreshes included, and keeps `createdIndex` until the key is set anew. So what is compared is `modifiedIndex`, and
 //! after a mismatch the same `createdIndex` means ours (etcd v2 API, "Atomic Compare-and-Swap").
 
+#[cfg(feature = "fuzz")]
+pub(super) mod fuzz;
 mod wire;
 
 use std::time::Duration;

@@ -5,6 +5,8 @@
 //! key has expired where its lease is gone too. There are no directories: keys that begin with `/service/` are what lies in
 //! `/service`.
 
+#[cfg(feature = "fuzz")]
+pub(super) mod fuzz;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
