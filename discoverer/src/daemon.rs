@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::acknowledge::{Speaker, Told};
 use crate::apply::{Applied, Applier, ApplyConfig, ApplyError};
-use crate::catalog::{Catalog, Kept, Outcome, Step};
+use crate::catalog::{Catalog, Kept, Outcome, Refusal, Step};
 use crate::checks::Checks;
 use crate::compose::{Composer, Reading, Wanted};
 use crate::config::{Flags, UsageError};
@@ -48,6 +48,8 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The exit code where the HAProxy of `--supervise` does not stay up.
 const GAVE_UP: u8 = 4;
+/// So many keys that are refused at once are told one by one.
+const TOLD_AT_ONCE: usize = 100;
 /// The longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The whole text is made this long after the last change that HAProxy was told of in short.
@@ -702,9 +704,7 @@ impl Registry {
     fn restore(&mut self, kept: Kept, written: Timestamp) {
         self.restored = true;
         self.view.stale_since = Some(written);
-        for refusal in self.catalog.restore(kept, std::time::Instant::now()).refused {
-            warn!(key = refusal.key, reason = refusal.reason, "key refused");
-        }
+        tell_refused(&self.catalog.restore(kept, std::time::Instant::now()).refused);
     }
 
     fn update(&mut self, update: Update) -> Change {
@@ -808,9 +808,7 @@ impl Registry {
         self.view.outside = self.catalog.outside();
         self.metrics.refused(outcome.refused.len());
         self.is_news |= outcome.has_fewer_refused || !outcome.refused.is_empty();
-        for refusal in outcome.refused {
-            warn!(key = refusal.key, reason = refusal.reason, "key refused");
-        }
+        tell_refused(&outcome.refused);
         self.changed |= outcome.changed;
         let (count, first) = &mut self.suspected;
         *count += outcome.suspected.len();
@@ -831,5 +829,15 @@ fn kind(event: &Event) -> ChangeKind {
         Event::Removed { cause: Cause::Deleted, .. } => ChangeKind::Deleted,
         Event::Removed { cause: Cause::Expired, .. } => ChangeKind::Expired,
         Event::RemovedTree { .. } => ChangeKind::Directory,
+    }
+}
+/// Tells which keys were refused; of a great many at once, such as a directory that is not one of services, the first.
+fn tell_refused(refused: &[Refusal]) {
+    for Refusal { key, reason } in refused.iter().take(TOLD_AT_ONCE) {
+        warn!(key, reason, "key refused");
+    }
+    let more = refused.len().saturating_sub(TOLD_AT_ONCE);
+    if more > 0 {
+        warn!(more, "as many more keys refused at once; is --key the directory of services?");
     }
 }

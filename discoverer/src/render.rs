@@ -17,6 +17,9 @@ use crate::model::{Instance, Service, Services};
 /// The partial that holds one server's line.
 const SERVER_PARTIAL: &str = "server.tera";
 
+/// The longest text that is rendered, in bytes: the servers' lines of 100,000 instances take some 15 MB.
+const TEXT_LIMIT: usize = 64 << 20;
+
 /// Why a template did not give a text: one line, with the template's name and line where Tera knows them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -142,7 +145,15 @@ impl Templates {
         lines.services.retain(|name, _| services.contains_key(name));
         let values = services.values().map(|service| self.service_value(service, &mut lines, surroundings));
         context.insert_value("services", Value::from(values.collect::<Result<Vec<_>, _>>()?));
-        let mut text = self.tera.render(&self.main, &context)?;
+        let mut text = Bounded::default();
+        if let Err(error) = self.tera.render_to(&self.main, &context, &mut text) {
+            // Tera does not hand on what is said of a text that cannot be written.
+            let words = || {
+                format!("the configuration has more than {TEXT_LIMIT} bytes; is a loop in the template without end?")
+            };
+            return Err(if text.is_over { TemplateError(words()) } else { error.into() });
+        }
+        let mut text = String::from_utf8(text.text).map_err(|error| TemplateError::new(error.to_string()))?;
         if !text.ends_with('\n') {
             text.push('\n');
         }
@@ -209,6 +220,28 @@ impl Templates {
         context.insert("instance", instance);
         let line = self.tera.render(SERVER_PARTIAL, context)?;
         Ok(line.trim().to_owned())
+    }
+}
+
+/// A text that ends at [`TEXT_LIMIT`].
+#[derive(Default)]
+struct Bounded {
+    text: Vec<u8>,
+    is_over: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+        self.is_over |= self.text.len() + part.len() > TEXT_LIMIT;
+        if self.is_over {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.text.extend_from_slice(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -362,6 +395,13 @@ mod tests {
             "a name is no part of the context"
         );
         assert_eq!(documented("## What a template gets").len(), all.len());
+    }
+
+    #[test]
+    fn a_text_without_end_is_a_bad_template() {
+        let loops = format!("{{% for i in range(end=100000) %}}{}{{% endfor %}}", "x".repeat(1000));
+        let error = render(&loops, "").unwrap_err().to_string();
+        assert!(error.contains("more than 67108864 bytes"), "{error}");
     }
 
     #[test]

@@ -32,6 +32,10 @@ use alias::Aliases;
 use labels::{Labels, PortLabels};
 use ports::{First, Ports};
 
+/// How many labels and variables of one container are read, of those that may mean something here. Each may be for a port of its own,
+/// and all that hold for a port are gone through for each.
+const LABELS_LIMIT: usize = 1000;
+
 /// What holds for all containers of this host: what the user said, and what the agent found out about its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
@@ -137,6 +141,10 @@ pub fn services(
         return Findings::refused(Refusal::of_container(Reason::NotRunning(state)));
     }
     let (labels, mut refusals) = Labels::of(container);
+    let count = labels.all.keys().filter(|label| is_ours(label)).count();
+    if count > LABELS_LIMIT {
+        return Findings::refused(Refusal::of_container(Reason::TooManyLabels { count, limit: LABELS_LIMIT }));
+    }
     if let Some(setting) = labels.general("ignore") {
         return Findings::refused(Refusal::of_setting(setting, Reason::Ignored));
     }
@@ -187,15 +195,17 @@ pub fn services(
     Findings { registrations: registrations.into_values().collect(), refusals: unique }
 }
 
+/// Whether a label or variable may mean something here.
+fn is_ours(label: &str) -> bool {
+    let starts_with = |prefix: &str| label.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    ["service_", "virtual_", "traefik."].into_iter().any(starts_with)
+}
+
 /// The labels and variables of a container that mean something here, sorted.
 pub fn said(container: &ContainerInspectResponse) -> Vec<(String, String)> {
     let (labels, _) = Labels::of(container);
-    let is_ours = |label: &str| {
-        let label = label.to_ascii_lowercase();
-        ["service_", "virtual_", "traefik."].iter().any(|prefix| label.starts_with(prefix))
-    };
     let ours = labels.all.into_iter().filter(|(label, _)| is_ours(label));
-    ours.map(|(label, setting)| (label, setting.value)).collect()
+    ours.map(|(label, setting)| (label, setting.value)).take(LABELS_LIMIT).collect()
 }
 
 /// A rule of Traefik's as host names and a path, for [`crate::fuzz`].

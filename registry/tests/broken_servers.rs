@@ -240,3 +240,54 @@ async fn a_server_whose_listings_are_good_and_whose_polls_are_not_is_not_asked_i
     assert!((4..24).contains(&server.requests()), "{} requests in a second", server.requests());
     watching.abort();
 }
+
+/// A key as v2 lists it.
+fn listed(name: usize, value: &str) -> String {
+    let path = format!("/service/10.{}.{}.{}:80", name >> 16, name >> 8 & 255, name & 255);
+    format!(r#"{{"key":"{path}","value":"{value}","modifiedIndex":7,"createdIndex":7}}"#)
+}
+
+fn listing(nodes: &[String]) -> String {
+    LISTED.replace(r#""dir":true,"#, &format!(r#""dir":true,"nodes":[{}],"#, nodes.join(",")))
+}
+
+#[tokio::test]
+async fn a_value_of_10_mb_is_refused_by_itself_in_a_listing_and_as_an_event_ends_in_a_listing() {
+    let nodes = [listed(1, "running"), listed(2, &"x".repeat(10 << 20)), listed(3, "running")];
+    let event = format!(r#"{{"action":"set","node":{}}}"#, listed(4, &"x".repeat(10 << 20)));
+    let server = Server::start(vec![
+        Step::Send(reply("c1", 7, &listing(&nodes[..1]))),
+        Step::Send(format!("{}{:x}\r\n{event}\r\n0\r\n\r\n", waiting("c1", 7), event.len())),
+        Step::Send(reply("c1", 8, &listing(&nodes))),
+        Step::SendAndHang(waiting("c1", 8)),
+    ])
+    .await;
+    let (sender, mut updates) = mpsc::channel(16);
+    let watching = tokio::spawn(registry::watch(store(&[&server.url()]), prefix(), sender));
+    let Update::Listing(first) = next(&mut updates).await else { panic!("no listing") };
+    assert_eq!(first.entries.len(), 1);
+    let Update::Unreachable { error } = next(&mut updates).await else { panic!("not told") };
+    assert!(error.contains("an event has more than 1048576 bytes"), "{error}");
+    let Update::Listing(second) = next(&mut updates).await else { panic!("no listing") };
+    let read: Vec<_> = second.entries.iter().map(|entry| registry::Record::parse(&entry.value).is_ok()).collect();
+    assert_eq!(read, [true, false, true]);
+    let error = registry::Record::parse(&second.entries[1].value).unwrap_err().to_string();
+    assert!(error.contains("10485760 bytes; at most 65536 are read"), "{error}");
+    watching.abort();
+}
+
+#[tokio::test]
+async fn a_million_keys_are_more_than_a_listing_may_have_in_both_apis_and_that_is_said() {
+    // As short as they may be: it is still more than the limit.
+    let v2: Vec<String> = (0..1_000_000).map(|name| listed(name, "")).collect();
+    let key = r#"{"key":"L3NlcnZpY2UvYS8xMC4wLjAuMTo4MDAw","create_revision":"7","mod_revision":"7","version":"1","value":"cnVubmluZw=="}"#;
+    let v3 = format!(r#"{{"header":{{"cluster_id":"1","revision":"7"}},"kvs":[{}]}}"#, vec![key; 1_000_000].join(","));
+    for (api, body) in [(Api::V2, listing(&v2)), (Api::V3, v3)] {
+        let server = Server::start(vec![Step::Send(reply("c1", 7, &body))]).await;
+        let mut options = StoreOptions::new(registry::parse_endpoints(&server.url()).unwrap());
+        options.api = ApiChoice::Only(api);
+        options.request_timeout = DEADLINE;
+        let error = Store::new(options).unwrap().list(&prefix()).await.unwrap_err().to_string();
+        assert!(error.contains("more than 67108864 bytes") && error.contains("is --key"), "{api:?}: {error}");
+    }
+}

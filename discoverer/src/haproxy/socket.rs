@@ -36,10 +36,35 @@ pub async fn ask(path: &Path, command: &str, limit: Duration) -> Result<String, 
         stream.write_all(format!("{command}\n").as_bytes()).await?;
         stream.shutdown().await?;
         let mut reply = Vec::with_capacity(FIRST_READ);
-        stream.take(REPLY_LIMIT).read_to_end(&mut reply).await?;
+        stream.take(REPLY_LIMIT + 1).read_to_end(&mut reply).await?;
+        if reply.len() as u64 > REPLY_LIMIT {
+            let words = format!("its reply to {command:?} has more than {REPLY_LIMIT} bytes; is that HAProxy?");
+            return Err(std::io::Error::other(words));
+        }
         Ok(String::from_utf8(reply).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     };
     let timed_out = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no reply within {limit:?}"));
     let reply = tokio::time::timeout(limit, talk).await.unwrap_or_else(|_| Err(timed_out()));
     reply.map_err(|error| SocketError::new(path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    #[tokio::test]
+    async fn a_reply_without_end_is_an_error_and_not_half_a_reply() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let line = [b'x'; 64 * 1024];
+            while stream.write_all(&line).await.is_ok() {}
+        });
+        let error = ask(&path, "show info", Duration::from_secs(60)).await.unwrap_err().to_string();
+        assert!(error.contains("\"show info\" has more than 67108864 bytes"), "{error}");
+        server.await.unwrap();
+    }
 }

@@ -32,6 +32,8 @@ pub enum Reason {
     NotRunning(String),
     #[error("this label says so")]
     Ignored,
+    #[error("{count} of its labels and variables are for the registrar; at most {limit} are read")]
+    TooManyLabels { count: usize, limit: usize },
     #[error(
         "--explicit, and no label asks for it: SERVICE_NAME, SERVICE_<port>_NAME, VIRTUAL_HOST or traefik.enable=true"
     )]

@@ -676,3 +676,24 @@ proptest! {
         prop_assert_eq!(first, again);
     }
 }
+
+#[test]
+fn a_container_with_ten_thousand_labels_is_refused_in_words_and_labels_of_others_do_not_count() {
+    let named = |name: &dyn Fn(u16) -> String| (1..=10_000).map(name).collect::<Vec<_>>();
+    let of = |names: &[String]| {
+        let labels: Vec<_> = names.iter().map(|name| (name.as_str(), "web")).collect();
+        services(&with(&[80], &labels), None, &scope())
+    };
+    let kinds: [&dyn Fn(u16) -> String; 3] =
+        [&|number| format!("SERVICE_{number}_NAME"), &|number| format!("service_x{number}"), &|number| {
+            format!("traefik.http.services.a{number}.loadbalancer.server.port")
+        }];
+    for kind in kinds {
+        let (keys, refusals) = shown(&of(&named(kind)));
+        assert_eq!(keys, Vec::<String>::new());
+        assert_eq!(refusals.len(), 1);
+        assert!(refusals[0].contains("10000 of its labels") && refusals[0].contains("at most 1000"), "{refusals:?}");
+    }
+    let (keys, refusals) = shown(&of(&named(&|number| format!("org.example.{number}"))));
+    assert_eq!((keys.len(), refusals), (1, vec![]));
+}

@@ -639,7 +639,9 @@ pub(super) async fn read_all(mut response: Response) -> Result<Vec<u8>, Failure>
         if body.len() > REPLY_LIMIT {
             return Err(Failure::after_sending(
                 Trouble::Answer,
-                format!("its reply has more than {REPLY_LIMIT} bytes"),
+                format!(
+                    "its reply has more than {REPLY_LIMIT} bytes, some 300,000 instances; is --key the directory of services?"
+                ),
             ));
         }
     }
