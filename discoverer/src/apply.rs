@@ -786,6 +786,7 @@ impl Applier {
     async fn runs_version(&mut self, worker: &Worker) {
         let Some(running) = worker.version() else { return };
         self.config.version = running.parse().ok();
+        self.config.reloader.runs(self.config.version);
         let installed = self.config.installed.version().await.ok();
         let is_same = installed.as_ref().is_some_and(|installed| *installed == running);
         if !is_same && self.config.program.is_some() {

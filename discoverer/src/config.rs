@@ -347,6 +347,7 @@ pub const RULES: Rules = Rules {
     lists: &["etcd"],
     tables: &["set"],
     exclusive: &[&WAYS],
+    lenient: &["health"],
     at_once: &[
         "drain-timeout",
         "forget-after",
@@ -380,9 +381,12 @@ impl Cli {
 }
 
 impl Flags {
-    /// Refuses flags that were read again where they do not go together, in words for the log; else the log is at their level from now on.
+    /// Refuses flags that were read again where they do not go together, or a start with them would fail, in words for the log; else the log is at their level from now on.
     pub fn check_again(&self) -> Result<(), String> {
         self.check().map_err(|error| error.to_string())?;
+        self.security().check().map_err(|error| error.to_string())?;
+        let access = self.access().map_err(|error| error.to_string())?;
+        access.check(&self.admin).map_err(|error| error.to_string())?;
         observe::log::filter_by(&self.log_level).map_err(|error| error.to_string())
     }
 

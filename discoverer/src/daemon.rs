@@ -41,7 +41,8 @@ use crate::snapshot::{self, Snapshots};
 use crate::suspect::{Health, Why};
 use crate::view::{Connection, DiscovererView, RegistryView, View};
 use crate::{
-    Deps, admin, catalog_options, reloader, surroundings, template_options, templates, until, version, watched,
+    Deps, admin, catalog_options, reloaded_version, reloader, running_version, surroundings, template_options,
+    templates, until, version, watched,
 };
 
 /// The pause after the first failure that another try may mend.
@@ -81,9 +82,11 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     let program = Program::new(&flags.haproxy).within(part.clone());
     let mut tasks = JoinSet::new();
     let version = version(&program).await;
+    let running = running_version(&flags).await;
     let metrics = Metrics::default();
-    let (reloader, supervisor) = way_to_haproxy(&flags, &program, version, &metrics, &mut tasks)?;
-    let checker = checker(&program, &flags).await;
+    let (reloader, supervisor) =
+        way_to_haproxy(&flags, &program, reloaded_version(&flags, running.as_deref(), version), &metrics, &mut tasks)?;
+    let checker = checker(&program, &flags, running).await;
     let output = Output::new(&flags.output);
     let identity = Identity::take(&flags.state_dir)?;
     let workers = Workers::new(&reloader, flags.runtime_socket());
@@ -300,7 +303,7 @@ fn way_to_haproxy(
 
 /// The program to check files with: none where the running HAProxy is known to be of another version, since what one
 /// takes the other may refuse.
-async fn checker(program: &Program, flags: &Flags) -> Option<Program> {
+async fn checker(program: &Program, flags: &Flags, running: Option<String>) -> Option<Program> {
     let own = program.version().await;
     if let Err(error) = &own
         && !flags.supervise
@@ -308,11 +311,6 @@ async fn checker(program: &Program, flags: &Flags) -> Option<Program> {
         warn!(%error, "files are not checked before they are applied");
         return None;
     }
-    let running = match (&flags.reload_socket, flags.runtime_socket()) {
-        (Some(socket), _) => crate::haproxy::running_version(socket).await,
-        (None, Some(socket)) if !flags.supervise => Runtime::new(socket).version().await,
-        (None, _) => None,
-    };
     if let (Ok(own), Some(running)) = (&own, running)
         && running != *own
     {

@@ -25,7 +25,6 @@ pub mod haproxy;
 pub mod health;
 mod identity;
 pub mod init;
-pub mod manual;
 pub mod metrics;
 pub mod model;
 pub mod once;
@@ -52,6 +51,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use observe::admin::{BindError, TokenError};
+use observe::answer;
 use observe::config::Renewals;
 use registry::{EndpointList, SecurityError, Store, StoreOptions};
 use tokio::sync::oneshot;
@@ -60,7 +60,7 @@ use tokio::time::Instant;
 pub use crate::daemon::run;
 
 use crate::config::{Cli, Command, Flags, UsageError};
-use crate::haproxy::{Container, Program, Reloader};
+use crate::haproxy::{Container, Program, Reloader, Runtime};
 use crate::plan::Version;
 use crate::render::{HaproxyContext, Surroundings};
 
@@ -91,11 +91,12 @@ pub async fn main(cli: Cli, renewals: Renewals<Flags>) -> anyhow::Result<ExitCod
         Some(Command::Health { connect }) => once::health(&flags, connect).await,
         Some(Command::Explain { name, json }) => once::explain(&flags, named()?.as_ref(), &name, json).await,
         Some(Command::Completions { shell }) => {
-            manual::print_completions(shell).context("writing to the standard output")?;
+            answer::print(answer::completions(config::command(), "discoverer", shell))?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Man { directory }) => {
-            manual::write_pages(&directory).with_context(|| format!("writing to {}", directory.display()))?;
+            answer::write_pages(config::command(), &directory)
+                .with_context(|| format!("writing to {}", directory.display()))?;
             Ok(ExitCode::SUCCESS)
         }
         None if flags.dry_run => once::dry_run(&flags).await,
@@ -176,8 +177,7 @@ fn catalog_options(flags: &Flags) -> catalog::Options {
 
 /// The way to a HAProxy that somebody else runs; none where no flag names one.
 fn reloader(flags: &Flags, version: Option<Version>) -> Option<Reloader> {
-    const FORKS_FIRST: Version = Version { major: 3, minor: 1 };
-    let forks_first = version.is_none_or(|version| version >= FORKS_FIRST);
+    let forks_first = haproxy::forks_first(version);
     let socket = flags.reload_socket.clone().map(Reloader::Socket);
     let pidfile = || flags.reload_pidfile.clone().map(|path| Reloader::Pidfile { path, forks_first });
     let container = || {
@@ -192,6 +192,24 @@ fn reloader(flags: &Flags, version: Option<Version>) -> Option<Reloader> {
 /// The program's version; none where it does not say.
 async fn version(program: &Program) -> Option<Version> {
     program.version().await.ok()?.parse().ok()
+}
+
+/// The version that HAProxy runs, which may be another one than the program's that checks its files; as it says it.
+async fn running_version(flags: &Flags) -> Option<String> {
+    match (&flags.reload_socket, flags.runtime_socket()) {
+        (Some(socket), _) => haproxy::running_version(socket).await,
+        (None, Some(socket)) if !flags.supervise => Runtime::new(socket).version().await,
+        (None, _) => None,
+    }
+}
+
+/// By which version a reload is judged: the one that runs. Where it does not say, that of the program here, unless HAProxy is in a container
+/// of its own.
+fn reloaded_version(flags: &Flags, running: Option<&str>, program: Option<Version>) -> Option<Version> {
+    match running {
+        Some(running) => running.parse().ok(),
+        None => program.filter(|_| flags.reload_container.is_none()),
+    }
 }
 
 async fn surroundings(flags: &Flags, program: &Program) -> Surroundings {

@@ -1,11 +1,11 @@
 //! Parses the flags, sets up the log, runs, exits.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use discoverer::config::{Cli, ETCD_VARIABLE, Flags, RULES, command};
 use discoverer::init;
+use observe::answer::print;
 use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
 
@@ -14,7 +14,13 @@ fn main() -> ExitCode {
     let source = Source::new(command(), &RULES, std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
-        return printed(&text);
+        return match print(text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("discoverer: {error}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let cli = Cli::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
     if let Err(error) = observe::log::start(cli.flags.log_format, &cli.flags.log_level) {
@@ -38,17 +44,6 @@ fn main() -> ExitCode {
         }))
     });
     discoverer::exit_code(result)
-}
-
-/// Whoever reads it may have seen enough.
-fn printed(text: &str) -> ExitCode {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("discoverer: writing to the standard output: {error}");
-            ExitCode::FAILURE
-        }
-        _ => ExitCode::SUCCESS,
-    }
 }
 
 /// Has the flags read again when somebody asks for it, or the file changes.

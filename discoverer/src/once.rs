@@ -1,6 +1,5 @@
 //! What is done once and ends: `render`, `check`, `status`, `explain`, `--once`, `--dry-run`.
 
-use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -9,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use observe::answer::print;
 use registry::Store;
 use similar::{ChangeTag, TextDiff};
 use tracing::{info, warn};
@@ -22,7 +22,10 @@ use crate::haproxy::{Program, Reloader, Runtime};
 use crate::metrics::Metrics;
 use crate::model::Services;
 use crate::output::Output;
-use crate::{catalog_options, explain, health, reloader, sample, status, store, surroundings, templates, version};
+use crate::{
+    catalog_options, explain, health, reloaded_version, reloader, running_version, sample, status, store, surroundings,
+    templates, version,
+};
 
 /// The exit code of `status` where no discoverer can be asked.
 const AWAY: u8 = 3;
@@ -35,7 +38,7 @@ pub async fn render(flags: &Flags, store: &Store) -> anyhow::Result<ExitCode> {
     let services = services(flags, store).await?;
     let templates = templates::load(&flags.template)?;
     let surroundings = surroundings(flags, &Program::new(&flags.haproxy)).await;
-    print!("{}", templates.render(&services, &surroundings)?);
+    print(templates.render(&services, &surroundings)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -57,7 +60,7 @@ pub async fn check(flags: &Flags, store: Option<&Store>) -> anyhow::Result<ExitC
     for (name, services) in cases {
         let text = templates.render(&services, &surroundings).with_context(|| format!("with {name}"))?;
         program.check(file.prepare(text).await?).await.with_context(|| format!("with {name}"))?;
-        println!("{}: good with {name}", flags.template.display());
+        print(format!("{}: good with {name}\n", flags.template.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -75,9 +78,9 @@ pub async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitCode> {
         Ok(report) => {
             let is_well = status::wrongs(&report).is_empty();
             if as_json {
-                say(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+                print(serde_json::to_string_pretty(&report)? + "\n")?;
             } else {
-                say(&status::Table { report: &report, now: Timestamp::now() }.to_string())?;
+                print(status::Table { report: &report, now: Timestamp::now() }.to_string())?;
             }
             Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
@@ -92,7 +95,7 @@ pub async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitCode> {
 pub(crate) async fn health(flags: &Flags, connect: Option<SocketAddr>) -> anyhow::Result<ExitCode> {
     match health::ask(flags, connect).await {
         Ok(address) => {
-            say(&format!("HAProxy takes connections at {address}\n"))?;
+            print(format!("HAProxy takes connections at {address}\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
@@ -109,19 +112,11 @@ pub(crate) async fn health(flags: &Flags, connect: Option<SocketAddr>) -> anyhow
 pub async fn explain(flags: &Flags, store: Option<&Store>, name: &str, as_json: bool) -> anyhow::Result<ExitCode> {
     let explanation = explain::run(flags, store, name).await?;
     if as_json {
-        say(&(serde_json::to_string_pretty(&explanation)? + "\n"))?;
+        print(serde_json::to_string_pretty(&explanation)? + "\n")?;
     } else {
-        say(&explanation.to_string())?;
+        print(explanation.to_string())?;
     }
     Ok(if explanation.routed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Writes to the standard output. Who reads it may have seen enough.
-fn say(text: &str) -> anyhow::Result<()> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing to the standard output"),
-        _ => Ok(()),
-    }
 }
 
 /// Says what would change in the file.
@@ -141,9 +136,9 @@ pub async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
             ChangeTag::Insert => '+',
         };
         changes += 1;
-        print!("{sign}{}{}", change.value(), if change.missing_newline() { "\n" } else { "" });
+        print(format!("{sign}{}{}", change.value(), if change.missing_newline() { "\n" } else { "" }))?;
     }
-    println!("{}: {changes} lines would change; nothing was written", flags.output.display());
+    print(format!("{}: {changes} lines would change; nothing was written\n", flags.output.display()))?;
     Ok(left_out(&composer))
 }
 
@@ -153,7 +148,9 @@ pub async fn dry_run(flags: &Flags) -> anyhow::Result<ExitCode> {
 /// What is in the way of it.
 pub async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
     let program = Program::new(&flags.haproxy);
-    let reloader = reloader(flags, version(&program).await).unwrap_or(Reloader::Nobody);
+    let reloader =
+        reloader(flags, reloaded_version(flags, running_version(flags).await.as_deref(), version(&program).await))
+            .unwrap_or(Reloader::Nobody);
     if matches!(reloader, Reloader::Nobody) {
         warn!("no --reload flag is given: the file is written, and HAProxy is not told");
     }

@@ -20,6 +20,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::answer::hide_values;
 use crate::escape::escaped_lines;
 use file::{Entry, Value};
 
@@ -43,6 +44,8 @@ pub struct Rules {
     pub exclusive: &'static [&'static [&'static str]],
     /// Keys whose change takes effect at once when the file is read again.
     pub at_once: &'static [&'static str],
+    /// Subcommands that go on without the file where it cannot be used: the daemon does so too, with what it has read before.
+    pub lenient: &'static [&'static str],
 }
 
 /// Why there are no settings.
@@ -260,12 +263,31 @@ impl Source {
     /// # Errors
     /// The first thing that is wrong with any of them; `--help` and `--version` come as one too.
     pub fn read(&self) -> Result<Loaded, ConfigError> {
+        match self.read_all() {
+            Err(error @ (ConfigError::File { .. } | ConfigError::Line { .. })) if self.is_lenient() => {
+                eprintln!("{error}; what it has is left out");
+                let mut command = without_empty_variables(self.command.clone());
+                let matches = command.try_get_matches_from_mut(&self.args).map_err(without_users)?;
+                Ok(self.loaded(matches, None, &BTreeMap::new()))
+            }
+            other => other,
+        }
+    }
+
+    fn is_lenient(&self) -> bool {
+        let command = without_empty_variables(self.command.clone()).ignore_errors(true);
+        let matches = command.try_get_matches_from(&self.args).ok();
+        let called = matches.as_ref().and_then(ArgMatches::subcommand_name);
+        called.is_some_and(|name| self.rules.lenient.contains(&name))
+    }
+
+    fn read_all(&self) -> Result<Loaded, ConfigError> {
         let mut command = without_empty_variables(self.command.clone());
         // What the file is to give may be missing here, so that only what is there is of interest.
         let early = command.clone().ignore_errors(true).try_get_matches_from(&self.args)?;
         let (path, given) = deepest(&command, &early);
         let Some(file) = given.try_get_one::<PathBuf>(CONFIG).ok().flatten().cloned() else {
-            let matches = command.try_get_matches_from_mut(&self.args)?;
+            let matches = command.try_get_matches_from_mut(&self.args).map_err(without_users)?;
             return Ok(self.loaded(matches, None, &BTreeMap::new()));
         };
         let (text, entries) = file::read(&file, &all_keys(&self.command))?;
@@ -363,7 +385,7 @@ impl Source {
             reason: format!("{}: {reason}", injected.key),
         };
         let Some(first) = of(ContextKind::InvalidArg) else {
-            return ConfigError::CommandLine(error);
+            return ConfigError::CommandLine(without_users(error));
         };
         match error.kind() {
             ErrorKind::InvalidValue => at(first, {
@@ -381,7 +403,7 @@ impl Source {
                 }
                 None => at(first, "it cannot be given together with a flag of the command line".to_owned()),
             },
-            _ => ConfigError::CommandLine(error),
+            _ => ConfigError::CommandLine(without_users(error)),
         }
     }
 
@@ -443,9 +465,27 @@ impl Injected {
     }
 }
 
-/// A user and password may be part of a value, so that values stay out of the help.
-fn hide_values(command: Command) -> Command {
-    command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(hide_values)
+/// What clap quotes of the command line and of variables may be a URL with a user and a password, well written or not.
+fn without_users(mut error: clap::Error) -> clap::Error {
+    let clean = |text: &String| match text.rsplit_once('@') {
+        Some((user, rest)) => {
+            let scheme = user.split_once("://").map(|(scheme, _)| format!("{scheme}://")).unwrap_or_default();
+            format!("{scheme}...@{rest}")
+        }
+        None => text.clone(),
+    };
+    let cleaned: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(text) => Some((kind, ContextValue::String(clean(text)))),
+            ContextValue::Strings(texts) => Some((kind, ContextValue::Strings(texts.iter().map(clean).collect()))),
+            _ => None,
+        })
+        .collect();
+    for (kind, value) in cleaned {
+        error.insert(kind, value);
+    }
+    error
 }
 
 /// The command and those of its subcommands that were called, and what the last one was given.

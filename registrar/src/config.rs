@@ -179,6 +179,7 @@ pub const RULES: Rules = Rules {
     lists: &["etcd", "etcd-api", "domains"],
     tables: &["attribute"],
     exclusive: &[],
+    lenient: &[],
     at_once: &[
         "allow-exec",
         "attribute",

@@ -95,7 +95,12 @@ pub async fn run(
                 metrics.configured(news.settings.is_ok());
                 if let Ok(new) = news.settings {
                     health.adjust(new.asking.rise, new.asking.fall, new.asking.interval);
-                    if (new.check == StaticCheck::None) != (config.check == StaticCheck::None) {
+                    let asks = |config: &StaticConfig| {
+                        (config.check, config.check_path.clone(), config.asking.timeout)
+                    };
+                    if asks(&new) != asks(&config) {
+                        // The answer to what is asked now is not what is to be known.
+                        question = None;
                         ask_at = (new.check != StaticCheck::None).then(Instant::now);
                     }
                     if new.check == StaticCheck::None {

@@ -24,7 +24,6 @@ pub mod host;
 pub mod keeper;
 pub mod keepers;
 pub mod list;
-pub mod manual;
 pub mod metrics;
 pub mod operator;
 pub mod own;

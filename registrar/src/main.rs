@@ -1,16 +1,16 @@
 //! The registrar's process: flags, log, signals, exit code. Everything else is in the library.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use observe::answer::{self, print};
 use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
 use observe::escape::escaped_lines;
 use observe::log::{self, LogError};
 use registrar::config::{Command, LogFlags, Program};
-use registrar::{Ending, Traces, agent, docker, drain, explain, fixed, list, manual, run};
+use registrar::{Ending, Traces, agent, docker, drain, explain, fixed, list, run};
 use registry::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -20,17 +20,17 @@ fn main() -> ExitCode {
     let source = Program::source(std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
-        return match print(text.as_bytes()) {
+        return match print(text) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("registrar: {error:#}");
+                eprintln!("registrar: {error}");
                 ExitCode::FAILURE
             }
         };
     }
     let program = Program::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
     let is_daemon = program.is_daemon();
-    if let Err(error) = check(&program) {
+    if let Err(error) = program.log().map_or(Ok(()), start_log).map_err(Into::into).and_then(|()| check(&program)) {
         eprintln!("registrar: {error}");
         // As clap ends after a flag that it refuses.
         return ExitCode::from(2);
@@ -51,11 +51,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Refuses flags that nothing can be done with, and starts the log.
+/// Refuses flags that nothing can be done with.
 fn check(program: &Program) -> anyhow::Result<()> {
-    if let Some(flags) = program.log() {
-        start_log(flags)?;
-    }
     if let Some(etcd) = program.etcd() {
         etcd.security.security().check()?;
     }
@@ -96,12 +93,12 @@ fn serve(program: Program, source: Source, loaded: Loaded) -> anyhow::Result<Exi
                 Command::List(config) => {
                     let store = Store::new(config.etcd.store_options())?;
                     let list = list::run(&config.key, &store).await?;
-                    print(if config.json { list.to_json()? + "\n" } else { list.to_string() }.as_bytes())?;
+                    print(if config.json { list.to_json()? + "\n" } else { list.to_string() })?;
                 }
                 Command::Explain(config) => {
                     let store = Store::new(config.etcd.store_options())?;
                     let explanation = explain::run(&config.container, &config.scope, &store, false).await?;
-                    print(explanation.to_string().as_bytes())?;
+                    print(explanation.to_string())?;
                     return Ok(if explanation.is_registered() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
                 }
                 Command::Drain(config) => return done(&drain::drain(&config).await?, config.target.json),
@@ -109,10 +106,13 @@ fn serve(program: Program, source: Source, loaded: Loaded) -> anyhow::Result<Exi
                 Command::Stop(config) => {
                     done(&drain::stop(&config).await?, config.target.json)?;
                 }
-                Command::Completions(config) => print(&manual::completions(config.shell))?,
+                Command::Completions(config) => {
+                    print(answer::completions(Program::command(), "registrar", config.shell))?
+                }
                 Command::Man(config) => {
                     let directory = config.directory;
-                    manual::write_pages(&directory).with_context(|| format!("writing to {}", directory.display()))?;
+                    answer::write_pages(Program::command(), &directory)
+                        .with_context(|| format!("writing to {}", directory.display()))?;
                 }
             },
         }
@@ -138,6 +138,8 @@ fn follow<T: Send + 'static>(
 ) -> anyhow::Result<Renewals<T>> {
     let read = move |loaded: &Loaded| {
         let program = Program::from_loaded(loaded).map_err(|error| error.to_string())?;
+        // A start with them would fail.
+        check(&program).map_err(|error| format!("{error:#}"))?;
         if let Some(flags) = program.log() {
             log::filter_by(&filter(flags)).map_err(|error| error.to_string())?;
         }
@@ -149,7 +151,7 @@ fn follow<T: Send + 'static>(
 
 /// Prints what was done. Fails where somebody was waited for in vain.
 fn done(report: &drain::Report, as_json: bool) -> anyhow::Result<ExitCode> {
-    print(if as_json { report.to_json()? + "\n" } else { report.to_string() }.as_bytes())?;
+    print(if as_json { report.to_json()? + "\n" } else { report.to_string() })?;
     Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -167,14 +169,6 @@ fn told_to_stop() -> anyhow::Result<impl Future<Output = Ending>> {
         info!(signal, "told to stop");
         ending
     })
-}
-
-/// Writes to the standard output. Who reads it may have seen enough.
-fn print(bytes: &[u8]) -> anyhow::Result<()> {
-    match io::stdout().lock().write_all(bytes) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing to the standard output"),
-        _ => Ok(()),
-    }
 }
 
 fn start_log(flags: &LogFlags) -> Result<(), LogError> {

@@ -119,8 +119,15 @@ pub async fn run(
                 question.answer(overview);
             }
             news = renewals.next() => {
+                let asked = sidekick.config.clone();
                 sidekick.renew(news);
-                check = Arc::new(self::check(&sidekick.config));
+                let now = &sidekick.config;
+                if (now.check, &now.check_path, now.timeout) != (asked.check, &asked.check_path, asked.timeout) {
+                    // The answer to what is asked now is not what is to be known.
+                    probing = None;
+                    check = Arc::new(self::check(now));
+                    sidekick.probe_at = Instant::now();
+                }
             }
             asked = going_on(&mut probing) => sidekick.probed(asked.result),
             result = going_on(&mut locating) => sidekick.located(result),

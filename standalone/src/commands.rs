@@ -1,12 +1,12 @@
 //! What is done once and ends. What is registered is asked of the one that runs, at its admin address, or of etcd.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use discoverer::client::{ApiError, Client};
 use discoverer::config::Flags;
 use discoverer::once;
+use observe::answer::print;
 use registrar::{explain, list};
 use registry::Store;
 
@@ -45,7 +45,7 @@ pub async fn run(program: Program) -> anyhow::Result<ExitCode> {
         Task::Check => return once::check(&flags, Some(&store)).await,
         Task::List { json } => {
             let list = list::run(&flags.key, &store).await?;
-            print(&if json { list.to_json()? + "\n" } else { list.to_string() })?;
+            print(if json { list.to_json()? + "\n" } else { list.to_string() })?;
         }
         Task::Explain { name } => {
             let is_read_here = flags.etcd.is_none();
@@ -54,9 +54,9 @@ pub async fn run(program: Program) -> anyhow::Result<ExitCode> {
             // What Docker does not know may be a service, or an instance.
             let is_about_container = container.has_container() || !rest.routed;
             if is_about_container {
-                print(&format!("From Docker to the registry:\n{container}\nFrom the registry to HAProxy:\n"))?;
+                print(format!("From Docker to the registry:\n{container}\nFrom the registry to HAProxy:\n"))?;
             }
-            print(&rest.to_string())?;
+            print(rest.to_string())?;
             let is_well = rest.routed && (!is_about_container || container.is_registered());
             return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
@@ -75,15 +75,4 @@ async fn registered(flags: &Flags) -> anyhow::Result<Result<Store, ApiError>> {
     };
     let held = client.get::<Held>(PATH).await;
     Ok(held.map(|held| held.to_store(&flags.key, flags.watch_timeout)))
-}
-
-/// Writes to the standard output. Who reads it may have seen enough.
-///
-/// # Errors
-/// It cannot be written to.
-pub fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("writing to the standard output"),
-        _ => Ok(()),
-    }
 }

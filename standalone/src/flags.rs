@@ -37,6 +37,7 @@ pub const RULES: Rules = Rules {
     lists: &["etcd", "domains"],
     tables: &["set"],
     exclusive: discoverer::config::RULES.exclusive,
+    lenient: &[],
     at_once: &[
         "allow-exec",
         "domains",

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use discoverer::{init, signals};
+use observe::answer::print;
 use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
 use standalone::flags::{Program, Task};
@@ -14,10 +15,10 @@ fn main() -> ExitCode {
     let source = Program::source(std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
-        return match commands::print(&text) {
+        return match print(text) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("standalone: {error:#}");
+                eprintln!("standalone: {error}");
                 ExitCode::FAILURE
             }
         };

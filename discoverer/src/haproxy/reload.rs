@@ -16,6 +16,7 @@ use super::container::Container;
 use super::socket::{SocketError, ask};
 use super::supervise::SupervisorHandle;
 use super::{systemd, without_secrets};
+use crate::plan::Version;
 
 /// A reload with 10,000 servers takes 1 s, a bind conflict 2.4 s; one that takes this long hangs.
 const RELOAD_LIMIT: Duration = Duration::from_secs(30);
@@ -159,7 +160,23 @@ pub enum Reloader {
     Nobody,
 }
 
+/// Whether HAProxy of this version forks its worker before it reads the file: 3.1 and later do, and one that is not known may.
+pub fn forks_first(version: Option<Version>) -> bool {
+    const FORKS_FIRST: Version = Version { major: 3, minor: 1 };
+    version.is_none_or(|version| version >= FORKS_FIRST)
+}
+
 impl Reloader {
+    /// HAProxy runs this version now.
+    pub fn runs(&mut self, version: Option<Version>) {
+        if let Self::Pidfile { forks_first: known, .. }
+        | Self::Container { forks_first: known, .. }
+        | Self::Systemd { forks_first: known, .. } = self
+        {
+            *known = forks_first(version);
+        }
+    }
+
     /// Makes HAProxy read its file and waits until it is known how that ended. After an error the old worker
     /// goes on serving the old configuration.
     pub async fn reload(&self) -> Result<(), ReloadError> {
@@ -394,15 +411,17 @@ async fn through_container(container: &Container, forks_first: bool) -> Result<(
 
 /// Lets systemd reload a unit, and waits as for the pid file.
 async fn through_systemd(unit: &str, forks_first: bool) -> Result<(), ReloadError> {
-    let wrong_as = |is_told: bool| move |error: String| ReloadError::Unit { unit: unit.to_owned(), error, is_told };
-    let standing = systemd::standing(unit).await.map_err(wrong_as(false))?;
+    let failed = |error: String, is_told: bool| ReloadError::Unit { unit: unit.to_owned(), error, is_told };
+    let standing = systemd::standing(unit).await.map_err(|error| failed(error, false))?;
     let before = standing.main_pid.and_then(|pid| Some((pid, children(pid)?)));
-    let verb = standing.verb(unit).map_err(wrong_as(false))?;
-    let wrong = wrong_as(true);
-    systemd::tell(unit, verb).await.map_err(&wrong)?;
+    let verb = standing.verb(unit).map_err(|error| failed(error, false))?;
+    systemd::tell(unit, verb).await.map_err(|error| {
+        let is_told = error.began_a_job();
+        failed(error.to_string(), is_told)
+    })?;
     // One that was started has read its file when systemd says so.
     let Some((pid, before)) = before.filter(|_| verb == systemd::RELOAD) else { return Ok(()) };
-    let now = async || children(pid).ok_or_else(|| wrong(format!("HAProxy's master {pid} is gone")));
+    let now = async || children(pid).ok_or_else(|| failed(format!("HAProxy's master {pid} is gone"), true));
     new_worker(before, now, ASK_EVERY, forks_first).await
 }
 

@@ -313,6 +313,7 @@ impl Supervisor {
             self.pause = FIRST_PAUSE;
             self.failing_since = None;
         }
+        self.layout.deaths.inc();
         self.failed();
         let pause = self.longer_pause();
         self.start_at = Some(Instant::now() + pause);
@@ -322,7 +323,6 @@ impl Supervisor {
     /// HAProxy has just failed once more. That it does so for long is an end only here: the newest file, and whatever else may
     /// have changed meanwhile, have been tried then.
     fn failed(&mut self) {
-        self.layout.deaths.inc();
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         if self.layout.give_up_after.is_some_and(|limit| since.elapsed() >= limit) {
             self.gave_up.send_replace(true);

@@ -1,6 +1,6 @@
 //! The way to an HAProxy that systemd runs: `systemctl`, without a shell.
 
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -56,12 +56,51 @@ impl Standing {
     }
 }
 
+/// Why `systemctl` did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SystemctlError {
+    /// There is none, or it cannot be run.
+    #[error("systemctl cannot be run: {0}; does systemd run here?")]
+    NotRun(std::io::Error),
+    /// It did not end.
+    #[error("systemctl {verb} did not end within {} s", limit.as_secs())]
+    Late {
+        /// What it was told.
+        verb: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// It says no.
+    #[error("systemctl {verb}: {said} ({status})")]
+    Refused {
+        /// What it was told.
+        verb: String,
+        /// What it says.
+        said: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
+}
+
+impl SystemctlError {
+    /// Whether systemd has begun what it was told, so that HAProxy may have read its file. systemctl says of a job that it failed, and of
+    /// all that is refused before, such as for want of rights, something else.
+    pub(super) fn began_a_job(&self) -> bool {
+        match self {
+            Self::NotRun(_) => false,
+            Self::Late { .. } => true,
+            Self::Refused { said, .. } => said.contains("Job for "),
+        }
+    }
+}
+
 /// How a unit stands.
 ///
 /// # Errors
 /// systemd does not say; in its own words.
 pub(super) async fn standing(unit: &str) -> Result<Standing, String> {
-    let said = systemctl(SHOW_LIMIT, &["show", "--property=LoadState,ActiveState,MainPID", "--", unit]).await?;
+    let show = ["show", "--property=LoadState,ActiveState,MainPID", "--", unit];
+    let said = systemctl(SHOW_LIMIT, &show).await.map_err(|error| error.to_string())?;
     Ok(Standing::read(&said))
 }
 
@@ -69,29 +108,54 @@ pub(super) async fn standing(unit: &str) -> Result<Standing, String> {
 ///
 /// # Errors
 /// systemd refuses, or HAProxy does; in its own words.
-pub(super) async fn tell(unit: &str, verb: &str) -> Result<(), String> {
+pub(super) async fn tell(unit: &str, verb: &str) -> Result<(), SystemctlError> {
     systemctl(RELOAD_LIMIT, &[verb, "--no-ask-password", "--", unit]).await.map(drop)
 }
 
-async fn systemctl(limit: Duration, args: &[&str]) -> Result<String, String> {
+async fn systemctl(limit: Duration, args: &[&str]) -> Result<String, SystemctlError> {
+    let verb = args.first().copied().unwrap_or_default().to_owned();
     let mut command = Command::new("systemctl");
     command.args(args).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
     without_secrets(&mut command);
     let output = timeout(limit, command.output()).await;
-    let output = output.map_err(|_| format!("systemctl {} did not end within {} s", args[0], limit.as_secs()))?;
-    let output = output.map_err(|error| format!("systemctl cannot be run: {error}; does systemd run here?"))?;
+    let Ok(output) = output else { return Err(SystemctlError::Late { verb, limit }) };
+    let output = output.map_err(SystemctlError::NotRun)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said: String = said.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(WORDS_LIMIT).collect();
     let said: String = said.chars().filter(|c| !c.is_control()).collect();
-    Err(format!("systemctl {}: {said} ({})", args[0], output.status))
+    Err(SystemctlError::Refused { verb, said, status: output.status })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
+
+    #[test]
+    fn a_job_that_failed_is_told_from_one_that_was_never_begun() {
+        let refused = |said: &str| SystemctlError::Refused {
+            verb: RELOAD.to_owned(),
+            said: said.to_owned(),
+            status: ExitStatus::from_raw(256),
+        };
+        // systemd 252.
+        let failed = "Job for haproxy.service failed. See \"systemctl status haproxy.service\" and \"journalctl -xe\" for details.";
+        assert!(refused(failed).began_a_job());
+        let late = SystemctlError::Late { verb: RELOAD.to_owned(), limit: RELOAD_LIMIT };
+        assert!(late.began_a_job());
+        for said in [
+            "Failed to reload haproxy.service: Interactive authentication required. See system logs for details.",
+            "Failed to connect to bus: No such file or directory",
+            "Failed to reload haproxy.service: Unit haproxy.service not found.",
+        ] {
+            assert!(!refused(said).began_a_job(), "{said}");
+        }
+        assert!(!SystemctlError::NotRun(std::io::ErrorKind::NotFound.into()).began_a_job());
+    }
 
     #[test]
     fn a_unit_that_runs_is_reloaded_one_that_failed_is_started_and_one_that_was_stopped_is_left() {

@@ -15,6 +15,7 @@ const RULES: Rules = Rules {
     tables: &["set"],
     exclusive: &[&["supervise", "reload-socket"]],
     at_once: &["ttl"],
+    lenient: &["peek"],
 };
 
 fn command() -> Command {
@@ -238,4 +239,35 @@ fn help_and_wrong_flags_come_before_the_file() {
     let file = File::new("nonsense");
     assert!(file.read(&["--help"]).unwrap_err().contains("--print-config"));
     assert!(File::new("etcd = \"e\"").read(&["--nonsense"]).unwrap_err().contains("--nonsense"));
+}
+
+#[test]
+fn a_password_in_a_value_is_not_quoted() {
+    let source =
+        |args: &[&str]| Source::new(command(), &RULES, ["test", "run"].into_iter().chain(args.iter().copied()));
+    for args in [
+        &["--etcd", "e", "--rise", "http://u:secret@h:2379"][..],
+        &["--etcd", "e", "--check", "http://u:sec@ret@h"],
+        &["--etcd", "e", "--chek=http://u:secret@h"],
+        &["--etcd", "e", "name", "http://u:secret@h"],
+    ] {
+        let said = source(args).read().unwrap_err().to_string();
+        assert!(!said.contains("secret") && !said.contains("sec@") && !said.is_empty(), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_command_that_must_answer_goes_on_without_a_file_that_cannot_be_used() {
+    let command = with_flags(
+        Command::new("test")
+            .arg(Arg::new("ttl").long("ttl").env("TEST_TTL").default_value("20s").global(true))
+            .subcommand(Command::new("peek"))
+            .subcommand(Command::new("other")),
+        &RULES,
+    );
+    let file = File::new("ttl = \n");
+    let config = format!("--config={}", file.path().display());
+    let read = |name: &str| Source::new(command.clone(), &RULES, ["test", name, &config, "--ttl", "7s"]).read();
+    assert_eq!(values(&read("peek").unwrap(), "ttl"), ["7s"]);
+    assert!(matches!(read("other"), Err(ConfigError::Line { .. })));
 }

@@ -28,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) const REPLY_LIMIT: usize = 64 << 20;
 /// How many characters of a foreign text go into a message.
 const SHOWN_LIMIT: usize = 200;
+const EXAMPLE: &str = "http://10.0.0.1:2379";
 
 /// Why a text is no list of etcd endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,13 +39,22 @@ pub enum EndpointError {
     /// Not a URL of etcd.
     #[error("{text:?} is no etcd endpoint: {reason}; write {suggestion}")]
     Form {
-        /// What was given.
+        /// What was given, without user and password.
         text: String,
         /// What is wrong with it.
         reason: &'static str,
         /// What may have been meant.
         suggestion: String,
     },
+}
+
+impl EndpointError {
+    fn without_text(self) -> Self {
+        match self {
+            Self::Form { reason, .. } => Self::Form { text: "...".to_owned(), reason, suggestion: EXAMPLE.to_owned() },
+            Self::None => Self::None,
+        }
+    }
 }
 
 /// Reads a comma-separated list of etcd endpoints such as `http://10.0.0.1:2379,http://10.0.0.2:2379`.
@@ -57,7 +67,20 @@ pub fn parse_endpoints(text: &str) -> Result<Vec<Url>, EndpointError> {
     if parts.is_empty() {
         return Err(EndpointError::None);
     }
-    parts.into_iter().map(parse_endpoint).collect()
+    let last_user = parts.iter().rposition(|part| part.contains('@'));
+    let read = |(index, part)| {
+        // A comma may have been meant to be in a password.
+        let may_be_secret = last_user.is_some_and(|last| index < last);
+        parse_endpoint(part).map_err(|error| if may_be_secret { error.without_text() } else { error })
+    };
+    parts.iter().copied().enumerate().map(read).collect()
+}
+
+/// An endpoint as somebody wrote it, for a message: without what may be a user and a password.
+fn without_user(text: &str) -> String {
+    let Some((user, host)) = text.rsplit_once('@') else { return shown(text) };
+    let scheme = user.split_once("://").map(|(scheme, _)| format!("{scheme}://")).unwrap_or_default();
+    shown(&format!("{scheme}...@{host}"))
 }
 
 /// etcd's endpoints as a flag takes them: at least one. What `Debug` prints has no passwords.
@@ -91,12 +114,11 @@ impl std::str::FromStr for EndpointList {
 }
 
 fn parse_endpoint(text: &str) -> Result<Url, EndpointError> {
-    const EXAMPLE: &str = "http://10.0.0.1:2379";
-    let refuse = |reason, suggestion| Err(EndpointError::Form { text: shown(text), reason, suggestion });
+    let refuse = |reason, suggestion| Err(EndpointError::Form { text: without_user(text), reason, suggestion });
     let Some((scheme, rest)) = text.split_once("://") else {
         let meant = format!("http://{text}");
         let works = Url::parse(&meant).is_ok_and(|url| url.host().is_some());
-        return refuse("it has no scheme", if works { shown(&meant) } else { EXAMPLE.to_owned() });
+        return refuse("it has no scheme", if works { without_user(&meant) } else { EXAMPLE.to_owned() });
     };
     if scheme.eq_ignore_ascii_case(members::SRV) {
         let name = members::host_name(rest).and_then(|name| Url::parse(&format!("{}://{name}", members::SRV)).ok());
@@ -667,6 +689,22 @@ mod tests {
             .unwrap();
         let shown: Vec<_> = urls.iter().map(shown_endpoint).collect();
         assert_eq!(shown, ["http://h1:2379", "https://h2:2379", "http://[::1]:4001", "srv://example.org"]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_endpoint_is_said_without_its_password() {
+        let cases = [
+            ("http://u:secret@h:2379:99", "http://...@h:2379:99"),
+            ("u:secret@h:2379", "http://...@h:2379"),
+            ("ftp://u:secret@h", "ftp://...@h"),
+            ("http://u:sec,ret@h:2379", "..."),
+            ("http://u:s@cret@h:0x1", "http://...@h:0x1"),
+            ("http://good:2379,htp://u:secret@h", "htp://...@h"),
+        ];
+        for (text, shown) in cases {
+            let said = parse_endpoints(text).unwrap_err().to_string();
+            assert!(said.contains(shown) && !said.contains("sec") && !said.contains("cret"), "{text}: {said}");
+        }
     }
 
     #[test]

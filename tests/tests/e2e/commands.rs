@@ -274,3 +274,35 @@ async fn help_is_the_reference_of_every_flag_and_its_variable() {
     })
     .await;
 }
+
+/// The flags in a help text.
+fn flags(help: &str) -> Vec<String> {
+    let words = help.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
+    let mut flags: Vec<String> =
+        words.filter(|word| word.starts_with("--") && word.len() > 3).map(str::to_owned).collect();
+    flags.sort();
+    flags.dedup();
+    flags
+}
+
+#[tokio::test]
+async fn completions_and_manual_pages_have_each_flag_of_the_help() {
+    within(60, async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().display().to_string();
+        let discoverer = [run_discoverer(&["--help"]).await, run_discoverer(&["completions", "bash"]).await];
+        let registrar = [run_registrar(&["agent", "--help"]).await, run_registrar(&["completions", "bash"]).await];
+        assert_eq!(run_discoverer(&["man", &path]).await.code, Some(0));
+        assert_eq!(run_registrar(&["man", &path]).await.code, Some(0));
+        for ([help, completions], page) in [(discoverer, "discoverer.1"), (registrar, "registrar-agent.1")] {
+            let page = fs::read_to_string(directory.path().join(page)).unwrap().replace("\\-", "-");
+            let flags = flags(&help.stdout);
+            assert!(flags.len() > 15 && flags.contains(&"--print-config".to_owned()), "{flags:?}");
+            for flag in flags {
+                assert!(completions.stdout.contains(&flag), "{flag} is in no completion");
+                assert!(page.contains(&flag), "{flag} is in no manual page");
+            }
+        }
+    })
+    .await;
+}

@@ -81,6 +81,16 @@ async fn the_discoverer_takes_what_its_file_says_at_once_and_keeps_what_was_good
         wait_metric(admin, "discoverer_config_good 0").await;
         let status = http::get(admin, "/api/v1/status").await.unwrap().body;
         assert!(status.contains("line 2: min-interval") && status.contains("The former one goes on"), "{status}");
+        // Whoever asks for HAProxy's health is told of HAProxy.
+        let (output, state) = (discoverer.output().display().to_string(), discoverer.state_dir().display().to_string());
+        let health = ["health", "--config", &file.shown(), "--supervise", "--output", &output, "--state-dir", &state];
+        let told = run_discoverer(&health).await;
+        assert_eq!(told.code, Some(0), "{told:?}");
+        assert!(told.stderr.contains("line 2: min-interval"), "{told:?}");
+        // Nor is one taken with which a start would fail.
+        file.write("etcd-ca = \"/no/such/file\"\n");
+        discoverer.wait_logged("the configuration cannot be used", &[("error", "/no/such/file")]).await;
+        wait_metric(admin, "discoverer_config_good 0").await;
         let two = Backend::start("two").await;
         etcd.put(&two.key_in("two"), "running").await;
         discoverer.wait_host("two.test", "two").await;
@@ -178,6 +188,13 @@ async fn the_agent_takes_what_its_file_says_at_once_and_sighup_does_not_end_it()
 
         file.write("explicit = true\n");
         wait_at(&etcd, &web, published, REGISTERED).await;
+        wait_metric(admin, "registrar_config_good 1").await;
+
+        // One with which a start would fail.
+        file.write("explicit = true\netcd-ca = \"/no/such/file\"\n");
+        agent.wait_logged(SOON, &["the configuration cannot be used", "/no/such/file"]).await;
+        wait_metric(admin, "registrar_config_good 0").await;
+        file.write("explicit = true\n");
         wait_metric(admin, "registrar_config_good 1").await;
 
         agent.process().signal(Signal::SIGHUP);

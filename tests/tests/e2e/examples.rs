@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use e2e::backend::Backend;
-use e2e::discoverer::Discoverer;
+use e2e::discoverer::{Discoverer, SOON};
 use e2e::docker::{Container, Docker, docker_ok};
 use e2e::etcd::Etcd;
 use e2e::http;
 use e2e::load::Load;
+use e2e::ports::free_address;
 use e2e::process::{Finished, find_program, run};
 use e2e::{secs, wait_until, within, workspace};
 use rcgen::{CertificateParams, KeyPair};
@@ -148,6 +149,27 @@ async fn tls_ends_at_haproxy_and_a_renewed_certificate_is_served_with_no_request
         let _ = http::request(plain, "GET", evil, &[("host", "a\"b")], "").await;
         lb.wait_log(secs(10), &["a\\\"b"]).await;
         lines_of(&lb.logs().await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_had_to_go_to_another_server_is_a_line_of_json_too() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let mut discoverer = Discoverer::supervise(&etcd.url()).args(&["--set", "log_format=json"]).start();
+        let (one, nobody) = (Backend::start("one").await, free_address());
+        for key in [one.key_in("web"), format!("/service/web/{nobody}")] {
+            etcd.put(&key, "running").await;
+        }
+        wait_until(SOON, "a request was given to another server", async || {
+            let _answer = discoverer.answer("web.test").await;
+            let lines = lines_of(&discoverer.process().log());
+            // HAProxy writes `+1` then.
+            let is_redispatched = lines.iter().any(|line| line["retries"].as_str().is_some_and(|n| n.starts_with('+')));
+            if is_redispatched { Ok(()) } else { Err(format!("{} lines", lines.len())) }
+        })
+        .await;
     })
     .await;
 }
