@@ -107,7 +107,7 @@ fn serve(program: Program, source: Source, loaded: Loaded) -> anyhow::Result<Exi
                     done(&drain::stop(&config).await?, config.target.json)?;
                 }
                 Command::Completions(config) => {
-                    print(answer::completions(Program::command(), "registrar", config.shell))?
+                    print(answer::completions(Program::command(), "registrar", config.shell))?;
                 }
                 Command::Man(config) => {
                     let directory = config.directory;

@@ -217,7 +217,7 @@ async fn the_agent_registers_as_a_user_who_only_has_the_sockets_group() {
         docker.etcd().await;
         let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid().to_string();
         let service = docker.service("app");
-        let app = docker
+        let _app = docker
             .run("app", &["--publish", "127.0.0.1::8000", "--label", &format!("SERVICE_NAME={service}"), "local/hello"])
             .await;
         let args = [
