@@ -82,9 +82,8 @@ async fn the_discoverer_takes_what_its_file_says_at_once_and_keeps_what_was_good
         let status = http::get(admin, "/api/v1/status").await.unwrap().body;
         assert!(status.contains("line 2: min-interval") && status.contains("The former one goes on"), "{status}");
         // Whoever asks for HAProxy's health is told of HAProxy.
-        let (output, state) = (discoverer.output().display().to_string(), discoverer.state_dir().display().to_string());
-        let health = ["health", "--config", &file.shown(), "--supervise", "--output", &output, "--state-dir", &state];
-        let told = run_discoverer(&health).await;
+        let output = discoverer.output().display().to_string();
+        let told = run_discoverer(&["health", "--config", &file.shown(), "--output", &output]).await;
         assert_eq!(told.code, Some(0), "{told:?}");
         assert!(told.stderr.contains("line 2: min-interval"), "{told:?}");
         // Nor is one taken with which a start would fail.

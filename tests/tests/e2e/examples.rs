@@ -9,7 +9,6 @@ use e2e::docker::{Container, Docker, docker_ok};
 use e2e::etcd::Etcd;
 use e2e::http;
 use e2e::load::Load;
-use e2e::ports::free_address;
 use e2e::process::{Finished, find_program, run};
 use e2e::{secs, wait_until, within, workspace};
 use rcgen::{CertificateParams, KeyPair};
@@ -157,13 +156,16 @@ async fn tls_ends_at_haproxy_and_a_renewed_certificate_is_served_with_no_request
 async fn a_request_that_had_to_go_to_another_server_is_a_line_of_json_too() {
     within(60, async {
         let etcd = Etcd::start().await;
-        let mut discoverer = Discoverer::supervise(&etcd.url()).args(&["--set", "log_format=json"]).start();
-        let (one, nobody) = (Backend::start("one").await, free_address());
-        for key in [one.key_in("web"), format!("/service/web/{nobody}")] {
-            etcd.put(&key, "running").await;
-        }
+        let log = ["--set", "log_format=json", "--set", "log=stdout format raw local0"];
+        let mut discoverer = Discoverer::supervise(&etcd.url()).args(&log).start();
+        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+        etcd.put(&one.key_in("web"), "running").await;
+        etcd.put(&two.key_in("web"), "running").await;
+        discoverer.wait_host("web.test", "two").await;
+        // Before HAProxy's check knows of it.
+        drop(two);
         wait_until(SOON, "a request was given to another server", async || {
-            let _answer = discoverer.answer("web.test").await;
+            discoverer.answer("web.test").await;
             let lines = lines_of(&discoverer.process().log());
             // HAProxy writes `+1` then.
             let is_redispatched = lines.iter().any(|line| line["retries"].as_str().is_some_and(|n| n.starts_with('+')));
