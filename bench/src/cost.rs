@@ -5,18 +5,20 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::Amount;
-use crate::stats::Row;
+use crate::plot::{Curve, Plot};
+use crate::stats::{Measured, Row};
 use crate::traffic::App;
 use crate::wire::Kept;
 use crate::world::{SERVICE, Subject, Tools, keys, record, wait};
 
-const SIZES: [(usize, &str); 2] = [(1000, "12 MB"), (5000, "20 MB")];
+const SIZES: [(usize, &str); 4] = [(1, ""), (1000, "12 MB"), (5000, "20 MB"), (10_000, "30 MB")];
 /// So long it is watched while nothing changes.
 const IDLE: Duration = Duration::from_secs(5);
 
-pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Vec<Row>> {
+pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Measured> {
     let app = App::start("old")?;
     let mut rows = Vec::new();
+    let (mut memory, mut time) = (Vec::new(), Vec::new());
     let wanted = amount.sizes(&SIZES.map(|(size, _)| size));
     for (size, target) in SIZES.into_iter().filter(|(size, _)| wanted.contains(size)) {
         let prefix = tools.prefix();
@@ -28,6 +30,10 @@ pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Ve
         sleep(IDLE).await;
         let idle = subject.cpu_ms()? - cpu;
         let (per_change, took) = cpu_per_change(tools, &subject, &prefix, app.port(), amount.cost_changes).await?;
+        #[allow(clippy::cast_precision_loss)]
+        let instances = size as f64;
+        memory.push((instances, subject.memory_mb("VmRSS")?));
+        time.push((instances, per_change));
         let measured = format!(
             "{at_rest:.1} MB at rest, {:.1} MB after {} changes, {:.1} MB at most",
             subject.memory_mb("VmRSS")?,
@@ -44,7 +50,18 @@ pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Ve
         );
         rows.push(Row::new(&format!("CPU for each change, {size} instances"), target, measured));
     }
-    Ok(rows)
+    let plot = |file, title: &str, up, points| Plot {
+        file,
+        title: title.to_owned(),
+        across: "instances",
+        up,
+        curves: vec![Curve { name: "discoverer".to_owned(), points }],
+    };
+    let plots = vec![
+        plot("memory", "Memory (RSS) by the number of instances", "MB", memory),
+        plot("cpu", "CPU time for one change, file and registry's copy included", "milliseconds", time),
+    ];
+    Ok(Measured { rows, plots })
 }
 
 /// Single changes, each settled before the next, file and all: milliseconds of the discoverer's own time for each.

@@ -7,15 +7,21 @@ mod apis;
 mod burst;
 mod churn;
 mod cost;
+mod document;
 mod floor;
 mod leader;
 mod leases;
+mod life;
 mod machine;
+mod many;
 mod page;
+mod pipeline;
+mod plot;
 mod propagation;
 mod registrar;
 mod rolling;
 mod servers;
+mod startup;
 mod stats;
 mod traffic;
 mod wire;
@@ -26,19 +32,25 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::stats::Row;
+use crate::stats::{Measured, Row};
 
 /// Measures the discoverer and the registrar with the real etcd, HAProxy and Docker.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Flags {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Fewer rounds: a first look in a few minutes
     #[arg(long, conflicts_with = "full")]
     quick: bool,
     /// More rounds: 20 churn runs, 200 changes for each size
     #[arg(long)]
     full: bool,
+    /// Writes the results into docs/performance.md, with curves beside it in docs/plots
+    #[arg(long)]
+    write: bool,
     /// Only this one; may be given more than once
     #[arg(long, value_enum)]
     only: Vec<Name>,
@@ -51,6 +63,17 @@ struct Flags {
     /// A registrar that is built already; without it the release build is made first
     #[arg(long, value_name = "PATH")]
     registrar: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Does one step of the discoverer's once, for valgrind, which counts its instructions
+    Once {
+        /// The step
+        part: pipeline::Part,
+        /// The number of instances
+        instances: usize,
+    },
 }
 
 impl Flags {
@@ -84,10 +107,37 @@ enum Name {
     Leases,
     /// The discoverer's page: first paint in Chromium, and the memory that it takes.
     Page,
+    /// The steps from an event to a command, in this process.
+    Steps,
+    /// From the discoverer's start to HAProxy's first answer.
+    Startup,
+    /// From `docker run` to the first request, and from `docker stop` to the last.
+    Life,
+    /// 50 discoverers on one etcd.
+    Many,
+}
+
+impl Name {
+    /// As `--only` and the document have it.
+    fn as_flag(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    fn needs_discoverer(self) -> bool {
+        !matches!(self, Self::Registrar | Self::Steps)
+    }
+
+    fn needs_registrar(self) -> bool {
+        matches!(self, Self::Registrar | Self::Leader | Self::Life)
+    }
 }
 
 /// All of it, in the order in which it is measured.
-const ALL: [Name; 11] = [
+const ALL: [Name; 15] = [
+    Name::Steps,
+    Name::Startup,
+    Name::Life,
+    Name::Many,
     Name::Registrar,
     Name::Cost,
     Name::Page,
@@ -166,17 +216,16 @@ impl Amount {
 
 fn main() -> anyhow::Result<ExitCode> {
     let flags = Flags::parse();
+    if let Some(Command::Once { part, instances }) = flags.command {
+        pipeline::once(part, instances)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let any = |needs: fn(Name) -> bool| ALL.into_iter().any(|name| flags.measures(name) && needs(name));
     let programs = world::Programs {
-        discoverer: ALL
-            .iter()
-            .any(|name| *name != Name::Registrar && flags.measures(*name))
+        discoverer: any(Name::needs_discoverer)
             .then(|| program("discoverer", flags.discoverer.as_deref()))
             .transpose()?,
-        registrar: [Name::Registrar, Name::Leader]
-            .iter()
-            .any(|name| flags.measures(*name))
-            .then(|| program("registrar", flags.registrar.as_deref()))
-            .transpose()?,
+        registrar: any(Name::needs_registrar).then(|| program("registrar", flags.registrar.as_deref())).transpose()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -202,24 +251,41 @@ async fn run(flags: &Flags, programs: world::Programs) -> anyhow::Result<()> {
     let amount = Amount::of(flags);
     let tools = world::Tools::new(programs).await?;
     println!("{}\n", machine::describe(&tools).await);
+    let size = if flags.quick {
+        " --quick"
+    } else if flags.full {
+        " --full"
+    } else {
+        ""
+    };
     let mut rows: Vec<Row> = Vec::new();
     for name in ALL.into_iter().filter(|name| flags.measures(*name)) {
         let start = Instant::now();
         let measured = match name {
+            Name::Steps => pipeline::measure(&amount),
+            Name::Startup => startup::measure(&tools, &amount).await,
+            Name::Life => life::measure(&tools, &amount).await,
+            Name::Many => many::measure(&tools, &amount).await,
             Name::Propagation => propagation::measure(&tools, &amount).await,
-            Name::Churn => churn::changes(&tools, &amount).await,
-            Name::Reloads => churn::reloads(&tools, &amount).await,
-            Name::Rolling => rolling::measure(&tools, &amount).await,
-            Name::Burst => burst::measure(&tools, &amount).await,
-            Name::Page => page::measure(&tools, &amount).await,
             Name::Cost => cost::measure(&tools, &amount).await,
-            Name::Leader => leader::measure(&tools, &amount).await,
             Name::Registrar => registrar::measure(&tools, &amount).await,
-            Name::Apis => apis::measure(&tools, &amount).await,
-            Name::Leases => leases::measure(&tools).await,
+            Name::Churn => churn::changes(&tools, &amount).await.map(Measured::of),
+            Name::Reloads => churn::reloads(&tools, &amount).await.map(Measured::of),
+            Name::Rolling => rolling::measure(&tools, &amount).await.map(Measured::of),
+            Name::Burst => burst::measure(&tools, &amount).await.map(Measured::of),
+            Name::Page => page::measure(&tools, &amount).await.map(Measured::of),
+            Name::Leader => leader::measure(&tools, &amount).await.map(Measured::of),
+            Name::Apis => apis::measure(&tools, &amount).await.map(Measured::of),
+            Name::Leases => leases::measure(&tools).await.map(Measured::of),
         };
         match measured {
-            Ok(measured) => rows.extend(measured),
+            Ok(measured) => {
+                if flags.write {
+                    let command = format!("cargo run --release -p bench --{size} --only {}", name.as_flag());
+                    document::write(&name.as_flag(), &section(&tools, &command, &measured).await?)?;
+                }
+                rows.extend(measured.rows);
+            }
             // What is not measured says so in its place, and the others go on.
             Err(error) => rows.push(Row::new(&format!("{name:?}"), "", format!("not measured: {error:#}"))),
         }
@@ -227,4 +293,21 @@ async fn run(flags: &Flags, programs: world::Programs) -> anyhow::Result<()> {
     }
     println!("\n{}", stats::table(&rows));
     Ok(())
+}
+
+/// What the document says of one measurement: when, where and how, the table, and the curves.
+async fn section(tools: &world::Tools, command: &str, measured: &Measured) -> anyhow::Result<String> {
+    let plots = document::path().with_file_name("plots");
+    let mut text = format!(
+        "Measured on {} by `{command}`: {}.\n\n{}",
+        jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date(),
+        machine::describe(tools).await,
+        stats::table(&measured.rows)
+    );
+    for plot in &measured.plots {
+        if let Some(name) = plot.draw(&plots)? {
+            text.push_str(&format!("\n![{}](plots/{name})\n", plot.title));
+        }
+    }
+    Ok(text)
 }

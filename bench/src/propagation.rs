@@ -15,7 +15,8 @@ use tokio::time::sleep;
 
 use crate::Amount;
 use crate::floor::Floor;
-use crate::stats::{Row, Times};
+use crate::plot::{Curve, Plot};
+use crate::stats::{Measured, Row, Times};
 use crate::traffic::App;
 use crate::wire::{Kept, get_once};
 use crate::world::{SERVICE, Subject, Tools, Twin, has_server, keys, record, wait};
@@ -36,20 +37,37 @@ struct Side {
     removed: Times,
 }
 
-pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Vec<Row>> {
+pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Measured> {
     let mut rows = Vec::new();
+    let names = ["discoverer, median", "floor, median", "discoverer, p99", "floor, p99"];
+    let mut curves = names.map(|name| Curve { name: name.to_owned(), points: Vec::new() });
     for size in amount.sizes(&SIZES) {
         match at(tools, size, amount.rounds).await {
-            Ok(measured) => rows.extend(measured),
+            Ok((measured, [floor, ours])) => {
+                rows.extend(measured);
+                let values = [ours.median(), floor.median(), ours.quantile(0.99), floor.quantile(0.99)];
+                for (curve, value) in curves.iter_mut().zip(values) {
+                    #[allow(clippy::cast_precision_loss)]
+                    curve.points.push((size as f64, value));
+                }
+            }
             Err(error) => {
                 rows.push(Row::new(&format!("propagation, {size} servers"), "", format!("not measured: {error:#}")));
             }
         }
     }
-    Ok(rows)
+    let plot = Plot {
+        file: "propagation",
+        title: "From the reply to a PUT to the new server's first answer".to_owned(),
+        across: "servers",
+        up: "milliseconds",
+        curves: curves.into(),
+    };
+    Ok(Measured { rows, plots: vec![plot] })
 }
 
-async fn at(tools: &Tools, size: usize, rounds: usize) -> anyhow::Result<Vec<Row>> {
+/// The rows, and how long it took until an added server answered: of the floor, and of the discoverer.
+async fn at(tools: &Tools, size: usize, rounds: usize) -> anyhow::Result<(Vec<Row>, [Times; 2])> {
     let (old, new) = (App::closing("old")?, App::closing("new")?);
     let (prefix, floor_prefix) = (tools.prefix(), tools.prefix());
     let address = format!("127.0.0.2:{}", new.port());
@@ -126,8 +144,9 @@ async fn at(tools: &Tools, size: usize, rounds: usize) -> anyhow::Result<Vec<Row
         );
         Row::new(&format!("{what}, {size} servers"), target, measured)
     };
-    Ok(vec![
+    let rows = vec![
         row("PUT returned -> new server answers", "median 1.5 x floor, p99 5 x", &floor.added, &ours.added),
         row("DELETE returned -> no more requests", "", &floor.removed, &ours.removed),
-    ])
+    ];
+    Ok((rows, [floor.added, ours.added]))
 }

@@ -18,7 +18,8 @@ use tokio::time::sleep;
 
 use crate::Amount;
 use crate::machine::{cpu_ms, memory_mb};
-use crate::stats::{Row, Times};
+use crate::plot::{Curve, Plot};
+use crate::stats::{Measured, Row, Times};
 use crate::world::Tools;
 use clocks::{EventClock, EventFloor, KeyClock, Seen};
 use scripted::Scripted;
@@ -34,17 +35,28 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// How many containers, with the target of the memory.
 const SIZES: [(usize, &str); 3] = [(1, "9 MB"), (40, "11 MB"), (500, "25 MB")];
 
-pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Vec<Row>> {
+pub(crate) async fn measure(tools: &Tools, amount: &Amount) -> anyhow::Result<Measured> {
     let mut rows = vec![binary(tools)?];
     rows.extend(real_life(tools, amount.container_lives).await?);
     rows.extend(scripted_starts(tools, amount.rounds).await?);
     rows.push(late_listeners(tools, amount.rounds / 5).await?);
+    let mut points = Vec::new();
     let wanted = amount.sizes(&SIZES.map(|(size, _)| size));
     for (size, target) in SIZES.into_iter().filter(|(size, _)| wanted.contains(size)) {
-        rows.extend(at_rest(tools, size, target).await?);
+        let (measured, memory) = at_rest(tools, size, target).await?;
+        rows.extend(measured);
+        #[allow(clippy::cast_precision_loss)]
+        points.push((size as f64, memory));
     }
     rows.push(after_kill_9(tools).await?);
-    Ok(rows)
+    let plot = Plot {
+        file: "agent-memory",
+        title: "The agent's memory (RSS) by the number of containers".to_owned(),
+        across: "containers",
+        up: "MB",
+        curves: vec![Curve { name: "agent".to_owned(), points }],
+    };
+    Ok(Measured { rows, plots: vec![plot] })
 }
 
 fn binary(tools: &Tools) -> anyhow::Result<Row> {
@@ -187,8 +199,8 @@ async fn late_listeners(tools: &Tools, rounds: usize) -> anyhow::Result<Row> {
     Ok(Row::new(&what, "50 ms", format!("{}\nfloor: half of the 30 ms between two probes", times.shown())))
 }
 
-/// Memory and CPU time with so many containers that stay as they are.
-async fn at_rest(tools: &Tools, count: usize, target: &str) -> anyhow::Result<Vec<Row>> {
+/// Memory and CPU time with so many containers that stay as they are; and the memory by itself, in MiB.
+async fn at_rest(tools: &Tools, count: usize, target: &str) -> anyhow::Result<(Vec<Row>, f64)> {
     let scripted = Scripted::start()?;
     for number in 0..count {
         scripted.docker.run_unseen(&scripted.spec(u16::try_from(number)?));
@@ -204,7 +216,8 @@ async fn at_rest(tools: &Tools, count: usize, target: &str) -> anyhow::Result<Ve
     sleep(AT_REST).await;
     let share = (cpu_ms(pid)? - cpu) as f64 / before.elapsed().as_secs_f64() / 10.0;
     ensure!(tools.count(&prefix)? == count, "not all of {count} stayed registered");
-    let memory = format!("{:.1} MB at rest, {:.1} MB at most", memory_mb(pid, "VmRSS")?, memory_mb(pid, "VmHWM")?);
+    let rss = memory_mb(pid, "VmRSS")?;
+    let memory = format!("{rss:.1} MB at rest, {:.1} MB at most", memory_mb(pid, "VmHWM")?);
     let mut rows = vec![Row::new(&format!("memory, {count} containers"), target, memory)];
     let target = if count == 500 { "3 %" } else { "" };
     rows.push(Row::new(
@@ -215,7 +228,7 @@ async fn at_rest(tools: &Tools, count: usize, target: &str) -> anyhow::Result<Ve
             (registered - begun).as_secs_f64() * 1000.0
         ),
     ));
-    Ok(rows)
+    Ok((rows, rss))
 }
 
 /// `kill -9` of the agent, two containers removed, the agent started again: what is left of the two.

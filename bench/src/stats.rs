@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::plot::Plot;
+
 /// Of fewer times than this the 99th percentile is the longest.
 const FEW: usize = 100;
 
@@ -57,6 +59,19 @@ pub(crate) struct Row {
 impl Row {
     pub(crate) fn new(what: &str, target: &str, measured: String) -> Self {
         Self { what: what.to_owned(), target: target.to_owned(), measured }
+    }
+}
+
+/// What one measurement gives.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) plots: Vec<Plot>,
+}
+
+impl Measured {
+    pub(crate) fn of(rows: Vec<Row>) -> Self {
+        Self { rows, plots: Vec::new() }
     }
 }
 

@@ -199,6 +199,8 @@ pub(crate) fn keys(prefix: &str, count: usize, port: u16, attributes: &str) -> V
 pub(crate) struct Subject {
     process: Process,
     pub(crate) http: SocketAddr,
+    /// How long after its start HAProxy answered.
+    pub(crate) served_after: Duration,
     stats: SocketAddr,
     pub(crate) template: PathBuf,
     dir: TempDir,
@@ -259,13 +261,13 @@ impl Subject {
         .map(str::to_owned);
         let log = dir.path().join("log");
         let process = Process::start("discoverer", tools.discoverer()?, &args, &log, dir.path());
-        let subject = Self { process, http, stats, template, dir };
+        let served_after = served(http).await?;
+        let subject = Self { process, http, served_after, stats, template, dir };
         wait("the discoverer's HAProxy has all servers", || match subject.count() {
             Ok(seen) if seen == count => Ok(true),
             seen => Err(format!("{seen:?} of {count}; {}", subject.last_words())),
         })
         .await?;
-        wait("HAProxy answers", || get_once(http).map(|_| true).map_err(|error| error.to_string())).await?;
         Ok(subject)
     }
 
@@ -338,6 +340,11 @@ impl Subject {
     }
 }
 
+/// Waits until HAProxy answers.
+async fn served(http: SocketAddr) -> anyhow::Result<Duration> {
+    wait("HAProxy answers", || get_once(http).map(|_| true).map_err(|error| error.to_string())).await
+}
+
 /// Whether HAProxy has a server of the measured service.
 pub(crate) fn has_server(socket: &Path, server: &str) -> anyhow::Result<bool> {
     let reply = cli(socket, &format!("get weight {SERVICE}/{server}"))?;
@@ -348,6 +355,8 @@ pub(crate) fn has_server(socket: &Path, server: &str) -> anyhow::Result<bool> {
 pub(crate) struct Twin {
     _process: Process,
     pub(crate) http: SocketAddr,
+    /// How long after its start it answered.
+    pub(crate) served_after: Duration,
     /// The words behind a server's address.
     pub(crate) words: String,
     dir: TempDir,
@@ -368,8 +377,8 @@ impl Twin {
         fs::write(path("haproxy.cfg"), text)?;
         let args = ["-W", "-S", &path("state/master.sock"), "-f", &path("haproxy.cfg")].map(str::to_owned);
         let process = Process::start("haproxy", &haproxy(), &args, &dir.path().join("log"), dir.path());
-        wait("the floor's HAProxy answers", || get_once(http).map(|_| true).map_err(|error| error.to_string())).await?;
-        Ok(Self { _process: process, http, words, dir })
+        let served_after = served(http).await?;
+        Ok(Self { _process: process, http, served_after, words, dir })
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -377,8 +386,15 @@ impl Twin {
     }
 }
 
+/// Lets HAProxy check a file.
+pub(crate) fn check_file(file: &Path) -> anyhow::Result<()> {
+    let output = Command::new(haproxy()).arg("-c").arg("-f").arg(file).output().context("haproxy")?;
+    ensure!(output.status.success(), "haproxy -c: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// Copies the project's templates, so that nobody's edit meanwhile is followed; gives the main one.
-fn copy_templates(into: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn copy_templates(into: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir(into)?;
     let main = e2e::default_template();
     let from = main.parent().context("the templates' directory")?;
