@@ -1,7 +1,7 @@
 //! A container's life as its users see it: from `docker run` to the first request that HAProxy gives it, and from `docker stop` to the
 //! last, through the agent, etcd, the discoverer and HAProxy.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -22,6 +22,8 @@ use crate::world::{Subject, Tools, wait};
 const LIMIT: Duration = Duration::from_secs(20);
 /// How long an application that is told to stop goes on, as one does that ends what it has begun.
 const LINGER: &str = "LINGER_MS=500";
+/// How long a connection may take.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// Between two questions of a client.
 const PAUSE: Duration = Duration::from_micros(200);
 
@@ -68,7 +70,9 @@ fn first_answer(address: SocketAddr, wanted: String) -> JoinHandle<Option<Instan
     std::thread::spawn(move || {
         let start = Instant::now();
         while start.elapsed() < LIMIT {
-            if get_once(address).is_ok_and(|body| body.contains(&wanted)) {
+            // What is sent to a container that is not there yet may be lost, and the kernel sends it again only after a second.
+            let is_open = TcpStream::connect_timeout(&address, PATIENCE).is_ok();
+            if is_open && get_once(address).is_ok_and(|body| body.contains(&wanted)) {
                 return Some(Instant::now());
             }
             std::thread::sleep(PAUSE);

@@ -3,6 +3,8 @@
 //!
 //! It judges nothing: it prints what it measured, as rows of a table.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod apis;
 mod burst;
 mod churn;
