@@ -16,7 +16,9 @@ use observe::admin::{Access, Address};
 use observe::config::{News, Renewals};
 use observe::systemd::{self, Part};
 use registry::watch::Backoff;
-use registry::{Cause, Event, InstanceAddress, InstanceKey, ServiceName, Update, watch_since as follow_registry};
+use registry::{
+    Cause, Event, InstanceAddress, InstanceKey, ServiceName, StoreKind, Update, watch_since as follow_registry,
+};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -68,7 +70,7 @@ const WAITING_UPDATES: usize = 1024;
 /// # Errors
 /// What is wrong with the flags, and a part that failed which nothing goes on without.
 pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str>) -> anyhow::Result<ExitCode> {
-    let Deps { store, endpoints, routes, begin, unfollowed, mut renewals } = deps;
+    let Deps { store, endpoints, routes, begin, unfollowed, mut renewals, part } = deps;
     let access = flags.access()?;
     access.check(&flags.admin)?;
     if flags.runtime_socket().is_some() {
@@ -78,7 +80,6 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     if flags.supervise {
         is_writable(&flags.state_dir)?;
     }
-    let part = Part::begin();
     let program = Program::new(&flags.haproxy).within(part.clone());
     let mut tasks = JoinSet::new();
     let version = version(&program).await;
@@ -136,7 +137,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     };
     let (publisher, views) = Publisher::new(discoverer, metrics.clone(), flags.admin != Address::Off);
     let admin_ended = start_admin(&flags, access, views, &metrics, routes, &mut tasks)?;
-    let mut registry = Registry::new(&flags, endpoints, metrics.clone());
+    let mut registry = Registry::new(&flags, store.kind(), endpoints, metrics.clone());
     if let Some((kept, written)) = snapshots.read() {
         info!(instances = kept.entries.len(), %written, "snapshot of the registry read");
         since = Some(kept.position.clone());
@@ -474,17 +475,20 @@ impl Daemon {
 
     /// How it stands, in one line.
     fn status(&self) -> String {
-        let RegistryView { connection, stale_since, .. } = &self.registry.view;
-        let etcd = match (connection, stale_since, self.registry.listed) {
-            (Connection::Connected, None, true) => "follows etcd",
-            (Connection::Connecting, _, _) | (Connection::Connected, _, false) => "etcd has not answered yet",
-            (_, _, true) => "etcd does not answer, the last known state is served",
-            (_, _, false) => "etcd does not answer, and nothing is known of an earlier run",
+        let RegistryView { store, connection, stale_since, .. } = &self.registry.view;
+        let registry = match (connection, stale_since, self.registry.listed) {
+            (Connection::Connected, None, true) => format!("follows {store}"),
+            (Connection::Connecting, _, _) | (Connection::Connected, _, false) => match store {
+                StoreKind::Etcd => "etcd has not answered yet".to_owned(),
+                StoreKind::Memory => "waits until the containers were looked at".to_owned(),
+            },
+            (_, _, true) => format!("{store} does not answer, the last known state is served"),
+            (_, _, false) => format!("{store} does not answer, and nothing is known of an earlier run"),
         };
         let services = self.registry.catalog.services();
         let instances: usize = services.values().map(|service| service.instances.len()).sum();
         let haproxy = self.applier.trouble().map(|error| format!("; HAProxy does not run what is wanted: {error}"));
-        format!("{etcd}: {} services, {instances} instances{}", services.len(), haproxy.unwrap_or_default())
+        format!("{registry}: {} services, {instances} instances{}", services.len(), haproxy.unwrap_or_default())
     }
 
     /// Says how far it has come: to be called when HAProxy was told of what has changed. Nobody is woken where nothing of it is
@@ -670,8 +674,9 @@ struct Registry {
 }
 
 impl Registry {
-    fn new(flags: &Flags, endpoints: Vec<String>, metrics: Metrics) -> Self {
+    fn new(flags: &Flags, store: StoreKind, endpoints: Vec<String>, metrics: Metrics) -> Self {
         let view = RegistryView {
+            store,
             endpoints,
             prefix: flags.key.to_string(),
             only: flags.share().shown(),

@@ -36,6 +36,7 @@ const OWN_SOCKET: &str = "runtime.sock";
 /// # Errors
 /// Only for what is wrong with the flags.
 pub async fn run(flags: &Flags, store: Option<&Store>, name: &str) -> anyhow::Result<Explanation> {
+    let registered_in = store.map(Store::kind).unwrap_or_default();
     let etcd = match store {
         None => Etcd::NotAsked,
         Some(store) => read_etcd(store, &flags.key).await,
@@ -46,6 +47,7 @@ pub async fn run(flags: &Flags, store: Option<&Store>, name: &str) -> anyhow::Re
         name: name.to_owned(),
         prefix: flags.key.clone(),
         share: flags.share(),
+        store: registered_in,
         etcd,
         discoverer,
         output: flags.output.display().to_string(),
@@ -59,7 +61,7 @@ async fn read_etcd(store: &Store, prefix: &Prefix) -> Etcd {
     let listed = async {
         let mut entries = store.list(prefix).await?.entries;
         store.add_times(&mut entries).await?;
-        let api = store.api().await?.map_or("memory", |api| api.as_str());
+        let api = store.api().await?.map(registry::Api::as_str);
         Ok::<_, registry::StoreError>(Etcd::Lists { api, entries })
     };
     listed.await.unwrap_or_else(|error| Etcd::Away(error.to_string()))

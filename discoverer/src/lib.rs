@@ -53,6 +53,7 @@ use anyhow::Context;
 use observe::admin::{BindError, TokenError};
 use observe::answer;
 use observe::config::Renewals;
+use observe::systemd::Part;
 use registry::{EndpointList, SecurityError, Store, StoreOptions};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -122,6 +123,8 @@ pub struct Deps {
     pub unfollowed: Option<oneshot::Sender<()>>,
     /// Who tells of flags that were read again.
     pub renewals: Renewals<Flags>,
+    /// What systemd hears of the discoverer.
+    pub part: Part,
 }
 
 impl Deps {
@@ -139,6 +142,7 @@ impl Deps {
             begin,
             unfollowed: None,
             renewals: Renewals::default(),
+            part: Part::begin(),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use registry::StoreKind;
 
 use crate::explain;
 use crate::report::{Connection, InstanceReport, Report, ServiceReport, Status};
@@ -74,6 +75,9 @@ impl Table<'_> {
         let registry = &self.report.status.registry;
         let mut text = match registry.connection {
             Connection::Connected => format!("connected, {}", self.ago(registry.since)),
+            Connection::Connecting if registry.store == StoreKind::Memory => {
+                "waits until the containers were looked at".to_owned()
+            }
             Connection::Connecting => "has not answered yet".to_owned(),
             Connection::Unreachable => format!("does not answer, {}", self.ago(registry.since)),
         };
@@ -280,6 +284,16 @@ mod tests {
         report.status.more_left_out = 7;
         let told = Table { report: &report, now: sample::now() }.to_string();
         assert!(told.contains("not an address\n  and 7 more\n\n"), "{told}");
+    }
+
+    #[test]
+    fn a_registry_in_memory_waits_for_the_containers() {
+        let mut report = sample::report();
+        report.status.registry.connection = Connection::Connecting;
+        let told = |report: &Report| Table { report, now: sample::now() }.to_string();
+        assert!(told(&report).contains("registry    has not answered yet;"), "{}", told(&report));
+        report.status.registry.store = StoreKind::Memory;
+        assert!(told(&report).contains("registry    waits until the containers"), "{}", told(&report));
     }
 
     #[test]

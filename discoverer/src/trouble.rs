@@ -1,5 +1,6 @@
 //! What is wrong, in words, and what to do about it: one judgement for the page and for `discoverer status`. Pure.
 
+use registry::StoreKind;
 use serde::{Deserialize, Serialize};
 
 use crate::report::{Connection, Status, StatusReport};
@@ -42,6 +43,13 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
         |words: &'static str| if status.is_ready { words } else { "This process has given HAProxy nothing yet." };
     match registry.connection {
         Connection::Connected => {}
+        Connection::Connecting if registry.store == StoreKind::Memory => found.push(trouble(
+            Level::Warning,
+            "registry",
+            "Nothing is registered before the containers were looked at. HAProxy keeps what it has.",
+            registry.error.as_ref(),
+            "Wait a moment; if it stays so, look whether Docker answers at --docker.",
+        )),
         Connection::Connecting => found.push(trouble(
             Level::Warning,
             "registry",
@@ -143,6 +151,16 @@ pub fn troubles(status: &StatusReport) -> Vec<Trouble> {
 mod tests {
     use super::*;
     use crate::explain::sample;
+
+    #[test]
+    fn a_registry_in_memory_waits_for_docker_and_not_for_etcd() {
+        let mut status = sample::report().status;
+        status.registry.connection = Connection::Connecting;
+        assert!(troubles(&status)[0].advice.contains("etcd"));
+        status.registry.store = StoreKind::Memory;
+        let [trouble] = &troubles(&status)[..] else { panic!("{status:?}") };
+        assert!(trouble.advice.contains("--docker") && !trouble.advice.contains("etcd"), "{trouble:?}");
+    }
 
     #[test]
     fn before_the_first_success_nothing_good_goes_on() {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use registry::{InstanceAddress, ServiceName};
+use registry::{InstanceAddress, ServiceName, StoreKind};
 use serde::{Deserialize, Serialize};
 
 use crate::feed::Note;
@@ -115,6 +115,9 @@ impl Part {
 /// How the registry stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryView {
+    /// What keeps it.
+    #[serde(default)]
+    pub store: StoreKind,
     /// etcd's endpoints as they were given, without passwords.
     pub endpoints: Vec<String>,
     /// The directory that is followed.

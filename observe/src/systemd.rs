@@ -87,9 +87,9 @@ pub fn stopping() {
     }
 }
 
-/// Says that the configuration is being read again.
+/// Says that the configuration is being read again. Before it is ready for the first time that is part of its start.
 pub fn reloading() {
-    if period().is_some() {
+    if period().is_some() && parts().is_ready {
         let now = NotifyState::monotonic_usec_now().map(|now| now.to_string()).unwrap_or_default();
         tell(&["RELOADING=1".to_owned(), now.trim().to_owned()]);
     }
@@ -97,7 +97,7 @@ pub fn reloading() {
 
 /// Says that this is over, however it ended.
 pub fn reloaded() {
-    if period().is_some() {
+    if period().is_some() && parts().is_ready {
         tell(&["READY=1".to_owned()]);
     }
 }

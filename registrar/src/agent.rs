@@ -19,7 +19,7 @@ use std::time::Duration;
 use observe::config::{self, Renewals};
 use observe::systemd::{self, Part};
 use registry::watch::Backoff;
-use registry::{InstanceKey, Record, Store, StoreError};
+use registry::{InstanceKey, Record, Store, StoreError, StoreKind};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -95,6 +95,8 @@ pub struct Deps {
     pub whole: Option<oneshot::Sender<()>>,
     /// Who tells of flags that were read again.
     pub renewals: Renewals<AgentFlags>,
+    /// What systemd hears of the agent.
+    pub part: Part,
 }
 
 impl Deps {
@@ -106,7 +108,14 @@ impl Deps {
         let access = config.operator.access(&config.admin)?;
         let operator = Operator::At(config.admin.clone(), access);
         let stores = Stores::new(&config.etcd)?;
-        Ok(Self { stores, operator, is_read_here: false, whole: None, renewals: Renewals::default() })
+        Ok(Self {
+            stores,
+            operator,
+            is_read_here: false,
+            whole: None,
+            renewals: Renewals::default(),
+            part: Part::begin(),
+        })
     }
 }
 
@@ -123,7 +132,7 @@ pub async fn run(
 ) -> Result<(), AgentError> {
     let id = host::id(&config.scope)?;
     let metrics = Metrics::default();
-    let mut renewals = deps.renewals;
+    let (mut renewals, part) = (deps.renewals, deps.part);
     let keeper = Keepers::new(deps.stores, &config.scope.key, &Claim::Own(id.clone()), config.ttl, &metrics);
     let prober = Arc::new(Prober::new()?.counting(metrics.clone()));
     info!(key = %config.scope.key, agent = id, version = env!("CARGO_PKG_VERSION"), "the agent begins");
@@ -139,7 +148,6 @@ pub async fn run(
         Work::EventsEnded
     });
     let mut shutdown = pin!(shutdown);
-    let part = Part::begin();
     let ending = loop {
         agent.begin();
         part.turn(|| agent.overview(true).to_string());
@@ -285,13 +293,18 @@ impl Agent {
 
     /// What an operator is told of it.
     fn overview(&self, with_counts: bool) -> Overview {
+        let is_unasked = match self.keeper.kind() {
+            StoreKind::Etcd => "etcd has not answered yet",
+            StoreKind::Memory => "what was registered before is not known yet",
+        };
         let waits = [
             (self.is_listed, "Docker has not listed its containers yet"),
-            (self.unasked.is_empty(), "etcd has not answered yet"),
+            (self.unasked.is_empty(), is_unasked),
             (self.scope.is_some(), "the host's address is not known yet"),
         ];
         Overview {
             containers: if with_counts { self.containers.count() } else { Vec::new() },
+            store: self.keeper.kind(),
             etcd: self.keeper.overview(with_counts),
             missing: waits.into_iter().filter_map(|(is_done, what)| (!is_done).then_some(what)).collect(),
         }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use bollard::models::ContainerInspectResponse;
 use observe::escape::escaped;
-use registry::{Entry, Record, Status, Store, StoreError};
+use registry::{Entry, Record, Status, Store, StoreError, StoreKind};
 
 use crate::ask::{ask_once, healthcheck_says};
 use crate::config::ScopeFlags;
@@ -46,6 +46,8 @@ struct Evidence {
     /// Which of its targets that is about.
     asked: Option<SocketAddr>,
     entry: Result<Option<Entry>, StoreError>,
+    /// Where that was looked for.
+    store: StoreKind,
 }
 
 /// What may have written a key: this host's agent, where its id is known, for one of the containers that run here.
@@ -139,7 +141,11 @@ pub async fn run(
         {
             entry = Err(error);
         }
-        explanation.add_registration(&Evidence { registration, answer, asked, entry }, &container, here);
+        explanation.add_registration(
+            &Evidence { registration, answer, asked, entry, store: store.kind() },
+            &container,
+            here,
+        );
     }
     if !is_read_here {
         explanation.add_rest_of_the_way(&addresses);
@@ -239,7 +245,7 @@ impl Explanation {
     }
 
     fn add_registration(&mut self, evidence: &Evidence, container: &ContainerInspectResponse, here: Here<'_>) {
-        let Evidence { registration, answer, asked, entry } = evidence;
+        let Evidence { registration, answer, asked, entry, store } = evidence;
         let Registration { key, port, check, record, .. } = registration;
         let source = source(registration.address_from);
         self.yes(format!("port {port} is service {} at {}, {source}", key.service(), key.address()));
@@ -267,7 +273,12 @@ impl Explanation {
         let entry = match entry {
             Ok(Some(entry)) => entry,
             Ok(None) if answer.is_err() => {
-                return self.no(format!("{path} is not in etcd: it is written when the check is answered"));
+                return self.no(format!("{path} is not in {store}: it is written when the check is answered"));
+            }
+            Ok(None) if *store == StoreKind::Memory => {
+                return self.no(format!(
+                    "{path} is not in {store}: nobody has written it yet. Ask again in a moment; the log says what is in the way"
+                ));
             }
             Ok(None) => {
                 return self.no(format!(
@@ -284,7 +295,8 @@ impl Explanation {
         let found = match Record::parse(&entry.value) {
             Ok(found) => found,
             Err(error) => {
-                return self.no(format!("{path} is in etcd, {left}, but not as an agent writes it: {}", shown(&error)));
+                return self
+                    .no(format!("{path} is in {store}, {left}, but not as an agent writes it: {}", shown(&error)));
             }
         };
         let writer = found.agent.as_deref().unwrap_or("somebody who is no agent");
@@ -300,12 +312,12 @@ impl Explanation {
                 "where that one is gone it goes with its time to live, else two hosts register the same address: see --ip"
             };
             return self.no(format!(
-                "{path} is in etcd, {left}, but for another container ({of}), written by {writer}: {why}"
+                "{path} is in {store}, {left}, but for another container ({of}), written by {writer}: {why}"
             ));
         }
         let whose =
             if here.agent.is_none_or(|agent| agent == writer) { "" } else { ", which is not this host's agent" };
-        let says = format!("{path} is in etcd: {}", status(found.status));
+        let says = format!("{path} is in {store}: {}", status(found.status));
         let who = format!("{left}, written by {writer}{whose}");
         let name = container.name.as_deref().unwrap_or_default().trim_start_matches('/');
         match found.status {

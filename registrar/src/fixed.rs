@@ -140,7 +140,7 @@ fn overview(keeper: &Keepers, health: &Health, with_counts: bool) -> Overview {
         (etcd.iter().all(|etcd| etcd.answered.is_some()), "etcd has not answered yet"),
     ];
     let missing = waits.into_iter().filter_map(|(is_done, what)| (!is_done).then_some(what)).collect();
-    Overview { containers: Vec::new(), etcd, missing }
+    Overview { etcd, missing, ..Overview::default() }
 }
 
 /// Waits for what goes on, and forgets it when it is done. `None` at once where nothing goes on.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use registry::{Entry, InstanceKey, Listing, Prefix, Store, StoreError};
+use registry::{Entry, InstanceKey, Listing, Prefix, Store, StoreError, StoreKind};
 use tracing::info;
 
 use crate::config::EtcdFlags;
@@ -66,6 +66,11 @@ impl Keepers {
     /// The stores, to read from.
     pub fn stores(&self) -> Vec<Store> {
         self.all().map(|keeper| keeper.store().clone()).collect()
+    }
+
+    /// What keeps the keys.
+    pub(crate) fn kind(&self) -> StoreKind {
+        self.first.store().kind()
     }
 
     fn all(&self) -> impl Iterator<Item = &Keeper> {

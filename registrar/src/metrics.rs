@@ -12,7 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use registry::{Api, Trouble};
+use registry::{Api, StoreKind, Trouble};
 
 use crate::docker::events::What;
 use crate::probe::ProbeError;
@@ -297,7 +297,9 @@ pub(crate) enum Written {
 pub(crate) struct Overview {
     /// How many containers are in which state; the agent's.
     pub(crate) containers: Vec<(&'static str, i64)>,
-    /// How it stands with etcd, for each API that keys are kept by.
+    /// What keeps the keys.
+    pub(crate) store: StoreKind,
+    /// How it stands with that, for each API that keys are kept by.
     pub(crate) etcd: Vec<EtcdOverview>,
     /// What must still come before it is ready, in words.
     pub(crate) missing: Vec<&'static str>,
@@ -310,7 +312,7 @@ impl fmt::Display for Overview {
         let count = sum(|etcd| {
             etcd.keys.iter().filter(|(state, _)| matches!(*state, "registered" | "draining")).map(|(_, n)| n).sum()
         });
-        write!(f, "{count} {} in etcd", if count == 1 { "key" } else { "keys" })?;
+        write!(f, "{count} {} in {}", if count == 1 { "key" } else { "keys" }, self.store)?;
         if self.etcd.iter().any(|etcd| etcd.answered.is_some() && !etcd.is_connected) {
             write!(f, ", which does not answer")?;
         }
@@ -356,7 +358,7 @@ mod tests {
             refreshed: None,
             keys: [("registered", 0); 4],
         };
-        metrics.show(&Overview { containers: vec![("answering", 1)], etcd: vec![etcd], missing: Vec::new() });
+        metrics.show(&Overview { containers: vec![("answering", 1)], etcd: vec![etcd], ..Overview::default() });
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));

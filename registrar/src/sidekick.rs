@@ -235,7 +235,7 @@ impl Sidekick {
             (etcd.iter().all(|etcd| etcd.answered.is_some()), "etcd has not answered yet"),
         ];
         let missing = waits.into_iter().filter_map(|(is_done, what)| (!is_done).then_some(what)).collect();
-        Overview { containers: Vec::new(), etcd, missing }
+        Overview { etcd, missing, ..Overview::default() }
     }
 
     /// Takes in settings that were read again: how the application is asked, the host's address, and what is done at the end.

@@ -20,7 +20,7 @@ pub use key::{AddressError, InstanceAddress, InstanceKey, KeyError, NameError, P
 pub use record::{Record, RecordError, Status};
 pub use store::{
     Api, ApiChoice, Cause, Changes, Deleted, EndpointError, EndpointList, Entry, Event, Kept, Lease, Listing,
-    Ownership, Password, Poll, Position, Reason, Secret, Security, SecurityError, Store, StoreError, StoreOptions,
-    Trouble, Unanswered, parse_endpoints,
+    Ownership, Password, Poll, Position, Reason, Secret, Security, SecurityError, Store, StoreError, StoreKind,
+    StoreOptions, Trouble, Unanswered, parse_endpoints,
 };
 pub use watch::{Sign, Update, watch, watch_since};

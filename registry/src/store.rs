@@ -23,6 +23,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use url::Url;
 
@@ -240,6 +241,27 @@ impl Entry {
     }
 }
 
+/// What keeps the registry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreKind {
+    /// A cluster of etcd.
+    #[default]
+    Etcd,
+    /// The memory of one process.
+    Memory,
+}
+
+impl fmt::Display for StoreKind {
+    /// As it is called within a sentence.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Etcd => "etcd",
+            Self::Memory => "the registry in memory",
+        })
+    }
+}
+
 /// Where in the life of which cluster a listing or an event stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
@@ -422,6 +444,14 @@ impl Store {
             *endpoints = Arc::new(endpoints.with_request_timeout(limit));
         }
         store
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> StoreKind {
+        match self.place {
+            Place::Etcd { .. } => StoreKind::Etcd,
+            Place::Memory(_) => StoreKind::Memory,
+        }
     }
 
     /// Which API is spoken; `None` in memory. Where that is to be found out, it is, once.

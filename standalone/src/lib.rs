@@ -15,6 +15,7 @@ use discoverer::catalog::Kept;
 use discoverer::config::Flags;
 use discoverer::{Deps, snapshot};
 use observe::config::Renewals;
+use observe::systemd::Part;
 use registrar::keepers::Stores;
 use registrar::operator::Operator;
 use registrar::{agent, host};
@@ -58,6 +59,8 @@ pub async fn run(
         }
     };
     let (whole, is_whole) = oneshot::channel();
+    // Both from the beginning: it is ready when both are.
+    let of_systemd = (Part::begin(), Part::begin());
     let begin = begin(&flags, kept.as_ref(), is_whole);
     drop(kept);
 
@@ -69,6 +72,7 @@ pub async fn run(
         is_read_here: flags.etcd.is_none(),
         whole: Some(whole),
         renewals: of_agent,
+        part: of_systemd.0,
     };
     let mut agent = tokio::task::spawn_local(agent::run(agent_flags, deps, async move {
         // Also where the discoverer has failed: both end.
@@ -91,7 +95,15 @@ pub async fn run(
             let _ended = signal.send(reason).await;
         }
     });
-    let deps = Deps { store, endpoints, routes, begin, unfollowed: Some(unfollowed), renewals: of_discoverer };
+    let deps = Deps {
+        store,
+        endpoints,
+        routes,
+        begin,
+        unfollowed: Some(unfollowed),
+        renewals: of_discoverer,
+        part: of_systemd.1,
+    };
     let mut discoverer = std::pin::pin!(discoverer::run(flags, deps, stopped));
     tokio::select! {
         ended = &mut discoverer => {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use jiff::{SignedDuration, Timestamp};
+use registry::StoreKind;
 use serde::Serialize;
 use tera::{Context, Kwargs, State, Tera, Value};
 use tracing::error;
@@ -158,10 +159,14 @@ fn time(name: &'static str, key: &'static str, time: Option<Timestamp>, none: &s
 }
 
 fn registry_fields(registry: &RegistryView) -> Vec<Field> {
+    let store = match registry.store {
+        StoreKind::Etcd => "etcd",
+        StoreKind::Memory => "in memory",
+    };
     let connection = match registry.connection {
-        Connection::Connecting => Field { class: "", ..text("etcd", "connection", "connecting") },
-        Connection::Connected => Field { class: "good", ..text("etcd", "connection", "connected") },
-        Connection::Unreachable => Field { class: "bad", ..text("etcd", "connection", "unreachable") },
+        Connection::Connecting => Field { class: "", ..text(store, "connection", "connecting") },
+        Connection::Connected => Field { class: "good", ..text(store, "connection", "connected") },
+        Connection::Unreachable => Field { class: "bad", ..text(store, "connection", "unreachable") },
     };
     let mut fields = vec![
         connection,

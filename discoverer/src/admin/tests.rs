@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use axum::http::Request;
 use proptest::prelude::*;
 use registry::settings::{Balance, Mode, Proto};
-use registry::{InstanceAddress, Record, ServiceName};
+use registry::{InstanceAddress, Record, ServiceName, StoreKind};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -112,6 +112,7 @@ fn well() -> View {
         left_out: Vec::new(),
         more_left_out: 0,
         registry: RegistryView {
+            store: StoreKind::Etcd,
             endpoints: vec!["http://etcd-1:2379".to_owned()],
             prefix: "service".to_owned(),
             only: vec!["tag=edge".to_owned()],

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use registry::StoreKind;
 
 use crate::report::{
     AppliedReport, Connection, DiscovererReport, HaproxyReport, InstanceReport, LeftOutReport, RegistryView, Report,
@@ -46,6 +47,7 @@ pub(crate) fn report() -> Report {
             config_error: None,
         },
         registry: RegistryView {
+            store: StoreKind::Etcd,
             endpoints: vec!["http://10.0.0.9:2379".to_owned()],
             prefix: "service".to_owned(),
             only: Vec::new(),

@@ -1,6 +1,6 @@
 //! Where the way ends, by cause: the first step that says no, and its advice.
 
-use registry::{Entry, Prefix};
+use registry::{Entry, Prefix, StoreKind};
 
 use super::file::File;
 use super::sample;
@@ -31,6 +31,7 @@ fn evidence(name: &str) -> Evidence {
         name: name.to_owned(),
         prefix: "service".parse::<Prefix>().unwrap(),
         share: Share::default(),
+        store: StoreKind::Etcd,
         etcd: lists(&[(KEY, VALUE)]),
         discoverer: Ok(sample::report()),
         output: "/etc/haproxy/haproxy.cfg".to_owned(),
@@ -40,7 +41,12 @@ fn evidence(name: &str) -> Evidence {
 }
 
 fn lists(entries: &[(&str, &str)]) -> Etcd {
-    Etcd::Lists { api: "v2", entries: entries.iter().map(|(path, value)| Entry::new(*path, *value)).collect() }
+    Etcd::Lists { api: Some("v2"), entries: entries.iter().map(|(path, value)| Entry::new(*path, *value)).collect() }
+}
+
+fn in_memory(entries: &[(&str, &str)]) -> Etcd {
+    let Etcd::Lists { entries, .. } = lists(entries) else { unreachable!("they are listed") };
+    Etcd::Lists { api: None, entries }
 }
 
 fn report(evidence: &mut Evidence) -> &mut Report {
@@ -305,6 +311,35 @@ fn each_cause_is_the_first_no_with_its_advice() {
         assert!(first.text.contains(text), "{text}: {told}");
         assert!(first.advice.as_deref().unwrap_or_default().contains(advice), "{advice}: {told}");
         assert!(!told.routed && told.to_string().contains("-> NO   "), "{told}");
+    }
+}
+
+#[test]
+fn of_a_registry_in_memory_nothing_is_told_that_is_etcds() {
+    type Change = fn(&mut Evidence);
+    let cases: [(Change, &str); 8] = [
+        (|_| {}, "/service/web/10.0.0.1:80 is in the registry in memory: running;"),
+        (|_| {}, "the registry in memory answers: 1 keys below /service"),
+        (|it| it.etcd = in_memory(&[(KEY, r#"{"status":"draining"}"#)]), "is in the registry in memory: draining"),
+        (
+            |it| it.etcd = in_memory(&[(KEY, "{")]),
+            "is in the registry in memory, it does not expire, and cannot be read",
+        ),
+        (|it| it.etcd = in_memory(&[]), "no key of service web in the registry in memory is of 10.0.0.1:80"),
+        (|it| service(it).instances.clear(), "ask again"),
+        (|it| instance(it).status = Status::Suspect, "unless its container answers"),
+        (
+            |it| report(it).status.registry.connection = Connection::Connecting,
+            "waits until the containers were looked at\n        Does Docker answer",
+        ),
+    ];
+    for (change, expected) in cases {
+        let mut it = evidence(AT);
+        (it.store, it.etcd) = (StoreKind::Memory, in_memory(&[(KEY, VALUE)]));
+        report(&mut it).status.registry.store = StoreKind::Memory;
+        change(&mut it);
+        let told = explain(&it).to_string();
+        assert!(told.contains(expected) && !told.contains("etcd"), "{expected}: {told}");
     }
 }
 

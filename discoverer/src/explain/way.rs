@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use registry::{Entry, InstanceAddress, InstanceKey, Prefix, Record, Status as RecordStatus};
+use registry::{Entry, InstanceAddress, InstanceKey, Prefix, Record, Status as RecordStatus, StoreKind};
 
 use super::file::File;
 use super::near::near;
@@ -29,6 +29,8 @@ pub(super) struct Evidence {
     pub(super) prefix: Prefix,
     /// The share that the discoverer follows, where it does not say so itself.
     pub(super) share: Share,
+    /// What keeps the registry.
+    pub(super) store: StoreKind,
     pub(super) etcd: Etcd,
     /// What the discoverer knows, or why it does not say, and what to do.
     pub(super) discoverer: Result<Report, Away>,
@@ -48,8 +50,8 @@ pub(super) enum Etcd {
     Away(String),
     /// All that is below the prefix.
     Lists {
-        /// `v2` or `v3`.
-        api: &'static str,
+        /// `v2` or `v3`; none in memory.
+        api: Option<&'static str>,
         /// Each with its time to live.
         entries: Vec<Entry>,
     },
@@ -123,7 +125,7 @@ pub(super) fn explain(evidence: &Evidence) -> Explanation {
         let of: Vec<_> = meant.iter().filter(|((service, _), _)| service == name).collect();
         let mut shared = service_way(evidence, name, &instances);
         for key in &bad {
-            add_no_key(&mut shared, key);
+            add_no_key(&mut shared, evidence.store, key);
         }
         if of.is_empty() && !matches!(evidence.etcd, Etcd::Away(_)) {
             let advice = "no container of it is registered: `registrar list` shows what is, and `registrar explain CONTAINER`, on a \
@@ -222,7 +224,7 @@ fn unknown(evidence: &Evidence, instances: &Instances<'_>, services: &BTreeSet<&
     let mut way = Way::new(name.clone());
     add_etcd(&mut way, evidence);
     for key in bad {
-        add_no_key(&mut way, key);
+        add_no_key(&mut way, evidence.store, key);
     }
     let addresses: Vec<String> = instances.keys().map(|(_, address)| address.to_string()).collect();
     let containers: Vec<String> = instances.values().filter_map(|known| container(known).0).collect();
@@ -257,10 +259,10 @@ fn unknown(evidence: &Evidence, instances: &Instances<'_>, services: &BTreeSet<&
     way
 }
 
-fn add_no_key(way: &mut Way, key: &NoKey<'_>) {
+fn add_no_key(way: &mut Way, store: StoreKind, key: &NoKey<'_>) {
     let advice = "Nobody routes to it. A key is /<prefix>/<service>/<host>:<port>, or /<prefix>/<host>:<port>: delete this one, and let \
                   whoever wrote it write such a one";
-    way.no(Part::Etcd, format!("{} is in etcd, and is no instance: {}", key.path, key.reason), advice);
+    way.no(Part::Etcd, format!("{} is in {store}, and is no instance: {}", key.path, key.reason), advice);
 }
 
 fn add_etcd(way: &mut Way, evidence: &Evidence) {
@@ -272,7 +274,9 @@ fn add_etcd(way: &mut Way, evidence: &Evidence) {
             "HAProxy goes on with what was registered last. Does etcd run, and is --etcd right? docs/etcd.md says what each trouble means",
         ),
         Etcd::Lists { api, entries } => {
-            way.yes(Part::Etcd, format!("etcd answers by {api}: {} keys below {}", entries.len(), evidence.prefix.path()));
+            let by = api.map_or_else(String::new, |api| format!(" by {api}"));
+            let (store, count, prefix) = (evidence.store, entries.len(), evidence.prefix.path());
+            way.yes(Part::Etcd, format!("{store} answers{by}: {count} keys below {prefix}"));
         }
     }
 }
@@ -304,6 +308,11 @@ fn add_discoverer(way: &mut Way, evidence: &Evidence) {
                 format!("discoverer {id} follows /{} up to index {}", directory(&registry.prefix), registry.index),
             );
         }
+        Connection::Connecting if registry.store == StoreKind::Memory => way.no(
+            Part::Discoverer,
+            format!("discoverer {id} waits until the containers were looked at"),
+            "Does Docker answer at --docker? HAProxy keeps what it has",
+        ),
         Connection::Connecting => way.no(
             Part::Discoverer,
             format!("discoverer {id} has not had an answer of etcd yet{error}"),
@@ -503,7 +512,7 @@ fn instance_way(evidence: &Evidence, service: &str, address: SocketAddr, known: 
         let left = left.iter().chain(&report.status.left_out);
         let left =
             left.into_iter().find(|left| left.address == Some(address) && left.service.as_deref() == Some(service));
-        add_instance(&mut way, known, left, is_shared, is_drained);
+        add_instance(&mut way, evidence.store, known, left, is_shared, is_drained);
     }
     let mut servers = Vec::new();
     if let Ok(file) = &evidence.file {
@@ -540,15 +549,18 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
     let Some(entry) = known.entry else {
         let (name, _) = container(&known);
         let whom = name.unwrap_or_else(|| "CONTAINER".to_owned());
-        let what = format!("no key of service {service} in etcd is of {address}");
-        let advice = format!(
-            "Its key has expired: its registrar has not renewed it. Does the registrar run on its host, and reach etcd? `registrar explain \
-             {whom}` there says why it is not registered"
-        );
+        let what = format!("no key of service {service} in {} is of {address}", evidence.store);
+        let advice = match evidence.store {
+            StoreKind::Etcd => format!(
+                "Its key has expired: its registrar has not renewed it. Does the registrar run on its host, and reach etcd? `registrar \
+                 explain {whom}` there says why it is not registered"
+            ),
+            StoreKind::Memory => format!("`standalone explain {whom}` says why its container is not registered"),
+        };
         way.no(Part::Etcd, what, advice);
         return false;
     };
-    let path = &entry.path;
+    let (path, store) = (&entry.path, evidence.store);
     let left = match entry.ttl.map(|ttl| Duration::from_secs(ttl.as_secs())) {
         Some(ttl) => format!("{}s left of its time to live", ttl.as_secs()),
         None => "it does not expire".to_owned(),
@@ -558,7 +570,7 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
         Err(error) => {
             way.no(
                 Part::Etcd,
-                format!("{path} is in etcd, {left}, and cannot be read: {error}"),
+                format!("{path} is in {store}, {left}, and cannot be read: {error}"),
                 "A value is `running` or one JSON object (docs/keys.md). Whoever wrote it has to write another; an agent writes it anew \
                  when the key is deleted",
             );
@@ -574,7 +586,7 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
     let rest = format!("{left}{of}{writer}");
     match record.status {
         RecordStatus::Running => {
-            way.yes(Part::Etcd, format!("{path} is in etcd: running; {rest}"));
+            way.yes(Part::Etcd, format!("{path} is in {store}: running; {rest}"));
             false
         }
         RecordStatus::Draining => {
@@ -588,7 +600,7 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
                 format!("Somebody has drained it. `registrar undrain {whom}`, on {at}, takes it back")
             };
             let text =
-                format!("{path} is in etcd: draining, so that it finishes what it has and gets nothing new; {rest}");
+                format!("{path} is in {store}: draining, so that it finishes what it has and gets nothing new; {rest}");
             way.no(Part::Etcd, text, advice);
             true
         }
@@ -596,14 +608,26 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
 }
 
 /// What the discoverer makes of an instance.
-fn add_instance(way: &mut Way, known: Known<'_>, left: Option<&LeftOutReport>, is_shared: bool, is_drained: bool) {
+fn add_instance(
+    way: &mut Way,
+    store: StoreKind,
+    known: Known<'_>,
+    left: Option<&LeftOutReport>,
+    is_shared: bool,
+    is_drained: bool,
+) {
     let Some(report) = known.report else {
         let text = match left {
             Some(left) => format!("the discoverer leaves it out: {}", left.reason),
             None => "the discoverer does not know it".to_owned(),
         };
-        let advice = "It was written a moment ago, or the discoverer follows another etcd, or the other of etcd's two APIs (--etcd-api): \
-                      `discoverer status` shows its endpoints and its index";
+        let advice = match store {
+            StoreKind::Etcd => {
+                "It was written a moment ago, or the discoverer follows another etcd, or the other of etcd's two APIs (--etcd-api): \
+                 `discoverer status` shows its endpoints and its index"
+            }
+            StoreKind::Memory => "It was written a moment ago: ask again",
+        };
         return way.no(Part::Discoverer, text, advice);
     };
     match report.status {
@@ -616,7 +640,10 @@ fn add_instance(way: &mut Way, known: Known<'_>, left: Option<&LeftOutReport>, i
         Status::Suspect => way.no(
             Part::Discoverer,
             "it is suspect: its key has expired, and HAProxy's own check still reaches it, so that it stays for now (--suspect-for)",
-            "It goes unless its registrar writes the key again: does that run, and reach etcd?",
+            match store {
+                StoreKind::Etcd => "It goes unless its registrar writes the key again: does that run, and reach etcd?",
+                StoreKind::Memory => "It goes unless its container answers its check again",
+            },
         ),
         Status::Refused if is_shared => way.no(Part::Discoverer, "it is left out with its service", ""),
         Status::Refused => {

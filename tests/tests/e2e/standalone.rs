@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use e2e::docker::{Container, Docker};
@@ -10,10 +12,11 @@ use e2e::etcd::Etcd;
 use e2e::haproxy::{Haproxy, servers};
 use e2e::load::Load;
 use e2e::ports::free_address;
-use e2e::process::{Finished, Process, find_workspace_binary, run};
+use e2e::process::{Finished, Process, find_program, find_workspace_binary, run};
 use e2e::{default_template, http, secs, wait_until, within};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use tokio::net::UnixDatagram;
 
 /// From the start of an application to its answers, on a machine that is busy with other tests.
 const SERVED: std::time::Duration = secs(30);
@@ -300,11 +303,14 @@ async fn a_supervised_standalone_says_what_it_has_and_why_from_its_memory() {
             for text in texts {
                 assert!(said.stdout.contains(*text), "{words:?} lacks {text}: {}", said.stdout);
             }
+            assert!(!said.stdout.contains("etcd"), "{words:?}: there is none: {}", said.stdout);
         }
         wait_until(secs(20), "the whole way is explained", async || {
             let said = standalone.tell(&["explain", &container]).await;
-            let texts = ["From Docker", "it answers", "From the registry", "HAProxy"];
+            let texts =
+                ["From Docker", "it answers", "is in the registry in memory: running", "From the registry", "HAProxy"];
             let has_all = texts.iter().all(|text| said.stdout.contains(text)) && !said.stdout.contains("NO");
+            assert!(!said.stdout.contains("etcd"), "there is none: {}", said.stdout);
             if said.code == Some(0) && has_all { Ok(()) } else { Err(said.stdout) }
         })
         .await;
@@ -322,6 +328,70 @@ async fn a_supervised_standalone_says_what_it_has_and_why_from_its_memory() {
         assert!(said.code == Some(3) && said.stderr.contains("admin"), "{}", said.stderr);
         let said = standalone.tell(&["check"]).await;
         assert!(said.code == Some(0) && said.stderr.contains("without what is registered now"), "{}", said.stderr);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn systemd_hears_that_a_standalone_is_ready_when_both_halves_are() {
+    within(90, async {
+        let dir = tempfile::Builder::new().prefix("e2e-standalone-").tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        // The discoverer's half begins when HAProxy has told its version.
+        let haproxy = find_program("haproxy", "haproxy").display().to_string();
+        let slow = format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.1; done\nexec {haproxy} \"$@\"\n", path("go"));
+        fs::write(path("haproxy"), slow).unwrap();
+        fs::set_permissions(path("haproxy"), fs::Permissions::from_mode(0o755)).unwrap();
+        let systemd = UnixDatagram::bind(path("notify")).unwrap();
+        let mut args = vec![
+            format!("NOTIFY_SOCKET={}", path("notify")),
+            find_workspace_binary("standalone").display().to_string(),
+            format!("--docker={}", path("no-docker.sock")),
+        ];
+        args.extend(["--admin=off", "--ip=127.0.0.1", "--host=host-1"].map(str::to_owned));
+        args.push(format!("--set=http_bind={}", free_address()));
+        args.push(format!("--set=stats_bind={}", free_address()));
+        for (flag, value) in [
+            ("haproxy", path("haproxy")),
+            ("state-dir", path("state")),
+            ("output", path("haproxy.cfg")),
+            ("template", default_template().display().to_string()),
+        ] {
+            args.push(format!("--{flag}={value}"));
+        }
+        let env = find_program("env", "coreutils");
+        fs::create_dir(path("state")).unwrap();
+        let mut process = Process::start("standalone", &env, &args, Path::new(&path("log")), dir.path());
+
+        let hear = async |wanted: &str| {
+            let mut heard = String::new();
+            while !heard.contains(wanted) {
+                let mut text = [0; 4096];
+                let Ok(length) = tokio::time::timeout(secs(40), systemd.recv(&mut text)).await else {
+                    panic!("{wanted}: {heard}\n{}", fs::read_to_string(path("log")).unwrap_or_default());
+                };
+                heard += &String::from_utf8_lossy(&text[..length.unwrap()]);
+                heard.push('\n');
+            }
+            heard
+        };
+        // The agent turns, and a SIGHUP changes nothing of it.
+        let heard = hear("STATUS=0 keys in the registry in memory").await;
+        assert!(!heard.contains("READY=1") && !heard.contains("WATCHDOG=1"), "{heard}");
+        process.signal(Signal::SIGHUP);
+        wait_until(secs(20), "the settings are read again", async || {
+            let log = fs::read_to_string(path("log")).unwrap();
+            if log.contains("everything is read again") { Ok(()) } else { Err(log) }
+        })
+        .await;
+        fs::write(path("go"), "").unwrap();
+        let heard = hear("READY=1").await;
+        assert!(!heard.contains("RELOADING=1"), "{heard}");
+        let heard = hear("; ").await;
+        assert!(heard.contains("the registry in memory") && !heard.contains("etcd"), "{heard}");
+        process.signal(Signal::SIGTERM);
+        hear("STOPPING=1").await;
+        assert_eq!(process.wait(secs(20)).await.code(), Some(0));
     })
     .await;
 }
