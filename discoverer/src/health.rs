@@ -38,9 +38,7 @@ pub enum Unhealthy {
         file: String,
     },
     /// The file names no TCP address.
-    #[error(
-        "{file} has no bind line with a TCP address; say where HAProxy listens: discoverer health --connect ADDRESS"
-    )]
+    #[error("{file} has no bind line with a TCP address; say where HAProxy listens: health --connect ADDRESS")]
     NoAddress {
         /// The file of --output.
         file: String,

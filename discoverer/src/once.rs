@@ -92,7 +92,10 @@ pub async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// Says whether HAProxy takes connections.
-pub(crate) async fn health(flags: &Flags, connect: Option<SocketAddr>) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// The standard output cannot be written to.
+pub async fn health(flags: &Flags, connect: Option<SocketAddr>) -> anyhow::Result<ExitCode> {
     match health::ask(flags, connect).await {
         Ok(address) => {
             print(format!("HAProxy takes connections at {address}\n"))?;

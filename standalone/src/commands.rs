@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use discoverer::client::{ApiError, Client};
 use discoverer::config::Flags;
 use discoverer::once;
-use observe::answer::print;
+use observe::answer::{self, print};
 use registrar::{explain, list};
 use registry::Store;
 
@@ -23,10 +23,20 @@ const AWAY: u8 = 3;
 pub async fn run(program: Program) -> anyhow::Result<ExitCode> {
     let Program { task, agent, discoverer: flags } = program;
     flags.check()?;
-    match task {
+    match &task {
         Task::Run => return Err(anyhow!("it is no command that ends")),
-        Task::Status { json } => return once::status(&flags, json).await,
-        _ => {}
+        Task::Status { json } => return once::status(&flags, *json).await,
+        Task::Health { connect } => return once::health(&flags, *connect).await,
+        Task::Completions { shell } => {
+            print(answer::completions(Program::command(), "standalone", *shell))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Task::Man { directory } => {
+            answer::write_pages(Program::command(), directory)
+                .with_context(|| format!("writing to {}", directory.display()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Task::List { .. } | Task::Explain { .. } | Task::Render | Task::Check => {}
     }
     let store = match registered(&flags).await? {
         Ok(store) => store,
@@ -40,7 +50,6 @@ pub async fn run(program: Program) -> anyhow::Result<ExitCode> {
         }
     };
     match task {
-        Task::Run | Task::Status { .. } => {}
         Task::Render => return once::render(&flags, &store).await,
         Task::Check => return once::check(&flags, Some(&store)).await,
         Task::List { json } => {
@@ -60,6 +69,8 @@ pub async fn run(program: Program) -> anyhow::Result<ExitCode> {
             let is_well = rest.routed && (!is_about_container || container.is_registered());
             return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        // They have ended above.
+        Task::Run | Task::Status { .. } | Task::Health { .. } | Task::Completions { .. } | Task::Man { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,11 +2,13 @@
 //! one here too. Knows nothing of what is done with them.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use clap_complete::Shell;
 use discoverer::config::{Flags, Secrets};
 use observe::config::{Loaded, Rules, Source};
 use registrar::config::AgentFlags;
@@ -85,6 +87,21 @@ pub enum Task {
         /// A container, a service or an instance.
         name: String,
     },
+    /// To say whether HAProxy takes connections.
+    Health {
+        /// Where to connect, instead of to what the file binds.
+        connect: Option<SocketAddr>,
+    },
+    /// To print what lets a shell complete the flags.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// To write the manual pages.
+    Man {
+        /// Where.
+        directory: PathBuf,
+    },
     /// To print the configuration.
     Render,
     /// To check the template.
@@ -122,6 +139,17 @@ impl Program {
         }
         let json = || Arg::new("json").long("json").action(clap::ArgAction::SetTrue).help("Print JSON");
         let name = Arg::new("name").value_name("CONTAINER|SERVICE|HOST:PORT").required(true);
+        let connect = Arg::new("connect")
+            .long("connect")
+            .value_name("ADDRESS")
+            .value_parser(value_parser!(SocketAddr))
+            .help("Connect here, instead of to the first address that --output binds");
+        let shell = Arg::new("shell").required(true).value_parser(value_parser!(Shell)).help("The shell");
+        let directory = Arg::new("directory")
+            .value_name("DIR")
+            .required(true)
+            .value_parser(value_parser!(PathBuf))
+            .help("The directory");
         let no_such = |name| Command::new(name).hide(true).arg(Arg::new("rest").num_args(..).allow_hyphen_values(true));
         let command = command
             .mut_arg("state_dir", |arg| {
@@ -170,6 +198,16 @@ impl Program {
                      registered now; change nothing",
                 ),
             )
+            .subcommand(
+                Command::new("health")
+                    .about(
+                        "Say whether HAProxy takes connections, for a container's health check: HAProxy itself is asked, whatever else \
+                         is wrong",
+                    )
+                    .arg(connect),
+            )
+            .subcommand(Command::new("completions").about("Print what lets a shell complete this program's flags").arg(shell))
+            .subcommand(Command::new("man").about("Write the manual pages, one for each command").arg(directory))
             .subcommands(["drain", "undrain", "stop"].map(no_such));
         observe::config::with_flags(command, &RULES)
     }
@@ -195,6 +233,9 @@ impl Program {
             "explain" => Task::Explain { name: given.get_one::<String>("name").cloned().unwrap_or_default() },
             "render" => Task::Render,
             "check" => Task::Check,
+            "health" => Task::Health { connect: given.get_one("connect").copied() },
+            "completions" => Task::Completions { shell: given.get_one("shell").copied().unwrap_or(Shell::Bash) },
+            "man" => Task::Man { directory: given.get_one("directory").cloned().unwrap_or_default() },
             other => return Err(usage(ErrorKind::InvalidSubcommand, &no_etcd(other))),
         };
         let mut agent = AgentFlags::from_arg_matches(given)?;

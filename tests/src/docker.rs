@@ -13,14 +13,15 @@ use crate::{app, http, secs, wait_until};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// What `./demo build` makes.
-pub const IMAGE_NAMES: [&str; 6] = [
+/// What `./demo build` and `./demo build --standalone` make.
+pub const IMAGE_NAMES: [&str; 7] = [
     "local/dockreg",
     "local/etcd",
     "local/haproxy-discoverer",
     "local/hello",
     "local/registrar",
     "local/registrar-sidekick",
+    "local/standalone",
 ];
 
 /// What a container needs in which systemd runs as in a host, where `--privileged` gives too much or is refused.
@@ -155,7 +156,12 @@ pub async fn share_images() -> Flock<File> {
     let images = lock_images(FlockArg::LockSharedNonblock).await;
     for image in IMAGE_NAMES {
         let found = docker(&["image", "inspect", "--format", "{{.Id}}", image]).await;
-        assert_eq!(found.code, Some(0), "no image {image}: run `./demo build` first\n{}", found.stderr);
+        assert_eq!(
+            found.code,
+            Some(0),
+            "no image {image}: run `./demo build` and `./demo build --standalone` first\n{}",
+            found.stderr
+        );
     }
     images
 }

@@ -60,7 +60,11 @@ pub(crate) async fn registered(docker: &Docker, etcd: std::net::SocketAddr) -> (
 }
 
 async fn health(lb: &Container) -> (Option<i32>, String) {
-    let finished = docker(&["exec", lb.id(), "discoverer", "health"]).await;
+    health_by(lb, "discoverer").await
+}
+
+async fn health_by(lb: &Container, program: &str) -> (Option<i32>, String) {
+    let finished = docker(&["exec", lb.id(), program, "health"]).await;
     (finished.code, format!("{}{}", finished.stdout, finished.stderr))
 }
 
@@ -241,6 +245,48 @@ async fn the_agent_registers_as_a_user_who_only_has_the_sockets_group() {
             if said.contains(&service) { Ok(()) } else { Err(said) }
         })
         .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn standalone_needs_no_root_and_is_healthy_while_haproxy_takes_connections() {
+    use std::os::unix::fs::MetadataExt;
+    within(120, async {
+        let docker = Docker::start().await;
+        let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid().to_string();
+        let (service, domains) = (docker.service("web"), format!("STANDALONE_DOMAINS=*.{}", docker.name()));
+        let labels = [format!("SERVICE_NAME={service}"), format!("SERVICE_HOST=web.{}", docker.name())];
+        let web = docker.run("web", &["--label", &labels[0], "--label", &labels[1], "local/hello"]).await;
+        let set = format!("STANDALONE_SET=default_service={service}");
+        let mut args = [&HARDENED[..], &["--publish", "127.0.0.1::80", "--volume", e2e::docker::SOCKET]].concat();
+        for variable in ["STANDALONE_EXPLICIT=true", "STANDALONE_INTERNAL=true", &domains, &set] {
+            args.extend(["--env", variable]);
+        }
+        // Without the socket's group it says what is missing, and HAProxy runs all the same.
+        let other = docker.run("other", &[&args[..], &["local/standalone"]].concat()).await;
+        other.wait_log(secs(20), &["may not be opened by this user", "--group-add"]).await;
+
+        let lb = docker.run("lb", &[&args[..], &["--group-add", &group, "local/standalone"]].concat()).await;
+        wait_served(&lb, &format!("Hello from {}\n", web.short_id())).await;
+        assert_eq!(lb.exec(&["id", "-u"]).await.trim(), "99");
+        wait_until(secs(30), "Docker finds it healthy", async || {
+            let shown = docker_ok(&["inspect", "--format", "{{.State.Health.Status}}", lb.id()]).await;
+            if shown.trim() == "healthy" { Ok(()) } else { Err(shown) }
+        })
+        .await;
+        assert_eq!(lb.exec(&["standalone", "health"]).await, "HAProxy takes connections at 127.0.0.1:80\n");
+        let checked = lb.exec(&["standalone", "check"]).await;
+        assert!(checked.contains("good with the registered services"), "{checked}");
+
+        lb.exec(&["sh", "-c", "kill -STOP $(pidof haproxy)"]).await;
+        let said = health_by(&lb, "standalone").await;
+        assert!(said.0 == Some(1) && said.1.contains("HAProxy does not answer"), "{said:?}");
+        lb.exec(&["sh", "-c", "kill -CONT $(pidof haproxy)"]).await;
+
+        // It begins again with what lies in its volume.
+        lb.tell("restart").await;
+        wait_served(&lb, &format!("Hello from {}\n", web.short_id())).await;
     })
     .await;
 }
