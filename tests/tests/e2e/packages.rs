@@ -13,7 +13,7 @@ use e2e::{app, secs, wait_until};
 use tokio::sync::OnceCell;
 
 /// The exposure that `systemd-analyze security` may show of each service, as docs/packages.md says it.
-const EXPOSURE: [(&str, f64); 2] = [("registrar", 1.3), ("discoverer", 2.0)];
+const EXPOSURE: [(&str, f64); 3] = [("registrar", 1.3), ("discoverer", 2.0), ("standalone", 2.0)];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -43,7 +43,7 @@ async fn packages() -> &'static [Vec<PathBuf>; 2] {
                 let output = output.to_str().unwrap();
                 let printed = script_ok("build-deb", &["--revision", revision, "--output", output]).await;
                 *made = printed.lines().map(PathBuf::from).collect();
-                assert_eq!(made.len(), 2, "{printed}");
+                assert_eq!(made.len(), 3, "{printed}");
             }
             made
         })
@@ -97,7 +97,7 @@ impl Host {
             docker_ok(&["cp", package.to_str().unwrap(), &format!("{}:/root/packages/", self.host.id())]).await;
         }
         self.sh("cd /root/packages && DEBIAN_FRONTEND=noninteractive \
-             apt-get install -y --no-install-recommends ./registrar_*.deb ./discoverer_*.deb 2>&1")
+             apt-get install -y --no-install-recommends ./registrar_*.deb ./discoverer_*.deb ./standalone_*.deb 2>&1")
             .await
     }
 
@@ -163,7 +163,10 @@ async fn lives(suite: &str) {
         }
         host.sh(&format!("grep -q MIT /usr/share/doc/{service}/copyright")).await;
     }
-    assert_eq!(host.sh("systemctl --failed --no-legend --plain list-units 'registrar*' 'discoverer*'").await, "");
+    let all = ["registrar", "discoverer", "standalone"].map(|name| format!("'{name}*'")).join(" ");
+    assert_eq!(host.sh(&format!("systemctl --failed --no-legend --plain list-units {all}")).await, "");
+    assert_eq!(host.sh("systemctl is-enabled standalone || true").await.trim(), "disabled");
+    assert_eq!(host.property("standalone", "ActiveState").await, "inactive");
 
     // The group that has the engine's socket, which is the machine's own, has another number there.
     host.sh("groupmod --non-unique --gid $(stat -c %g /srv/docker.sock) docker").await;
@@ -194,7 +197,7 @@ async fn lives(suite: &str) {
         if asked.trim() == "200" { Ok(()) } else { Err(format!("{asked} {:?}", host.keys().await)) }
     })
     .await;
-    for (service, limit) in EXPOSURE {
+    for (service, limit) in EXPOSURE.into_iter().filter(|(service, _)| *service != "standalone") {
         let exposure = host.exposure(service).await;
         println!("{suite}: systemd-analyze security {service}: {exposure}");
         assert!(exposure <= limit, "{service}: {exposure}");
@@ -284,10 +287,10 @@ END
     assert!(host.keys().await.is_empty(), "keys are left");
     host.sh("curl -sf -m 3 -o /dev/null -H 'Host: web.test' http://127.0.0.1/").await;
     host.sh("test -s /etc/registrar/registrar.toml && test -n \"$(ls /var/lib/registrar)\"").await;
-    host.sh("apt-get purge -y discoverer registrar 2>&1").await;
+    host.sh("apt-get purge -y discoverer registrar standalone 2>&1").await;
     let left = host
         .sh(
-            "find / -xdev \\( -name '*registrar*' -o -name '*discoverer*' \\) ! -path '/proc/*' ! -path '/sys/*' ! -path '/root/*' \
+            "find / -xdev \\( -name '*registrar*' -o -name '*discoverer*' -o -name '*standalone*' \\) ! -path '/proc/*' ! -path '/sys/*' ! -path '/root/*' \
                  ! -path '/var/log/*'
              getent passwd registrar || true
              getent group registrar || true
@@ -295,6 +298,99 @@ END
         )
         .await;
     assert_eq!(left, "", "left after the purge");
+}
+
+/// One host without etcd, with the two other packages beside it: from the installation to the purge.
+async fn standalone_lives(suite: &str) {
+    let [first, second] = packages().await;
+    let host = Host::start(suite).await;
+    host.install(first).await;
+    for made in ["man/man1/standalone.1.gz", "bash-completion/completions/standalone", "doc/standalone/copyright"] {
+        host.sh(&format!("test -s /usr/share/{made}")).await;
+    }
+    let service = host.docker.service("web");
+    host.sh(&format!(
+        "printf '%s\\n' 'docker = \"/srv/docker.sock\"' 'explicit = true' 'internal = true' 'domains = [\"{service}.test\"]' \
+             >/root/standalone.toml
+         cat /etc/standalone/standalone.toml >>/root/standalone.toml && cp /root/standalone.toml /etc/standalone/standalone.toml"
+    ))
+    .await;
+
+    // Both would write one file: where a discoverer runs it does not start, and says why.
+    host.sh("echo DISCOVERER_ETCD=http://127.0.0.1:2379 >/etc/default/discoverer && systemctl start discoverer").await;
+    host.is_active("discoverer").await;
+    host.sh("systemctl enable --quiet --now standalone").await;
+    assert_eq!(host.property("standalone", "ActiveState").await, "inactive");
+    let journal = host.sh("journalctl --no-pager --output cat --unit standalone").await;
+    assert!(journal.contains("Not started: discoverer.service runs, and both would write HAProxy's"), "{journal}");
+    host.sh("systemctl disable --quiet --now discoverer && systemctl start standalone").await;
+    host.is_active("standalone").await;
+    assert_eq!(host.property("standalone", "Type").await, "notify");
+
+    let labels = [format!("SERVICE_NAME={service}"), format!("SERVICE_HOST={service}.test")];
+    let app =
+        host.docker.run("web", &["--expose=8000", "--label", &labels[0], "--label", &labels[1], app::IMAGE]).await;
+    let is_served = async || {
+        let get = "curl -sS -m 3 -w '%{http_code}' -o /dev/null -H";
+        let asked = host.sh(&format!("{get} 'Host: {service}.test' http://127.0.0.1/ 2>&1 || true")).await;
+        if asked.trim() == "200" { Ok(()) } else { Err(asked) }
+    };
+    wait_until(secs(30), "HAProxy routes to the container", is_served).await;
+    let explained = host.sh(&format!("standalone explain --config /etc/standalone/standalone.toml {}", app.id())).await;
+    assert!(explained.contains("is in the registry in memory: running"), "{explained}");
+    wait_until(secs(30), "the status line says what it has", async || {
+        let status = host.property("standalone", "StatusText").await;
+        let has_all = status.contains("1 key in the registry in memory") && status.contains("1 services");
+        if has_all { Ok(()) } else { Err(status) }
+    })
+    .await;
+    let (_, limit) = EXPOSURE[2];
+    let exposure = host.exposure("standalone").await;
+    println!("{suite}: systemd-analyze security standalone: {exposure}");
+    assert!(exposure <= limit, "{exposure}");
+
+    // The new one finds what the old one has left, and HAProxy has not noticed.
+    let (pid, haproxy) = (host.property("standalone", "MainPID").await, host.property("haproxy", "MainPID").await);
+    host.install(second).await;
+    host.is_active("standalone").await;
+    assert_ne!(host.property("standalone", "MainPID").await, pid, "it runs the old program");
+    is_served().await.unwrap();
+    assert_eq!(host.property("haproxy", "MainPID").await, haproxy);
+
+    // A loop that hangs is started again.
+    host.sh("mkdir -p /run/systemd/system/standalone.service.d
+         printf '[Service]\\nWatchdogSec=2s\\n' >/run/systemd/system/standalone.service.d/watchdog.conf
+         systemctl daemon-reload && systemctl restart standalone")
+        .await;
+    host.is_active("standalone").await;
+    let pid = host.property("standalone", "MainPID").await;
+    host.sh(&format!("kill -STOP {pid}")).await;
+    wait_until(secs(30), "it is started again", async || {
+        let (now, state) =
+            (host.property("standalone", "MainPID").await, host.property("standalone", "ActiveState").await);
+        if now != pid && now != "0" && state == "active" { Ok(()) } else { Err(format!("{now} {state}")) }
+    })
+    .await;
+
+    // Removed, HAProxy goes on; purged, nothing is left, and the others are.
+    host.sh("rm -r /run/systemd/system/standalone.service.d && apt-get remove -y standalone 2>&1").await;
+    is_served().await.unwrap();
+    host.sh("test -s /etc/standalone/standalone.toml && test -n \"$(ls /var/lib/standalone)\"").await;
+    host.sh("apt-get purge -y standalone 2>&1").await;
+    let elsewhere = "! -path '/proc/*' ! -path '/sys/*' ! -path '/root/*' ! -path '/var/log/*'";
+    let left = host.sh(&format!("find / -xdev -name '*standalone*' {elsewhere}")).await;
+    assert_eq!(left, "", "left after the purge");
+    host.sh("registrar --version && discoverer --version && test -d /var/lib/discoverer").await;
+}
+
+#[tokio::test]
+async fn the_package_of_one_host_without_etcd_lives_on_debian_12() {
+    standalone_lives("bookworm").await;
+}
+
+#[tokio::test]
+async fn the_package_of_one_host_without_etcd_lives_on_debian_13() {
+    standalone_lives("trixie").await;
 }
 
 #[tokio::test]
@@ -314,7 +410,7 @@ async fn a_package_is_not_made_of_what_is_no_static_program() {
     let missing = script("build-deb", &["--programs", directory]).await;
     assert_eq!(missing.code, Some(1));
     assert!(missing.stderr.contains("there is no"), "{}", missing.stderr);
-    for name in ["registrar", "discoverer"] {
+    for name in ["registrar", "discoverer", "standalone"] {
         fs::copy("/bin/true", Path::new(directory).join(name)).unwrap();
     }
     let dynamic = script("build-deb", &["--programs", directory]).await;
@@ -327,7 +423,9 @@ async fn a_release_says_of_what_it_is_made_and_can_be_verified() {
     let directory = tempfile::Builder::new().prefix("release-files").tempdir().unwrap();
     let output = directory.path().to_str().unwrap();
     script_ok("sbom", &[output]).await;
-    for (program, crates) in [("registrar", ["bollard", "rustls"]), ("discoverer", ["tera", "rustls"])] {
+    for (program, crates) in
+        [("registrar", ["bollard", "rustls"]), ("discoverer", ["tera", "rustls"]), ("standalone", ["tera", "bollard"])]
+    {
         let text = fs::read_to_string(directory.path().join(format!("{program}.cdx.json"))).unwrap();
         let bill: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(bill["bomFormat"], "CycloneDX");
@@ -355,7 +453,7 @@ async fn a_release_says_of_what_it_is_made_and_can_be_verified() {
     };
     let good = check().await;
     assert_eq!(good.code, Some(0), "{}{}", good.stdout, good.stderr);
-    assert_eq!(good.stdout.lines().count(), 3);
+    assert_eq!(good.stdout.lines().count(), 4);
     fs::write(directory.path().join("registrar.cdx.json"), "{}").unwrap();
     assert_eq!(check().await.code, Some(1));
 }
