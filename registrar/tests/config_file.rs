@@ -2,42 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../observe/tests/support/reference.rs"]
+mod reference;
+
 use std::collections::BTreeSet;
 
-use clap::{ArgAction, Command};
-use observe::config::{Origin, Source};
+use clap::Command;
 use registrar::config::{Program, RULES};
-
-/// A value for the file, by what the help calls it.
-fn sample(arg: &clap::Arg) -> String {
-    if matches!(arg.get_action(), ArgAction::SetTrue) {
-        return "true".to_owned();
-    }
-    if let Some(default) =
-        arg.get_default_values().first().map(|default| default.to_str().unwrap()).filter(|text| !text.is_empty())
-    {
-        return if default.parse::<u32>().is_ok() { default.to_owned() } else { format!("{default:?}") };
-    }
-    if let Some(value) = arg.get_possible_values().first() {
-        return format!("{:?}", value.get_name());
-    }
-    let name = arg.get_value_names().unwrap()[0].as_str();
-    match name {
-        "FILE" | "PATH" | "DIR" | "CMD" | "UNIT" => "\"/somewhere\"",
-        "URL" | "URLS" | "URL[,URL]" => "[\"http://127.0.0.1:1\"]",
-        "PORT" => "8000",
-        "WEIGHT" => "7",
-        "PORTS" => "[1, \"5-7\"]",
-        "KEY=VALUE" | "NAME=VALUE" => "{ host = \"a.example\" }",
-        "ADDRESS|NAME" => "\"10.0.0.1\"",
-        "ADDRESS:PORT" => "\"10.0.0.1:80\"",
-        "TAG" | "TAG=T" | "TAGS" | "NAMES" | "NAME" | "ID" | "NAME|ID" | "SERVICE" | "CONTAINER" | "USER" => {
-            "\"name-1\""
-        }
-        other => panic!("what is a value of --{} {other}? say it here", arg.get_long().unwrap_or_default()),
-    }
-    .to_owned()
-}
 
 /// What a command must be given besides.
 fn needed(command: &str, key: &str) -> Vec<&'static str> {
@@ -56,21 +27,11 @@ fn needed(command: &str, key: &str) -> Vec<&'static str> {
 }
 
 fn check(command: &Command, file: &std::path::Path, seen: &mut BTreeSet<String>) {
-    for arg in command.get_arguments().filter(|arg| arg.get_env().is_some() && arg.get_long() != Some("config")) {
-        let variable = arg.get_env().unwrap().to_str().unwrap();
-        let key = variable.strip_prefix("REGISTRAR_").unwrap().to_lowercase().replace('_', "-");
-        let long = arg.get_long().unwrap();
-        std::fs::write(file, format!("\n{key} = {}\n", sample(arg))).unwrap();
-        let name = command.get_name();
+    let name = command.get_name();
+    for arg in reference::in_file(command) {
         let mut args = if name == "registrar" { vec!["registrar"] } else { vec!["registrar", name] };
-        args.extend(["--print-config", "--config", file.to_str().unwrap()]);
-        args.extend(needed(name, long));
-        let loaded = Source::new(Program::command(), &RULES, args).read();
-        let loaded = loaded.unwrap_or_else(|error| panic!("{name} {key}: {error}"));
-        assert_eq!(loaded.origin(&key), Some(&Origin::Line(2)), "{name} {key}");
-        let line = format!("\n{key} = ");
-        assert!(format!("\n{}", loaded.printed().unwrap()).contains(&line), "{name} {key}");
-        seen.insert(key);
+        args.extend(needed(name, arg.get_long().unwrap()));
+        seen.insert(reference::assert_is_key(Program::command(), &RULES, arg, &args, file));
     }
     command.get_subcommands().for_each(|command| check(command, file, seen));
 }

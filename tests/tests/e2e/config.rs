@@ -16,10 +16,10 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 /// A configuration file, which is replaced as editors do.
-struct File(TempDir);
+pub(crate) struct File(TempDir);
 
 impl File {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let file = Self(tempfile::Builder::new().prefix("e2e-config-").tempdir().unwrap());
         file.write(text);
         file
@@ -29,23 +29,27 @@ impl File {
         self.0.path().join("config.toml")
     }
 
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         self.path().display().to_string()
     }
 
-    fn write(&self, text: &str) {
+    pub(crate) fn write(&self, text: &str) {
         let other = self.0.path().join("config.toml~");
         fs::write(&other, text).unwrap();
         fs::rename(other, self.path()).unwrap();
     }
 }
 
-async fn wait_metric(admin: std::net::SocketAddr, line: &str) {
+pub(crate) async fn wait_metric_at(admin: std::net::SocketAddr, path: &str, line: &str) {
     wait_until(SOON, &format!("the metrics have {line}"), async || {
-        let text = http::get(admin, "/metrics").await.map_err(|error| error.to_string())?.body;
+        let text = http::get(admin, path).await.map_err(|error| error.to_string())?.body;
         if text.lines().any(|one| one == line) { Ok(()) } else { Err(http_tail(&text)) }
     })
     .await;
+}
+
+async fn wait_metric(admin: std::net::SocketAddr, line: &str) {
+    wait_metric_at(admin, "/metrics", line).await;
 }
 
 fn http_tail(text: &str) -> String {

@@ -18,6 +18,8 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::net::UnixDatagram;
 
+use super::config::{File, wait_metric_at};
+
 /// From the start of an application to its answers, on a machine that is busy with other tests.
 const SERVED: std::time::Duration = secs(30);
 
@@ -31,6 +33,12 @@ struct Standalone {
 
 impl Standalone {
     fn start(domain: &str, http: SocketAddr, flags: &[&str]) -> Standalone {
+        let mut standalone = Standalone::prepare(domain, http, flags);
+        standalone.start_again(&[]);
+        standalone
+    }
+
+    fn prepare(domain: &str, http: SocketAddr, flags: &[&str]) -> Standalone {
         let dir = tempfile::Builder::new().prefix("e2e-standalone-").tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let mut args = [
@@ -68,9 +76,15 @@ impl Standalone {
         if !flags.contains(&"--output") {
             args.extend(["--output".to_owned(), path("haproxy.cfg")]);
         }
-        let mut standalone = Standalone { process: None, args, http, dir };
-        standalone.start_again(&[]);
-        standalone
+        Standalone { process: None, args, http, dir }
+    }
+
+    /// Leaves out a flag, each time that it is given; `has_value` says whether a value follows it.
+    fn without(mut self, flag: &str, has_value: bool) -> Standalone {
+        while let Some(at) = self.args.iter().position(|arg| arg == flag) {
+            self.args.drain(at..=at + usize::from(has_value));
+        }
+        self
     }
 
     fn beside(domain: &str, haproxy: &Haproxy) -> Standalone {
@@ -392,6 +406,76 @@ async fn systemd_hears_that_a_standalone_is_ready_when_both_halves_are() {
         process.signal(Signal::SIGTERM);
         hear("STOPPING=1").await;
         assert_eq!(process.wait(secs(20)).await.code(), Some(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_file_of_a_standalone_says_both_halves_take_at_once() {
+    within(150, async {
+        let docker = Docker::for_apps().await;
+        let (http, admin, stats) = (free_address(), free_address(), free_address());
+        let text = |domains: &str, stats: SocketAddr, more: &str| {
+            format!(
+                "explicit = true\ndomains = [\"{domains}\"]\n{more}\n[set]\nhttp_bind = \"{http}\"\nstats_bind = \"{stats}\"\n\
+                 log = \"stdout format raw local0 err\"\ndefault_service = \"web-{}\"\n",
+                docker.name()
+            )
+        };
+        let own = format!("*.{}", docker.name());
+        let file = File::new(&text(&own, stats, ""));
+        let mut standalone = Standalone::prepare(docker.name(), http, &["--config", &file.shown()])
+            .without("--explicit", false)
+            .without("--domains", true)
+            .without("--set", true)
+            .without("--admin", true);
+        standalone.args.extend(["--admin".to_owned(), admin.to_string()]);
+        standalone.start_again(&[]);
+        let is_good = async |value: u8| {
+            wait_metric_at(admin, "/metrics", &format!("discoverer_config_good {value}")).await;
+            wait_metric_at(admin, "/registrar/metrics", &format!("registrar_config_good {value}")).await;
+        };
+        let one = web(&docker, "one").await;
+        standalone.wait_serves(&[&one]).await;
+        is_good(1).await;
+
+        // The discoverer's half: HAProxy listens somewhere else. What needs a restart is said so.
+        let other = free_address();
+        file.write(&text(&own, other, "ttl = \"30s\"\nwatch-timeout = \"4s\""));
+        wait_until(SERVED, "HAProxy has its statistics where the file says", async || {
+            http::get(other, "/").await.map(|_| ()).map_err(|error| error.to_string())
+        })
+        .await;
+        let log = standalone.log();
+        for key in ["ttl", "watch-timeout"] {
+            let is_it = |line: &&str| line.contains("this takes effect after a restart") && line.contains(key);
+            assert_eq!(log.lines().filter(is_it).count(), 1, "{key}: {log}");
+        }
+        let restart = log.lines().find(|line| line.contains("stats_bind") && line.contains("after a restart"));
+        assert_eq!(restart, None);
+
+        // The agent's half: the application names no host that counts.
+        file.write(&text("nobody.example", other, ""));
+        wait_until(SERVED, "the application is not routed to", async || match http::get(http, "/").await {
+            Ok(reply) if reply.status == 503 || reply.status == 404 => Ok(()),
+            reply => Err(format!("{reply:?}")),
+        })
+        .await;
+
+        // A key that is none changes nothing, and ends nobody.
+        file.write(&text(&own, stats, "intervall = \"1s\""));
+        standalone.wait_logged("unknown key intervall", 0).await;
+        is_good(0).await;
+        assert!(http::get(other, "/").await.is_ok() && http::get(http, "/").await.unwrap().status != 200);
+        file.write(&text(&own, other, ""));
+        is_good(1).await;
+        standalone.wait_serves(&[&one]).await;
+        standalone.stop().await;
+
+        // At its start it does.
+        file.write(&text(&own, other, "intervall = \"1s\""));
+        let said = standalone.tell(&[]).await;
+        assert!(said.code == Some(2) && said.stderr.contains("line 3: unknown key intervall"), "{said:?}");
     })
     .await;
 }
