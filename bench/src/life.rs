@@ -1,7 +1,7 @@
 //! A container's life as its users see it: from `docker run` to the first request that HAProxy gives it, and from `docker stop` to the
 //! last, through the agent, etcd, the discoverer and HAProxy.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -15,14 +15,14 @@ use tokio::time::sleep;
 
 use crate::Amount;
 use crate::stats::{Measured, Row, Times};
-use crate::wire::get_once;
+use crate::wire::{get_once, get_within};
 use crate::world::{Subject, Tools, wait};
 
 /// The limit on one step.
 const LIMIT: Duration = Duration::from_secs(20);
 /// How long an application that is told to stop goes on, as one does that ends what it has begun.
 const LINGER: &str = "LINGER_MS=500";
-/// How long a connection may take.
+/// How long the first answer is waited for before another client asks.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Between two questions of a client.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -70,9 +70,9 @@ fn first_answer(address: SocketAddr, wanted: String) -> JoinHandle<Option<Instan
     std::thread::spawn(move || {
         let start = Instant::now();
         while start.elapsed() < LIMIT {
-            // What is sent to a container that is not there yet may be lost, and the kernel sends it again only after a second.
-            let is_open = TcpStream::connect_timeout(&address, PATIENCE).is_ok();
-            if is_open && get_once(address).is_ok_and(|body| body.contains(&wanted)) {
+            // What is sent to a container whose network is not up yet is lost, and the kernel of Docker's proxy sends it again only after
+            // a second.
+            if get_within(address, PATIENCE).is_ok_and(|body| body.contains(&wanted)) {
                 return Some(Instant::now());
             }
             std::thread::sleep(PAUSE);

@@ -28,9 +28,15 @@ pub(crate) struct Kept {
 
 impl Kept {
     pub(crate) fn open(address: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).with_context(|| format!("{address} cannot be reached"))?;
+        Self::open_for(address, LIMIT)
+    }
+
+    /// One on which neither the connection nor any answer may take longer than this.
+    pub(crate) fn open_for(address: SocketAddr, limit: Duration) -> anyhow::Result<Self> {
+        let stream =
+            TcpStream::connect_timeout(&address, limit).with_context(|| format!("{address} cannot be reached"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(limit))?;
         Ok(Self { address, stream: BufReader::new(stream) })
     }
 
@@ -88,7 +94,12 @@ fn read_line(stream: &mut BufReader<TcpStream>) -> anyhow::Result<String> {
 
 /// One request over a connection of its own: the body of a 200, else the status.
 pub(crate) fn get_once(address: SocketAddr) -> anyhow::Result<String> {
-    let answer = Kept::open(address)?.ask("GET", "/", "", true)?;
+    get_within(address, LIMIT)
+}
+
+/// As [`get_once`], with another limit.
+pub(crate) fn get_within(address: SocketAddr, limit: Duration) -> anyhow::Result<String> {
+    let answer = Kept::open_for(address, limit)?.ask("GET", "/", "", true)?;
     Ok(if answer.status == 200 { answer.body } else { answer.status.to_string() })
 }
 
