@@ -42,12 +42,12 @@ fn sample(arg: &Arg) -> String {
 }
 
 /// The flags of a command that the file may give.
-pub fn in_file(command: &Command) -> impl Iterator<Item = &Arg> {
+pub(crate) fn in_file(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|arg| arg.get_env().is_some() && arg.get_long() != Some("config"))
 }
 
 /// The file gives a flag's key to the program that is called so, and what is printed has it. Gives the key.
-pub fn assert_is_key(program: Command, rules: &'static Rules, arg: &Arg, args: &[&str], file: &Path) -> String {
+pub(crate) fn assert_is_key(program: Command, rules: &'static Rules, arg: &Arg, args: &[&str], file: &Path) -> String {
     let variable = arg.get_env().unwrap().to_str().unwrap();
     let (_, name) = variable.split_once('_').unwrap();
     let key = name.to_lowercase().replace('_', "-");
@@ -62,19 +62,19 @@ pub fn assert_is_key(program: Command, rules: &'static Rules, arg: &Arg, args: &
 }
 
 /// The help as a page shows it.
-pub fn help(command: &mut Command) -> String {
+pub(crate) fn help(command: &mut Command) -> String {
     let help = command.render_long_help().to_string();
     let help: Vec<&str> = help.lines().map(str::trim_end).collect();
     format!("```text\n{}\n```\n", help.join("\n").trim_end())
 }
 
 /// All keys, as docs/configuration.md shows them.
-pub fn keys(command: &Command, rules: &Rules) -> String {
+pub(crate) fn keys(command: &Command, rules: &Rules) -> String {
     format!("\n{}\n", observe::config::reference(command, rules))
 }
 
 /// What stands between `<!-- NAME -->` and `<!-- end of NAME -->` in a page of docs/ is this text; with UPDATE_DOCS it is written there.
-pub fn assert_shown(page: &str, name: &str, text: &str) {
+pub(crate) fn assert_shown(page: &str, name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
     let all = std::fs::read_to_string(&path).unwrap();
     let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
