@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use observe::systemd::Part;
 use registry::watch::Backoff;
 use registry::{InstanceAddress, ServiceName};
 use tokio::task::JoinHandle;
@@ -155,6 +156,8 @@ pub struct ApplyConfig {
     pub drain_timeout: Duration,
     /// What counts what is done.
     pub metrics: Metrics,
+    /// Who tells systemd that the loop lives; nobody, where that does not watch it.
+    pub part: Option<Part>,
 }
 
 /// Something that has become due while nothing was wanted; see [`Applier::wait`].
@@ -700,6 +703,9 @@ impl Applier {
         self.save_state(&text).await;
         let begun = Instant::now();
         let reloaded = self.config.reloader.reload().await;
+        if let Some(part) = &self.config.part {
+            part.progress();
+        }
         let error = reloaded.as_ref().err().map(ToString::to_string);
         self.history.reloaded(why.kind(), &why.to_string(), begun.elapsed(), error);
         if !matches!(&reloaded, Err(error) if error.says_nothing_of_the_file()) {

@@ -43,7 +43,7 @@ use crate::snapshot::{self, Snapshots};
 use crate::suspect::{Health, Why};
 use crate::view::{Connection, DiscovererView, RegistryView, View};
 use crate::{
-    Deps, admin, catalog_options, reloaded_version, reloader, running_version, surroundings, template_options,
+    Deps, admin, catalog_options, health, reloaded_version, reloader, running_version, surroundings, template_options,
     templates, until, version, watched,
 };
 
@@ -102,7 +102,9 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         min_interval: flags.min_interval,
         drain_timeout: flags.drain_timeout,
         metrics: metrics.clone(),
+        part: Some(part.clone()),
     };
+    health::leave(&flags).await;
     let mut told_to_stop = None;
     if let Some(supervisor) = &supervisor {
         tokio::select! {

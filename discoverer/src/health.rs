@@ -4,11 +4,15 @@
 //! It says nothing of etcd, templates or services: a load balancer that serves its last state is to be neither restarted nor
 //! left for another one, which has the same trouble.
 
+use std::iter::once;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tracing::info;
 
 use crate::client::reached_at;
 use crate::config::Flags;
@@ -18,6 +22,53 @@ use crate::plan::Parsed;
 
 /// The limit on an answer, and on a connection to the machine that we are on: keepalived waits for both.
 const LIMIT: Duration = Duration::from_secs(1);
+
+/// In the state directory: where the discoverer that runs has HAProxy.
+const FILE: &str = "health.json";
+/// The variables that name that directory.
+const STATE_DIRECTORIES: [&str; 2] = ["DISCOVERER_STATE_DIR", "STANDALONE_STATE_DIR"];
+
+/// By which paths HAProxy is found.
+#[derive(Debug, Serialize, Deserialize)]
+struct Paths {
+    output: PathBuf,
+    runtime_socket: Option<PathBuf>,
+}
+
+/// Leaves behind where HAProxy is, for whoever asks without the flags of this discoverer or with a file that has changed since: in its state
+/// directory, and in the one that the environment names, which is all that a container's health check knows.
+pub(crate) async fn leave(flags: &Flags) {
+    let whole = |path: PathBuf| absolute(&path).unwrap_or(path);
+    let paths = Paths { output: whole(flags.output.clone()), runtime_socket: flags.runtime_socket().map(whole) };
+    let named = STATE_DIRECTORIES.into_iter().filter_map(std::env::var_os).filter(|value| !value.is_empty());
+    let directories = once(flags.state_directory()).chain(named.map(PathBuf::from));
+    for directory in directories {
+        if let Err(error) = write(&directory.join(FILE), &paths).await {
+            let error = format!("{error:#}");
+            info!(error, "the command health is to be given the flags of this process");
+        }
+    }
+}
+
+async fn write(path: &Path, paths: &Paths) -> anyhow::Result<()> {
+    let output = Output::new(path);
+    output.prepare(serde_json::to_string(paths)?).await?;
+    Ok(output.promote().await?)
+}
+
+/// Has HAProxy asked where the discoverer that runs has it, unless a flag of the command line, of which `is_given` is told the name, says
+/// where it is.
+pub fn find(flags: &mut Flags, is_given: impl Fn(&str) -> bool) {
+    if ["output", "runtime-socket", "supervise"].into_iter().any(is_given) {
+        return;
+    }
+    let text = Output::new(flags.state_directory().join(FILE)).read();
+    if let Some(paths) = text.and_then(|text| serde_json::from_str::<Paths>(&text).ok()) {
+        flags.output = paths.output;
+        flags.supervise &= paths.runtime_socket.is_some();
+        flags.runtime_socket = paths.runtime_socket;
+    }
+}
 
 /// Why HAProxy is not healthy.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +128,7 @@ pub async fn ask(flags: &Flags, connect: Option<SocketAddr>) -> Result<SocketAdd
 }
 
 /// The first TCP address that the file binds and this host surely has.
-fn bound(file: &std::path::Path) -> Result<SocketAddr, Unhealthy> {
+fn bound(file: &Path) -> Result<SocketAddr, Unhealthy> {
     let shown = || file.display().to_string();
     let text = Output::new(file).read().ok_or_else(|| Unhealthy::NoFile { file: shown() })?;
     let binds = Parsed::new(text).binds();
@@ -88,7 +139,32 @@ fn bound(file: &std::path::Path) -> Result<SocketAddr, Unhealthy> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::config::Cli;
+
+    #[tokio::test]
+    async fn haproxy_is_found_where_the_discoverer_that_runs_has_it_or_where_a_flag_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = format!("--state-dir={}", directory.path().display());
+        let flags = |args: &[&str]| Cli::parse_from(["discoverer", &state].iter().chain(args)).flags;
+        let found = |args: &[&str], given: &str| {
+            let mut flags = flags(args);
+            find(&mut flags, |name| name == given);
+            (flags.output.display().to_string(), flags.runtime_socket().map(|path| path.display().to_string()))
+        };
+        let own = (String::from("/mine"), Some(format!("{}/runtime.sock", directory.path().display())));
+        assert_eq!(found(&["--output=/mine", "--supervise"], ""), own, "none runs");
+        leave(&flags(&["--output=/a.cfg", "--runtime-socket=/a.sock"])).await;
+        let left = ("/a.cfg".to_owned(), Some("/a.sock".to_owned()));
+        assert_eq!(found(&["--output=/of-the-environment", "--supervise"], ""), left);
+        assert_eq!(found(&["--output=/mine", "--supervise"], "output"), own);
+        leave(&flags(&["--output=/b.cfg", "--reload-command=true"])).await;
+        assert_eq!(found(&["--supervise"], ""), ("/b.cfg".to_owned(), None));
+        std::fs::write(directory.path().join(FILE), "{").unwrap();
+        assert_eq!(found(&["--output=/mine", "--supervise"], ""), own, "it cannot be read");
+    }
 
     #[test]
     fn the_first_address_that_this_host_surely_has_is_asked() {

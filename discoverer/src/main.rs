@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use discoverer::config::{Cli, ETCD_VARIABLE, Flags, RULES, command};
-use discoverer::init;
+use discoverer::config::{Cli, Command, ETCD_VARIABLE, Flags, RULES, command};
+use discoverer::{health, init};
 use observe::answer::print;
 use observe::arguments;
-use observe::config::{Loaded, Renewals, Source};
+use observe::config::{Loaded, Origin, Renewals, Source};
 
 fn main() -> ExitCode {
     let hidden = arguments::hide("--etcd", ETCD_VARIABLE);
@@ -22,7 +22,10 @@ fn main() -> ExitCode {
             }
         };
     }
-    let cli = Cli::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
+    let mut cli = Cli::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
+    if matches!(cli.command, Some(Command::Health { .. })) {
+        health::find(&mut cli.flags, |key| matches!(loaded.origin(key), Some(Origin::Flag(_))));
+    }
     if let Err(error) = observe::log::start(cli.flags.log_format, &cli.flags.log_level) {
         eprintln!("discoverer: {error}");
         return ExitCode::from(2);

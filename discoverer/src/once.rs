@@ -169,6 +169,7 @@ pub async fn apply(flags: &Flags) -> anyhow::Result<ExitCode> {
         min_interval: flags.min_interval,
         drain_timeout: flags.drain_timeout,
         metrics: Metrics::default(),
+        part: None,
     };
     let mut applier = Applier::new(config, composer);
     applier.apply(&wanted).await?;

@@ -479,6 +479,10 @@ fn without_users(mut error: clap::Error) -> clap::Error {
         .filter_map(|(kind, value)| match value {
             ContextValue::String(text) => Some((kind, ContextValue::String(clean(text)))),
             ContextValue::Strings(texts) => Some((kind, ContextValue::Strings(texts.iter().map(clean).collect()))),
+            // A hint quotes what it is about.
+            ContextValue::StyledStrs(texts) if texts.iter().any(|text| text.to_string().contains('@')) => {
+                Some((kind, ContextValue::None))
+            }
             _ => None,
         })
         .collect();

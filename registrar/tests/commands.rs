@@ -280,6 +280,32 @@ async fn static_leaves_alone_what_someone_else_has_written_and_needs_no_answer_w
     assert_eq!(paths(&store).await, ["/service/db/127.0.0.1:1"]);
 }
 
+#[tokio::test]
+async fn static_whose_check_is_taken_away_does_not_hear_of_the_question_that_was_asked_before() {
+    let etcd = Etcd::start();
+    let store = store(&etcd.url());
+    // The kernel takes connections, and nobody ever answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("registrar.toml");
+    std::fs::write(&file, "check = \"http\"\n").unwrap();
+    let mut command = registrar();
+    command.args(["static", "--etcd", &etcd.url(), "--name", "db", "--address", &address, "--linger", "0s"]);
+    command.args(["--timeout", "2s", "--interval", "100ms", "--fall", "1", "--config"]).arg(&file);
+    let program = Program::start(&mut command);
+    let asked = tokio::task::spawn_blocking(move || silent.accept().map(|(asked, _)| (silent, asked)));
+    let _asked = asked.await.unwrap().unwrap();
+    std::fs::write(&file, "check = \"none\"\n").unwrap();
+    program.says("registered").await;
+    // Longer than the question may take.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(3) {
+        assert_eq!(paths(&store).await, [format!("/service/db/{address}")]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Where a program with `--admin` is asked.
 async fn admin(program: &Program) -> String {
     let line = program.says("metrics and health are here").await;

@@ -69,7 +69,8 @@ const OTHERS: [&str; 12] =
     ["text", "json", "yaml", "toml", "ini", "haproxy", "dockerfile", "jinja", "js", "rust", "html", "dns"];
 
 /// Comments that mark a place for another test.
-const MARKS: [&str; 5] = ["help", "end of", "roles", "discoverer keys", "registrar keys"];
+const MARKS: [&str; 7] =
+    ["help", "end of", "measured", "roles", "discoverer keys", "registrar keys", "standalone keys"];
 
 /// The blocks with commands of a page.
 ///

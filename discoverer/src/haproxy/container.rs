@@ -99,7 +99,7 @@ impl Container {
             }
             Bollard::DockerResponseServerError { status_code: status @ (401 | 403 | 405), message } => format!(
                 "Docker at {at} does not let the discoverer {what} it ({status}: {}); a proxy in front of it has to allow GET \
-                 /containers/{name}/json and /top, and POST /containers/{name}/kill",
+                 /version, /containers/{name}/json and /containers/{name}/top, and POST /containers/{name}/kill",
                 shown(&message)
             ),
             Bollard::DockerResponseServerError { status_code, message } => {

@@ -483,3 +483,30 @@ fn die_with_parent(command: &mut Command) {
     // of a process that has lost its parent.
     unsafe { command.pre_exec(before_exec) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_cannot_be_run_is_tried_again_and_has_not_died() {
+        let deaths = Counter::default();
+        let layout = Layout {
+            file: "/no/such.cfg".into(),
+            master_socket: "/no/such.sock".into(),
+            pid_file: "/no/such.pid".into(),
+            give_up_after: None,
+            deaths: deaths.clone(),
+        };
+        let (mut supervisor, _handle, _orders) = Supervisor::new(Program::new("/no/such/haproxy"), layout);
+        for _ in 0..2 {
+            let error = supervisor.start().await.unwrap_err().to_string();
+            assert!(error.contains("/no/such/haproxy") && supervisor.start_at.is_some(), "{error}");
+        }
+        assert_eq!(deaths.get(), 0);
+        // One that could be run, and ended.
+        supervisor.program = Program::new("/bin/false");
+        supervisor.start().await.unwrap_err();
+        assert_eq!(deaths.get(), 1);
+    }
+}

@@ -250,6 +250,9 @@ fn a_password_in_a_value_is_not_quoted() {
         &["--etcd", "e", "--check", "http://u:sec@ret@h"],
         &["--etcd", "e", "--chek=http://u:secret@h"],
         &["--etcd", "e", "name", "http://u:secret@h"],
+        &["--etcd", "e", "-zhttp://u:secret@h"],
+        &["--etcd", "e", "--http://u:secret@h"],
+        &["--etcd", "e", "--internal=http://u:secret@h"],
     ] {
         let said = source(args).read().unwrap_err().to_string();
         assert!(!said.contains("secret") && !said.contains("sec@") && !said.is_empty(), "{args:?}: {said}");

@@ -134,7 +134,9 @@ fn parse_endpoint(text: &str) -> Result<Url, EndpointError> {
         return refuse("its host or port is not valid", EXAMPLE.to_owned());
     };
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return refuse("something follows host and port", url.origin().ascii_serialization());
+        // What is taken for the host may be the beginning of a password.
+        let meant = if text.contains('@') { EXAMPLE.to_owned() } else { url.origin().ascii_serialization() };
+        return refuse("something follows host and port", meant);
     }
     Ok(url)
 }
@@ -700,6 +702,7 @@ mod tests {
             ("http://u:sec,ret@h:2379", "..."),
             ("http://u:s@cret@h:0x1", "http://...@h:0x1"),
             ("http://good:2379,htp://u:secret@h", "htp://...@h"),
+            ("http://secret/x@h", "write http://10.0.0.1:2379"),
         ];
         for (text, shown) in cases {
             let said = parse_endpoints(text).unwrap_err().to_string();

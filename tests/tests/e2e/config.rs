@@ -9,7 +9,7 @@ use e2e::discoverer::{Discoverer, SOON, run_discoverer};
 use e2e::docker::Docker;
 use e2e::etcd::Etcd;
 use e2e::ports::free_address;
-use e2e::process::{Finished, run};
+use e2e::process::{Finished, find_workspace_binary, run};
 use e2e::registrar::run_registrar;
 use e2e::{http, wait_until, within};
 use nix::sys::signal::Signal;
@@ -107,6 +107,25 @@ async fn the_discoverer_takes_what_its_file_says_at_once_and_keeps_what_was_good
         assert_eq!(lists, 0);
         wait_metric(admin, "discoverer_registry_lists_total 2").await;
         discoverer.wait_host("web.test", "web").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_health_check_that_knows_none_of_the_flags_finds_haproxy_by_the_state_directory() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let discoverer = Discoverer::supervise(&etcd.url()).start();
+        let web = Backend::start("web").await;
+        etcd.put(&web.key_in("web"), "running").await;
+        discoverer.wait_host("web.test", "web").await;
+        let binary = find_workspace_binary("discoverer");
+        let state = discoverer.state_dir().display().to_string();
+        let env = [("DISCOVERER_STATE_DIR", state.as_str()), ("DISCOVERER_CONFIG", "/no/such/file")];
+        let told = run(&binary, &["health"], &env, SOON).await;
+        assert_eq!(told.code, Some(0), "{told:?}");
+        let moved = run(&binary, &["health", "--output", "/no/such/file"], &env, SOON).await;
+        assert!(moved.code == Some(1) && moved.stderr.contains("/no/such/file"), "{moved:?}");
     })
     .await;
 }

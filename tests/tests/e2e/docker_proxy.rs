@@ -254,7 +254,9 @@ async fn behind_the_proxy_reload_container_says_what_is_to_be_allowed_and_the_fi
             .start();
         etcd.put("/service/web/127.0.0.1:40001", "running").await;
         let said = discoverer.wait_logged("reload failed", &[("error", &socket)]).await;
-        let allowed = format!("has to allow GET /containers/{name}/json and /top, and POST /containers/{name}/kill");
+        let allowed = format!(
+            "has to allow GET /version, /containers/{name}/json and /containers/{name}/top, and POST /containers/{name}/kill"
+        );
         for words in [&name, "does not let the discoverer list the processes of it (403", &allowed] {
             assert!(field(&said, "error").contains(words), "{words}: {said}");
         }

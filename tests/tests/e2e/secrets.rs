@@ -301,3 +301,44 @@ async fn no_secret_is_seen_in_ps_logs_metrics_pages_or_files_with_etcd_v2() {
 async fn no_secret_is_seen_in_ps_logs_metrics_pages_or_files_with_etcd_v3() {
     within(400, nothing_secret_is_seen("v3")).await;
 }
+
+/// A password with signs that a URL may not have in it, a port that is none, and other slips of the hand.
+const MALFORMED: [&str; 6] = [
+    "http://u:SECRET@h:2379:99",
+    "u:SECRET@h:2379",
+    "ftp://u:SECRET@h:2379",
+    "http://u:a/SECRET@h:2379",
+    "http://u:a,SECRET@h:2379/v2/keys",
+    "http://h1:2379,http://u:SECRET@h2:2379/v2/keys",
+];
+
+#[tokio::test]
+async fn an_url_that_is_none_is_refused_without_its_password() {
+    let dir = tempfile::Builder::new().prefix("e2e-secrets-").tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let config = file.display().to_string();
+    let daemons: [(&str, &[&str]); 5] = [
+        ("registrar", &["--port", "80"]),
+        ("registrar", &["agent"]),
+        ("registrar", &["static", "--address", "127.0.0.1:80", "--name", "web"]),
+        ("discoverer", &["--supervise"]),
+        ("standalone", &[]),
+    ];
+    for (program, args) in daemons {
+        let binary = find_workspace_binary(program);
+        for url in MALFORMED.map(|url| url.replace("SECRET", WRONG)) {
+            fs::write(&file, format!("etcd = {url:?}\n")).unwrap();
+            let joined = format!("--etcd={url}");
+            let variable = format!("{}_ETCD", program.to_uppercase());
+            let of_the_environment = [(variable.as_str(), url.as_str())];
+            for flags in [&["--etcd", url.as_str()][..], &[&joined], &["--ectd", &url], &[], &["--config", &config]] {
+                let env = if flags.is_empty() { &of_the_environment[..] } else { &[] };
+                let said = run(&binary, &[args, flags].concat(), env, secs(30)).await;
+                let what = format!("{program} {args:?} {flags:?} {env:?}");
+                assert_eq!(said.code, Some(2), "{what}: {said:?}");
+                assert!(said.stderr.contains("etcd") || said.stderr.contains("ectd"), "{what}: {said:?}");
+                assert_clean(&what, &format!("{said:?}"));
+            }
+        }
+    }
+}
