@@ -16,7 +16,8 @@ pub(crate) async fn describe(tools: &Tools) -> String {
     format!(
         "{cores} cores, {:.0} GiB, Linux {}, {}, load average {}",
         kib as f64 / 1_048_576.0,
-        kernel.trim(),
+        // What is behind the version names the machine.
+        kernel.trim().split('-').next().unwrap_or_default(),
         tools.versions().await,
         load_average()
     )

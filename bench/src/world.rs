@@ -96,7 +96,7 @@ impl Tools {
         let etcd = run(&find_program("etcd", "etcd-server"), &["--version"], &[], LIMIT).await.stdout;
         let version = run(&haproxy(), &["-v"], &[], LIMIT).await.stdout;
         let haproxy: Vec<&str> = version.split_whitespace().take(3).collect();
-        format!("{}, {}", first(&etcd), haproxy.join(" "))
+        format!("{}, {}", first(&etcd).replace(" Version:", ""), haproxy.join(" ").replace(" version", ""))
     }
 
     /// As [`Tools::put`], by one of etcd's APIs.
