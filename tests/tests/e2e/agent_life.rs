@@ -179,7 +179,8 @@ async fn docker_restart_leaves_only_the_new_port() {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
         let _agent = Agent::start(&etcd, &[]);
         let history = History::start(etcd.address()).await;
-        let (app, web) = (docker.app("web", &[]).await, docker.service("web"));
+        // One that ends at once may be gone before anybody could be told that it is about to.
+        let (app, web) = (docker.app("web", &["--env", "LINGER_MS=500"]).await, docker.service("web"));
         let before = app.published(8000).await;
         wait_at(&etcd, &web, before, REGISTERED).await;
         app.tell("restart").await;
