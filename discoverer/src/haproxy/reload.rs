@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::check::version_numbers;
 use super::container::Container;
+use super::runtime::is_another;
 use super::socket::{SocketError, ask};
 use super::supervise::SupervisorHandle;
 use super::{systemd, without_secrets};
@@ -31,8 +32,6 @@ const ASK_EVERY: Duration = Duration::from_millis(10);
 const LIST_EVERY: Duration = Duration::from_millis(50);
 /// A worker that is forked after the file was read stays, but for a fault of its own.
 const WORKER_STAYS: Duration = Duration::from_millis(50);
-/// A master tells its uptime in whole seconds.
-const UPTIME_ERROR: Duration = Duration::from_secs(2);
 /// A worker that is forked before the file is read tries to bind for 2.4 s.
 const WORKER_TRIES: Duration = Duration::from_secs(4);
 /// How much of what a command or HAProxy says is kept, in characters.
@@ -246,8 +245,7 @@ pub(super) struct Processes {
 impl Processes {
     /// Whether this master was started after the one that answered so long before, rather than by its reload.
     pub(super) fn is_started_after(&self, before: &Self, elapsed: Duration) -> bool {
-        let least = before.uptime.saturating_add(elapsed);
-        self.pid != before.pid || self.uptime.saturating_add(UPTIME_ERROR) < least
+        is_another((self.pid.into(), self.uptime), (before.pid.into(), before.uptime), elapsed)
     }
 }
 

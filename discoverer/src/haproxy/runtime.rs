@@ -159,7 +159,7 @@ pub struct Worker {
     pub is_stopping: bool,
 }
 
-/// A worker tells its uptime in whole seconds.
+/// HAProxy's processes tell their uptime in whole seconds.
 const UPTIME_ERROR: Duration = Duration::from_secs(2);
 
 impl Worker {
@@ -171,9 +171,14 @@ impl Worker {
     /// Whether it is another process than the one that answered so long before: it has another pid, or has not been running
     /// for as long as that one must have been by now.
     pub fn is_other_than(&self, before: &Self, elapsed: Duration) -> bool {
-        let least = before.uptime.saturating_add(elapsed);
-        self.pid != before.pid || self.uptime.saturating_add(UPTIME_ERROR) < least
+        is_another((self.pid, self.uptime), (before.pid, before.uptime), elapsed)
     }
+}
+
+/// Whether a process, by its pid and uptime, is another one than that which said of itself so long before what stands behind it.
+pub(super) fn is_another(now: (u64, Duration), before: (u64, Duration), elapsed: Duration) -> bool {
+    let least = before.1.saturating_add(elapsed);
+    now.0 != before.0 || now.1.saturating_add(UPTIME_ERROR) < least
 }
 
 /// The way to one HAProxy's stats socket.
