@@ -8,6 +8,10 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
+/// The longest time that is taken, in milliseconds. HAProxy itself takes up to 2^31 - 1 of them, some 24.8 days; a longer one makes it
+/// refuse the whole file (measured with 2.6.12: `2147483s` is taken, `2147484s` is refused). Whole days are easier to say.
+const SPAN_LIMIT: u64 = 24 * 24 * 3_600_000;
+
 /// Why a setting was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?} is not {expected}")]
@@ -183,7 +187,7 @@ impl FromStr for UrlPath {
 }
 
 checked_text!(
-    /// A length of time as HAProxy writes it, such as `30s` (configuration manual, section 2, "Time format").
+    /// A length of time as HAProxy writes it, such as `30s` (configuration manual, section 2, "Time format"), and no longer than it takes.
     Span
 );
 
@@ -193,10 +197,18 @@ impl FromStr for Span {
     fn from_str(text: &str) -> Result<Self, SettingError> {
         let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
         let number = &text[..text.len() - unit.len()];
-        if number.is_empty() || number.len() > 6 || !matches!(unit, "ms" | "s" | "m" | "h") {
-            return Err(SettingError::new(text, "a length of time such as 500ms, 30s or 5m"));
-        }
-        Ok(Self(text.to_owned()))
+        let unit = match unit {
+            "ms" => Some(1),
+            "s" => Some(1000),
+            "m" => Some(60_000),
+            "h" => Some(3_600_000),
+            _ => None,
+        };
+        let number = Some(number).filter(|number| number.len() <= 6).and_then(|number| number.parse::<u64>().ok());
+        let taken = number.zip(unit).filter(|(number, unit)| number * unit <= SPAN_LIMIT);
+        taken
+            .map(|_| Self(text.to_owned()))
+            .ok_or_else(|| SettingError::new(text, "a length of time such as 500ms, 30s or 5m, at most 24 days"))
     }
 }
 
@@ -258,7 +270,10 @@ mod tests {
         assert!("10".parse::<Span>().is_err());
         assert!("s".parse::<Span>().is_err());
         assert!("1s\n".parse::<Span>().is_err());
-        assert!("30s".parse::<Span>().is_ok());
+        assert!("30s".parse::<Span>().is_ok() && "576h".parse::<Span>().is_ok() && "999999ms".parse::<Span>().is_ok());
+        assert!(
+            "577h".parse::<Span>().is_err() && "999999h".parse::<Span>().is_err() && "+1s".parse::<Span>().is_err()
+        );
         assert!("static-rr".parse::<Balance>().is_err());
         assert!("roundrobin\n".parse::<Balance>().is_err());
         assert_eq!("leastconn".parse(), Ok(Balance::Leastconn));

@@ -51,7 +51,8 @@ pub struct StoreOptions {
     pub api: ApiChoice,
     /// What they are reached with.
     pub security: Security,
-    /// The limit on one attempt at one endpoint, from connecting to the last byte of the reply.
+    /// The limit on one attempt at one endpoint, from connecting to the last byte of the reply. By v3 a page of a listing has eight
+    /// times as long, but for the first one.
     pub request_timeout: Duration,
     /// How long one long poll waits before the quorum is confirmed and it is asked anew: so long goes a member unnoticed
     /// that is cut off from the others. Shorter than the idle limits that firewalls and NAT tables put on a silent

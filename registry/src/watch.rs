@@ -17,8 +17,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause: what a change may be late by once etcd is back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long events are trusted before the directory is listed anyway.
-const LISTING_LIFETIME: Duration = Duration::from_secs(300);
+/// How long events are trusted, at least and at most, before the directory is listed anyway.
+const SHORTEST_TRUST: Duration = Duration::from_secs(300);
+const LONGEST_TRUST: Duration = Duration::from_secs(3600);
+/// For so many times the time that the listing took: of 200 who follow a large directory, each would else ask etcd for all of it each five
+/// minutes, and etcd would do nothing else.
+const TRUST_FACTOR: u32 = 1000;
+/// What a key adds to a listing's time at most: several times what it does on two busy cores.
+const KEY_TAKES: Duration = Duration::from_micros(200);
 
 /// The limit on reading what happened before a listing that follows a failure, and on the wait for one event of it: etcd has
 /// them all at hand.
@@ -83,7 +89,7 @@ pub async fn watch_since<T: From<Update>>(
         state: State::Empty,
         since,
         index: 0,
-        listed: Instant::now(),
+        trusted: Instant::now(),
         pause,
         outage: None,
         signs,
@@ -149,8 +155,8 @@ struct Watcher<S> {
     store: Store,
     prefix: Prefix,
     state: State,
-    /// When the directory was listed last.
-    listed: Instant,
+    /// Until when events are trusted.
+    trusted: Instant,
     /// Up to where all changes have been told, if there may be a gap behind it.
     since: Option<Position>,
     /// The index up to which all was told.
@@ -180,20 +186,18 @@ impl<S: Fn(Sign<'_>)> Watcher<S> {
                 self.state = State::Empty;
                 Vec::new()
             }
-            State::Empty => match self.store.list(&self.prefix).await {
-                Ok(listing) => {
-                    self.outage = None;
-                    (self.signs)(Sign::Listed);
-                    self.listed = Instant::now();
-                    let mut told = self.missed(&listing).await;
-                    self.index = listing.position.index();
-                    let changes = self.store.changes(&self.prefix, listing.position.clone());
-                    self.state = State::Watching(Box::new(changes));
-                    told.push(Update::Listing(listing));
-                    told
+            State::Empty => {
+                let begun = Instant::now();
+                match self.store.list(&self.prefix).await {
+                    Ok(listing) => {
+                        let trust = trust(begun.elapsed(), listing.entries.len());
+                        let trust = trust.mul_f64(rand::random_range(0.8..=1.0));
+                        self.trusted = Instant::now() + trust;
+                        self.listed(listing).await
+                    }
+                    Err(error) => self.failed(&error),
                 }
-                Err(error) => self.failed(&error),
-            },
+            }
             State::Watching(changes) => match changes.next().await {
                 Ok(Poll::Events(events, position)) => {
                     self.go_on();
@@ -217,11 +221,27 @@ impl<S: Fn(Sign<'_>)> Watcher<S> {
         }
     }
 
+    /// After a listing.
+    async fn listed(&mut self, listing: Listing) -> Vec<Update> {
+        self.outage = None;
+        (self.signs)(Sign::Listed);
+        let mut told = self.missed(&listing).await;
+        self.index = listing.position.index();
+        let changes = self.store.changes(&self.prefix, listing.position.clone());
+        self.state = State::Watching(Box::new(changes));
+        told.push(Update::Listing(listing));
+        told
+    }
+
     /// After a poll that worked.
     fn go_on(&mut self) {
         (self.signs)(Sign::Watched);
         self.pause.reset();
-        if self.listed.elapsed() >= LISTING_LIFETIME {
+        if Instant::now() >= self.trusted
+            && let State::Watching(changes) = &self.state
+        {
+            // What happens until then is told as what it was: a listing does not tell what was removed from what expired.
+            self.since = Some(changes.position().clone());
             self.state = State::Empty;
         }
     }
@@ -278,9 +298,38 @@ impl<S: Fn(Sign<'_>)> Watcher<S> {
     }
 }
 
+/// How long events are trusted after a listing of so many keys that took so long. A short one that was late waited for a member that
+/// was ill, which says nothing of the next. It is shortened by chance by up to a fifth, so that many who were started together do
+/// not ask together for ever.
+fn trust(took: Duration, keys: usize) -> Duration {
+    let of_keys = KEY_TAKES.saturating_mul(u32::try_from(keys).unwrap_or(u32::MAX));
+    took.min(of_keys).saturating_mul(TRUST_FACTOR).clamp(SHORTEST_TRUST, LONGEST_TRUST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longer_a_listing_took_the_longer_it_holds_within_bounds() {
+        for (took_ms, keys, expected_s) in [
+            (0, 100_000, 300),
+            (1, 100_000, 300),
+            (300, 100_000, 300),
+            (301, 100_000, 301),
+            (1500, 100_000, 1500),
+            (3600, 100_000, 3600),
+            (9000, 100_000, 3600),
+            // Few keys: it was another thing that took the time.
+            (9000, 1000, 300),
+            (9000, 2000, 400),
+            (9000, 0, 300),
+        ] {
+            let trust = trust(Duration::from_millis(took_ms), keys);
+            assert_eq!(trust, Duration::from_secs(expected_s), "{took_ms} ms, {keys} keys");
+        }
+        assert_eq!(trust(Duration::MAX, usize::MAX), LONGEST_TRUST);
+    }
 
     #[test]
     fn pauses_grow_to_the_longest_stay_there_and_begin_anew_after_a_success() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use registry::{Api, ApiChoice, InstanceKey, Poll, Position, Prefix, Reason, Store, StoreError, StoreOptions, Update};
 use support::script::{Server, Step, reply, reply_with, waiting};
-use support::{DEADLINE, next, poll, store};
+use support::{DEADLINE, next, poll, store, store_of};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -274,6 +274,31 @@ async fn a_value_of_10_mb_is_refused_by_itself_in_a_listing_and_as_an_event_ends
     let error = registry::Record::parse(&second.entries[1].value).unwrap_err().to_string();
     assert!(error.contains("10485760 bytes; at most 65536 are read"), "{error}");
     watching.abort();
+}
+
+/// A page of a listing of v3 that says that there is more.
+fn page(cluster: u64, key: &str) -> Step {
+    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key);
+    let body = format!(
+        r#"{{"header":{{"cluster_id":"{cluster}","revision":"7"}},"kvs":[{{"key":"{key}","value":"eA=="}}],"more":true,"count":"3"}}"#
+    );
+    Step::Send(reply("c1", 7, &body))
+}
+
+#[tokio::test]
+async fn a_listing_of_v3_whose_pages_lead_nowhere_or_are_of_two_clusters_is_an_error_and_ends() {
+    let (a, b) = ("/service/10.0.0.1:80", "/service/10.0.0.2:80");
+    for (steps, expected, requests) in [
+        (vec![page(1, a)], "has no key after the last one", 2),
+        (vec![page(1, b), page(1, a)], "has no key after the last one", 2),
+        (vec![page(1, a), page(2, b), page(1, a), page(2, b), page(1, a), page(2, b)], "another etcd cluster", 6),
+    ] {
+        let server = Server::start(steps).await;
+        let store = store_of(ApiChoice::Only(Api::V3), &[&server.url()]);
+        let error = store.list(&prefix()).await.unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains(&server.url()), "{error}");
+        assert_eq!(server.requests(), requests, "{error}");
+    }
 }
 
 #[tokio::test]

@@ -125,6 +125,18 @@ async fn http_and_https_in_each_others_place_are_told() {
     assert!(plain.contains("broke off") && plain.contains("is it https://?"), "{plain}");
     let tls = trouble(&etcd.url().replace("http", "https"), with_ca(&ca)).await;
     assert!(tls.contains("handshake eof; is it http://?"), "{tls}");
+    // Of a server that closes before it has read what was sent, a reset comes in place of an end.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let unread = format!("https://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        loop {
+            let (connection, _) = listener.accept().await.unwrap();
+            connection.readable().await.unwrap();
+        }
+    });
+    let tls = trouble(&unread, with_ca(&ca)).await;
+    assert!(tls.contains("handshake eof; is it http://?"), "{tls}");
+    server.abort();
     let server = Server::start(vec![Step::Greet("SSH-2.0-OpenSSH_9.2\r\n".into())]).await;
     let tls = trouble(&server.url().replace("http", "https"), with_ca(&ca)).await;
     assert!(tls.contains("does not speak TLS; is it http://127.0.0.1"), "{tls}");

@@ -15,7 +15,7 @@ use registry::{
 use support::etcd::Etcd;
 use support::follower::{Follower, Known};
 use support::gate::Gate;
-use support::script::{Server, Step};
+use support::script::{Meanwhile, Server, Step};
 use support::{DEADLINE, TTL, keep, next, poll, put, store_of};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -719,6 +719,25 @@ async fn v3_keeps_all_keys_of_a_lease_with_two_requests_and_says_what_became_of_
 }
 
 #[tokio::test]
+async fn v3_reads_what_a_lease_keeps_only_where_something_has_changed() {
+    let etcd = Etcd::start();
+    let address = etcd.url().strip_prefix("http://").unwrap().to_owned();
+    let server = Server::start(vec![Step::Forward(address, Meanwhile::Nothing)]).await;
+    let store = store_of(ApiChoice::Only(Api::V3), &[&server.url()]);
+    let lease = store.grant(TTL).await.unwrap();
+    let owned = store.put(&key("10.0.0.1:80"), "running", &lease).await.unwrap();
+    let keys = [(key("10.0.0.1:80"), owned)];
+    let before = server.requests();
+    assert_eq!(store.keep(&keys, &lease).await.unwrap()[0].as_ref().unwrap().value, None);
+    assert_eq!(server.requests() - before, 2, "the lease, and a look");
+    store.update(&keys[0].0, "draining", &lease, &owned, None).await.unwrap();
+    let before = server.requests();
+    let kept = store.keep(&keys, &lease).await.unwrap();
+    assert_eq!(kept[0].as_ref().unwrap().value.as_deref(), Some("draining"));
+    assert_eq!(server.requests() - before, 3, "the lease, a look, and what is there");
+}
+
+#[tokio::test]
 async fn of_several_changes_at_once_only_the_last_one_says_that_all_are_told() {
     let etcd = Etcd::start();
     let store = store_of(ApiChoice::Only(Api::V3), &[&etcd.url()]);
@@ -819,6 +838,128 @@ async fn an_etcd_that_was_away_when_it_was_first_asked_is_asked_again_for_its_ap
     etcd.run();
     put(&store, &key("10.0.0.1:80"), "running").await.unwrap();
     follower.until(|f| f.knows("/service/10.0.0.1:80", "running")).await;
+}
+
+/// Writes so many keys of v3, most of them at once: more than a page of a listing holds.
+async fn write_many(etcd: &Etcd, count: usize) {
+    let keys: Vec<usize> = (0..count).collect();
+    // etcd takes 128 operations at once.
+    for some in keys.chunks(125) {
+        let put = |at: &usize| {
+            format!(
+                r#"{{"request_put":{{"key":"{}","value":"eA=="}}}}"#,
+                base64(&format!("/service/web/10.0.0.1:{at}"))
+            )
+        };
+        let puts: Vec<String> = some.iter().map(put).collect();
+        v3(etcd, "kv/txn", &format!(r#"{{"success":[{}]}}"#, puts.join(","))).await;
+    }
+}
+
+/// What a listing takes of requests that gives so many keys of v3.
+const MANY: usize = 5000;
+const PAGES: usize = 4;
+
+/// An etcd with [`MANY`] keys, and a store that reaches it through a server that does this between a request and its reply.
+async fn through(meanwhile: &[Meanwhile]) -> (Etcd, Server, Store) {
+    through_within(registry::StoreOptions::new(Vec::new()).request_timeout, meanwhile).await
+}
+
+/// As [`through`], with a limit on a request.
+async fn through_within(limit: Duration, meanwhile: &[Meanwhile]) -> (Etcd, Server, Store) {
+    let etcd = Etcd::start();
+    write_many(&etcd, MANY).await;
+    let address = etcd.url().strip_prefix("http://").unwrap().to_owned();
+    let steps = meanwhile.iter().map(|meanwhile| Step::Forward(address.clone(), *meanwhile)).collect();
+    let server = Server::start(steps).await;
+    let mut options = registry::StoreOptions::new(registry::parse_endpoints(&server.url()).unwrap());
+    options.api = ApiChoice::Only(Api::V3);
+    options.request_timeout = limit;
+    (etcd, server, Store::new(options).unwrap())
+}
+
+#[tokio::test]
+async fn v3_lists_by_pages_and_all_are_of_the_moment_of_the_first_one() {
+    let (etcd, server, store) = through(&[Meanwhile::Write, Meanwhile::Nothing]).await;
+    let direct = store_of(ApiChoice::Only(Api::V3), &[&etcd.url()]);
+    let before = direct.list(&prefix()).await.unwrap();
+    assert_eq!(before.entries.len(), MANY);
+    let listing = store.list(&prefix()).await.unwrap();
+    // `/service/meanwhile` was written after the first page.
+    assert_eq!(listing, before);
+    assert_eq!(server.requests(), PAGES);
+    // It is told after the listing.
+    let Poll::Events(events, _) = poll(&direct, &prefix(), &listing.position).await.unwrap() else {
+        panic!("no event")
+    };
+    let [Event::Put(entry)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(entry.path, "/service/meanwhile");
+}
+
+#[tokio::test]
+async fn a_page_may_take_longer_than_another_request_where_the_first_one_of_its_listing_came_in_time() {
+    let late = Meanwhile::Wait(Duration::from_secs(4));
+    let (_etcd, server, store) =
+        through_within(Duration::from_secs(3), &[Meanwhile::Nothing, late, Meanwhile::Nothing]).await;
+    assert_eq!(store.list(&prefix()).await.unwrap().entries.len(), MANY);
+    assert_eq!(server.requests(), PAGES, "a page was asked for twice");
+
+    let (_etcd, server, store) = through_within(Duration::from_secs(1), &[late, Meanwhile::Nothing]).await;
+    let error = store.list(&prefix()).await.unwrap_err().to_string();
+    assert!(error.contains("no answer within 1s"), "{error}");
+    assert_eq!(server.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_member_that_falls_silent_amid_a_listing_is_left_for_the_next_one_before_its_page_is_given_up() {
+    let (etcd, server, _) = through(&[Meanwhile::Nothing, Meanwhile::Wait(Duration::from_secs(3600))]).await;
+    let endpoints = format!("{},{}", server.url(), etcd.url());
+    let mut options = registry::StoreOptions::new(registry::parse_endpoints(&endpoints).unwrap());
+    options.api = ApiChoice::Only(Api::V3);
+    // A page has eight times as long.
+    options.request_timeout = Duration::from_secs(5);
+    let (store, prefix) = (Store::new(options).unwrap(), prefix());
+    let listing = tokio::time::timeout(Duration::from_secs(30), store.list(&prefix)).await.expect("a listing in time");
+    assert_eq!(listing.unwrap().entries.len(), MANY);
+    assert_eq!(server.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_member_that_has_not_come_so_far_as_the_first_page_is_asked_for_the_next_one_again() {
+    let etcd = Etcd::start();
+    write_many(&etcd, MANY).await;
+    let forward = || Step::Forward(etcd.url().strip_prefix("http://").unwrap().to_owned(), Meanwhile::Nothing);
+    let behind = || {
+        let body = include_str!("fixtures/etcd-3.4.23/v3-error-future-revision.json");
+        let length = body.len();
+        Step::Send(format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"))
+    };
+    for (steps, requests, why) in [
+        (vec![forward(), behind(), forward()], PAGES + 1, "one page more"),
+        (vec![forward(), behind(), behind(), forward()], 3 + PAGES, "that is another etcd: all of them anew"),
+    ] {
+        let server = Server::start(steps).await;
+        let store = store_of(ApiChoice::Only(Api::V3), &[&server.url()]);
+        assert_eq!(store.list(&prefix()).await.unwrap().entries.len(), MANY);
+        assert_eq!(server.requests(), requests, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_listing_whose_moment_v3_forgets_between_two_pages_begins_anew() {
+    let (_etcd, server, store) = through(&[Meanwhile::WriteAndCompact, Meanwhile::Nothing]).await;
+    let listing = store.list(&prefix()).await.unwrap();
+    assert_eq!(listing.entries.len(), MANY + 1);
+    assert!(listing.entries.iter().any(|entry| entry.path == "/service/meanwhile"));
+    assert_eq!(server.requests(), 2 + PAGES, "a page, its refused successor, and all of them");
+}
+
+#[tokio::test]
+async fn a_listing_whose_moment_v3_forgets_each_time_is_an_error_in_the_end() {
+    let (_etcd, server, store) = through(&[Meanwhile::WriteAndCompact]).await;
+    let error = store.list(&prefix()).await.unwrap_err().to_string();
+    assert!(error.contains("required revision has been compacted"), "{error}");
+    assert_eq!(server.requests(), 3 * 2, "a page and its refused successor, three times");
 }
 
 #[tokio::test]

@@ -21,11 +21,15 @@ use super::members::{self, Members};
 use super::trouble::{self, Trouble, root_cause};
 use super::{StoreError, StoreOptions};
 
-/// How long an endpoint may be silent before the next one is asked beside it. One that is well answers in milliseconds. What is
+/// How long an endpoint may be silent before the next one is asked beside it, as a rule. One that is well answers in milliseconds. What is
 /// sent to a member whose leader has just died is lost with it, and it says so only after 7 s.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The largest reply that is read, except to a long poll of v2: a listing of some 300,000 instances.
+/// The largest reply that is read, except to a long poll of v2: a listing of some 150,000 instances.
 pub(super) const REPLY_LIMIT: usize = 64 << 20;
+/// What a reply, or a listing, has that is larger.
+pub(super) const TOO_MUCH: &str =
+    "more than 67108864 bytes, some 150,000 instances; is --key the directory of services?";
+const _: () = assert!(REPLY_LIMIT == 67_108_864, "as it is said");
 /// How many characters of a foreign text go into a message.
 const SHOWN_LIMIT: usize = 200;
 const EXAMPLE: &str = "http://10.0.0.1:2379";
@@ -242,16 +246,17 @@ impl Failure {
     }
 }
 
-/// The members of one cluster, and what they are reached with.
-#[derive(Debug)]
+/// The members of one cluster, and what they are reached with. Clones know of each other which one answered last.
+#[derive(Debug, Clone)]
 pub(super) struct Endpoints {
     members: Arc<Members>,
     connector: Arc<Connector>,
     login: Arc<Login>,
     request_timeout: Duration,
+    patience: Duration,
     /// Index of the one that is asked first: the one that answered last, or the one after it where that has failed or is
     /// silent since.
-    preferred: AtomicUsize,
+    preferred: Arc<AtomicUsize>,
 }
 
 impl Endpoints {
@@ -275,7 +280,14 @@ impl Endpoints {
         };
         let members = Arc::new(Members::new(endpoints, security.has_tls()));
         let connector = Arc::new(Connector::new(security, trust, request_timeout)?);
-        Ok(Self { members, connector, login: Arc::default(), request_timeout, preferred: AtomicUsize::new(0) })
+        Ok(Self {
+            members,
+            connector,
+            login: Arc::default(),
+            request_timeout,
+            patience: PATIENCE,
+            preferred: Arc::default(),
+        })
     }
 
     /// The limit on one attempt at one endpoint.
@@ -283,21 +295,24 @@ impl Endpoints {
         self.request_timeout
     }
 
-    /// The same members with another limit; the one that answered last is remembered.
+    /// The same members with another limit.
     pub(super) fn with_request_timeout(&self, request_timeout: Duration) -> Self {
+        Self { request_timeout, ..self.clone() }
+    }
+
+    /// The same members, where each may take so many times as long: the next one is asked when another request would have failed.
+    pub(super) fn with_more_time(&self, times: u32) -> Self {
         Self {
-            members: Arc::clone(&self.members),
-            connector: Arc::clone(&self.connector),
-            login: Arc::clone(&self.login),
-            request_timeout,
-            preferred: AtomicUsize::new(self.preferred.load(Ordering::Relaxed)),
+            request_timeout: self.request_timeout.saturating_mul(times),
+            patience: self.request_timeout,
+            ..self.clone()
         }
     }
 
     /// Asks the endpoints in turn, beginning with the one that answered last, until `read` understands an answer; what
     /// it cannot use it says in words. Each is asked once, and once more where the connection ended before a reply began.
     ///
-    /// The next one is asked when one has failed, and beside one that is silent for [`PATIENCE`]; those that are still silent
+    /// The next one is asked when one has failed, and beside one that is silent for a while ([`PATIENCE`]); those that are still silent
     /// after all were asked, once more: each may have sent the request to a leader that had just died. It may be carried out
     /// more than once then, so that it must be one that does no harm the second time.
     pub(super) async fn ask<T>(
@@ -305,7 +320,7 @@ impl Endpoints {
         request: &Request,
         read: impl Fn(Reply) -> Result<T, String>,
     ) -> Result<Answer<T>, StoreError> {
-        self.ask_with_patience(request, read, Some(PATIENCE)).await
+        self.ask_with_patience(request, read, Some(self.patience)).await
     }
 
     /// [`Endpoints::ask`] for a request that must not be carried out a second time when the first one was answered: the
@@ -661,12 +676,7 @@ pub(super) async fn read_all(mut response: Response) -> Result<Vec<u8>, Failure>
             }
         }
         if body.len() > REPLY_LIMIT {
-            return Err(Failure::after_sending(
-                Trouble::Answer,
-                format!(
-                    "its reply has more than {REPLY_LIMIT} bytes, some 300,000 instances; is --key the directory of services?"
-                ),
-            ));
+            return Err(Failure::after_sending(Trouble::Answer, format!("its reply has {TOO_MUCH}")));
         }
     }
 }

@@ -15,6 +15,9 @@ use url::Url;
 use super::endpoints::shown;
 use super::security::Security;
 
+/// How a connection ends on which TLS was begun and nothing came, in the words of the TLS stack (tokio-rustls).
+const HANDSHAKE_END: &str = "tls handshake eof";
+
 /// By what a request to etcd failed, as metrics tell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Trouble {
@@ -81,10 +84,14 @@ pub(super) fn of_connection(error: &reqwest::Error, endpoint: &Url, security: &S
     if let Some(error) = tls_error(error) {
         return (of_tls(error, endpoint, security), true);
     }
-    let cause = root_cause(error);
+    let cause = match endpoint.scheme() {
+        // A server that closes before it has read all of our first message resets the connection: the same end.
+        "https" if error.is_connect() && is_reset(error) => HANDSHAKE_END.to_owned(),
+        _ => root_cause(error),
+    };
     let hint = match endpoint.scheme() {
         // As etcd does on one that begins with TLS where it speaks none.
-        "https" if cause == "tls handshake eof" => "; is it http://?",
+        "https" if cause == HANDSHAKE_END => "; is it http://?",
         _ if error.is_connect() => "",
         "https" if security.cert.is_none() => "; does it want a client certificate (--etcd-cert, --etcd-key)?",
         // etcd closes a connection that does not begin with TLS where it speaks that.
@@ -120,19 +127,24 @@ pub(super) fn a_web_page(status: StatusCode) -> String {
 }
 
 /// TLS's own error among the causes.
+/// An error and all that caused it, the outermost first.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let first: Option<&'a (dyn Error + 'static)> = Some(error);
+    // An error within an io::Error is not its source: that is the source of the one within.
+    std::iter::successors(first, |&cause| match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner as &(dyn Error + 'static)),
+        None => cause.source(),
+    })
+}
+
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        if let Some(found) = cause.downcast_ref() {
-            return Some(found);
-        }
-        // An error within an io::Error is not its source: that is the source of the one within.
-        next = match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => cause.source(),
-        };
-    }
-    None
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+fn is_reset(error: &(dyn Error + 'static)) -> bool {
+    causes(error)
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::ConnectionReset)
 }
 
 fn of_tls(error: &rustls::Error, endpoint: &Url, security: &Security) -> String {

@@ -7,6 +7,7 @@
 
 #[cfg(feature = "fuzz")]
 pub(super) mod fuzz;
+mod pages;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +22,15 @@ use super::{
     COMPARE_TRIES, Cause, Deleted, Entry, Event, Kept, Listing, Ownership, Poll, Position, Reason, StoreError, Trouble,
 };
 use crate::key::{InstanceKey, Prefix};
+use pages::{Misfit, Pages};
 use wire::{Answered, Compare, Headed, Header, LeaseAnswered, Op, Said, Step, TxnAnswered, WatchEvent, Watched};
 
+/// How often a listing is begun, where etcd forgets its moment meanwhile. It does so once in minutes, unless it was told otherwise
+/// (`--auto-compaction-retention`).
+const LIST_TRIES: usize = 3;
+/// How many times as long as another request a page may take that is not the first of its listing. etcd is well then, and may have
+/// many others to serve who list too, as after its restart: what is given up and asked for again makes it longer for all.
+const PAGE_TIMES: u32 = 8;
 /// How many keys are looked at in one transaction: etcd takes 128 operations (flag `--max-txn-ops`).
 const STEPS_AT_ONCE: usize = 100;
 /// How many leases are asked after at once.
@@ -32,15 +40,42 @@ const LEASES_AT_ONCE: usize = 16;
 const WATCH_LIFETIME: Duration = Duration::from_secs(60);
 
 pub(super) async fn list(etcd: &Endpoints, prefix: &Prefix) -> Result<Listing, StoreError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match list_once(etcd, prefix).await? {
+            Ok(listing) => return Ok(listing),
+            Err(why) if tries == LIST_TRIES => return Err(why),
+            Err(why) => debug!(%why, "the listing begins anew"),
+        }
+    }
+}
+
+/// One listing, page by page. Its inner error says why it must begin anew: the moment of its first page is no longer there.
+async fn list_once(etcd: &Endpoints, prefix: &Prefix) -> Result<Result<Listing, StoreError>, StoreError> {
     let from = below(prefix);
-    let (answer, _) = ask::<Answered>(etcd, &wire::range(&from), &from).await?;
-    let position = position(answer.header);
-    // What is hidden from listings of v2 is hidden here.
-    let entries = answer.kvs.into_iter().filter(|kv| !is_hidden(prefix, &kv.key)).map(wire::KeyValue::into_entry);
-    let mut entries: Vec<Entry> = entries.collect();
-    // etcd sorts by bytes, of which what is no UTF-8 was replaced.
-    entries.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(Listing { entries, directories: None, position })
+    let mut pages = Pages::new(prefix);
+    let patient = etcd.with_more_time(PAGE_TIMES);
+    loop {
+        let etcd = if pages.is_begun() { &patient } else { etcd };
+        let Answer { endpoint, value: (said, size), uncertain } = etcd.ask(&pages.request(), read_page).await?;
+        if matches!(&said, Said::Refused(refusal) if refusal.is_revision_ahead()) && pages.ask_the_newest() {
+            continue;
+        }
+        let is_gone = matches!(&said, Said::Refused(refusal) if refusal.is_revision_gone());
+        let (page, endpoint) = match done(Answer { endpoint, value: said, uncertain }, &from) {
+            Ok(done) => done,
+            Err(error) if is_gone => return Ok(Err(error)),
+            Err(error) => return Err(error),
+        };
+        let misfit = match pages.take(page, size) {
+            Ok(true) => continue,
+            Ok(false) => return Ok(Ok(pages.into_listing())),
+            Err(misfit) => misfit,
+        };
+        let error = StoreError::unanswered(format!("{endpoint}: {misfit}"), Trouble::Answer);
+        return if misfit == Misfit::OtherCluster { Ok(Err(error)) } else { Err(error) };
+    }
 }
 
 pub(super) async fn get(etcd: &Endpoints, key: &InstanceKey) -> Result<Option<Entry>, StoreError> {
@@ -149,7 +184,10 @@ async fn keep_some(
             Step { key: path, compare: Compare::ModifiedAt(owned.modified_index), then }
         })
         .collect();
-    let (answer, endpoint) = ask::<TxnAnswered>(etcd, &wire::txn(&steps), &paths[0]).await?;
+    let (mut answer, mut endpoint) = ask::<TxnAnswered>(etcd, &wire::txn_or_nothing(&steps), &paths[0]).await?;
+    if !answer.succeeded {
+        (answer, endpoint) = ask::<TxnAnswered>(etcd, &wire::txn(&steps), &paths[0]).await?;
+    }
     if answer.succeeded {
         let revision = answer.header.revision.0;
         let kept = |owned: &Ownership| {
@@ -376,17 +414,17 @@ impl Watch {
     /// What the changes mean.
     async fn read(&self, etcd: &Endpoints, watched: Watched) -> Result<Vec<Event>, StoreError> {
         let mut seen = watched.events;
-        seen.retain(|event| !is_hidden(&self.prefix, &event.kv.key));
+        seen.retain(|event| !is_hidden(&self.prefix, &event.kv.key.text));
         let removals = seen.iter().filter(|event| event.is_removal());
         let leases: BTreeMap<u64, String> =
-            removals.map(|event| (event.former_lease(), event.kv.key.clone())).collect();
+            removals.map(|event| (event.former_lease(), event.kv.key.text.clone())).collect();
         // Where many hosts go at once, one after another would take too long.
         let causes = leases
             .into_iter()
             .map(|(lease, path)| async move { cause(etcd, lease, &path).await.map(|cause| (lease, cause)) });
         let causes: BTreeMap<u64, Cause> = stream::iter(causes).buffer_unordered(LEASES_AT_ONCE).try_collect().await?;
         let read = |event: WatchEvent| match causes.get(&event.former_lease()) {
-            Some(cause) if event.is_removal() => Event::Removed { path: event.kv.key, cause: *cause },
+            Some(cause) if event.is_removal() => Event::Removed { path: event.kv.key.text, cause: *cause },
             _ => Event::Put(event.kv.into_entry()),
         };
         Ok(seen.into_iter().map(read).collect())
@@ -461,6 +499,12 @@ fn read_whole<T: Headed>(reply: Reply) -> Result<Said<T>, String> {
         Content::Whole(body) => wire::decode(reply.status, &body),
         Content::Stream(_) => Err(NOT_ASKED_TO_WAIT.to_owned()),
     }
+}
+
+/// As [`read_whole`], with its size in bytes.
+fn read_page(reply: Reply) -> Result<(Said<Answered>, usize), String> {
+    let size = if let Content::Whole(body) = &reply.content { body.len() } else { 0 };
+    Ok((read_whole(reply)?, size))
 }
 
 /// As [`read_whole`], of a method that answers with a stream of one message.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,8 +21,58 @@ pub(crate) enum Step {
     Drip(String),
     /// Closes without a byte.
     Close,
+    /// Hands the request to this address, and the reply back; before that it does something else there.
+    Forward(String, Meanwhile),
     /// Hands the request to this address and closes without the reply, once the reply is there.
     ForwardAndLoseReply(String),
+}
+
+/// What is done at an etcd between one request and its reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meanwhile {
+    Nothing,
+    /// Time passes.
+    Wait(Duration),
+    /// A key of v3 is written: `/service/meanwhile`.
+    Write,
+    /// And etcd forgets all before that.
+    WriteAndCompact,
+}
+
+impl Meanwhile {
+    async fn happen(self, etcd: &str) {
+        match self {
+            Self::Nothing => return,
+            Self::Wait(time) => return tokio::time::sleep(time).await,
+            Self::Write | Self::WriteAndCompact => {}
+        }
+        // "/service/meanwhile" and "x"
+        let put = r#"{"key":"L3NlcnZpY2UvbWVhbndoaWxl","value":"eA=="}"#;
+        let reply = ask(etcd, &post("/v3/kv/put", put)).await;
+        let reply = String::from_utf8_lossy(&reply);
+        let revision = reply.split(r#""revision":""#).nth(1).and_then(|rest| rest.split('"').next()).expect(&reply);
+        if self == Self::WriteAndCompact {
+            let body = format!(r#"{{"revision":"{revision}"}}"#);
+            let reply = ask(etcd, &post("/v3/kv/compaction", &body)).await;
+            assert!(reply.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&reply));
+        }
+    }
+}
+
+fn post(path: &str, body: &str) -> Vec<u8> {
+    format!("POST {path} HTTP/1.1\r\nHost: etcd\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// One request, and the whole reply.
+async fn ask(address: &str, request: &[u8]) -> Vec<u8> {
+    let head = request.windows(2).position(|window| window == b"\r\n").expect("a request line");
+    let mut server = TcpStream::connect(address).await.unwrap();
+    server.write_all(&request[..head]).await.unwrap();
+    server.write_all(b"\r\nConnection: close").await.unwrap();
+    server.write_all(&request[head..]).await.unwrap();
+    let mut reply = Vec::new();
+    server.read_to_end(&mut reply).await.unwrap();
+    reply
 }
 
 /// A running server. It answers the first request by the first step, and so on; the last step stays.
@@ -89,6 +140,11 @@ async fn serve(mut stream: TcpStream, count: Arc<AtomicUsize>, steps: Vec<Step>)
             Ok(())
         }
         Step::Close | Step::Greet(_) => Ok(()),
+        Step::Forward(address, meanwhile) => {
+            let reply = ask(address, &request).await;
+            meanwhile.happen(address).await;
+            stream.write_all(&reply).await
+        }
         Step::ForwardAndLoseReply(address) => {
             let mut server = TcpStream::connect(address).await.unwrap();
             server.write_all(&request).await.unwrap();

@@ -2,7 +2,7 @@
 
 use reqwest::StatusCode;
 
-use super::is_hidden;
+use super::pages::Pages;
 use super::wire::{self, Answered, Headed, LeaseAnswered, Said, TxnAnswered, Watched};
 use crate::fuzz::{V3Reply, V3Watched};
 use crate::key::Prefix;
@@ -11,8 +11,11 @@ use crate::store::Entry;
 /// What a reply comes to, as that of one of the methods that are asked.
 pub(crate) fn read(status: StatusCode, body: &[u8], prefix: &Prefix) -> Vec<V3Reply> {
     let range = said::<Answered>(status, body, |answer| {
-        let entries = answer.kvs.into_iter().filter(|kv| !is_hidden(prefix, &kv.key));
-        V3Reply::Entries(entries.map(wire::KeyValue::into_entry).collect())
+        let mut pages = Pages::new(prefix);
+        match pages.take(answer, body.len()) {
+            Ok(_) => V3Reply::Entries(pages.into_listing().entries),
+            Err(misfit) => V3Reply::NotEtcd(misfit.to_string()),
+        }
     });
     let txn = said::<TxnAnswered>(status, body, |answer| {
         let read: Vec<Option<Entry>> = answer.read().collect();

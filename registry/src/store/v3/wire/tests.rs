@@ -32,7 +32,11 @@ fn a_recorded_range_gives_all_keys_as_they_are_and_what_is_no_text_as_no_key() {
     let leases: Vec<_> = entries.iter().map(|entry| entry.ownership.lease > 0).collect();
     assert_eq!(leases, [false, true, false]);
     assert_eq!((entries[1].created_index(), entries[1].ownership.modified_index), (2, 2));
+    let last = &whole::<Answered>("range").kvs[2].key;
+    assert_eq!((last.text.as_str(), last.as_bytes()), ("/service/\u{fffd}", &b"/service/\xff"[..]));
     assert!(whole::<Answered>("range-empty").kvs.is_empty());
+    let more = ["range", "range-empty", "range-page"].map(|name| whole::<Answered>(name).more);
+    assert_eq!(more, [false, false, true]);
     assert_eq!(whole::<Answered>("put").header.revision.0, 2);
 }
 
@@ -61,12 +65,39 @@ fn recorded_leases_tell_how_long_they_live() {
 }
 
 #[test]
+fn a_revision_that_is_not_there_is_told_from_other_refusals() {
+    for (name, expected) in
+        [("error-compacted", true), ("error-future-revision", true), ("error-lease-not-found", false)]
+    {
+        match decode::<Answered>(StatusCode::BAD_REQUEST, recorded(name).as_bytes()) {
+            Ok(Said::Refused(refusal)) => assert_eq!(refusal.is_revision_gone(), expected, "{refusal:?}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_page_is_asked_for_from_one_key_on_at_most_so_many_at_one_revision() {
+    let body = |request: Request| match request.body {
+        Body::Json(body) => serde_json::from_str::<Value>(&body).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let (from, end) = (BASE64.encode("/service/a\0"), BASE64.encode("/service0"));
+    let first = json!({"key": from, "range_end": end, "limit": "5"});
+    assert_eq!(body(page(b"/service/a\0", "/service/", 5, None, false)), first);
+    let next = json!({"key": from, "range_end": end, "limit": "5", "revision": "7", "serializable": true});
+    assert_eq!(body(page(b"/service/a\0", "/service/", 5, Some(7), false)), next);
+    let next = json!({"key": from, "range_end": end, "limit": "5", "revision": "7", "serializable": false});
+    assert_eq!(body(page(b"/service/a\0", "/service/", 5, Some(7), true)), next);
+}
+
+#[test]
 fn a_recorded_watch_tells_of_its_beginning_of_changes_and_of_its_end() {
     let recorded_watch = recorded("watch");
     let messages: Vec<Watched> = recorded_watch.lines().map(|line| decode_message(line.as_bytes()).unwrap()).collect();
     assert!(messages[0].created && messages[0].events.is_empty());
     let events = &messages[1].events;
-    assert!(!events[0].is_removal() && events[0].kv.key == "/service/web/10.0.0.1:80");
+    assert!(!events[0].is_removal() && events[0].kv.key.text == "/service/web/10.0.0.1:80");
     let removal = events.iter().find(|event| event.is_removal()).expect("a removal");
     let before = removal.prev_kv.as_ref().expect("what was there");
     assert!(before.lease.0 > 0 && removal.kv.mod_revision.0 == 5);
