@@ -1,10 +1,15 @@
 //! What a command answers, and what is made of its command line.
 
+use std::fmt::Display;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::Command;
 use clap_complete::Shell;
+
+use crate::escape::escaped_lines;
 
 /// Writes to the standard output. Who reads it may have seen enough: that is no error.
 ///
@@ -17,6 +22,39 @@ pub fn print(text: impl AsRef<[u8]>) -> io::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Writes it, and says how the process is to end.
+pub fn print_and_end(text: impl AsRef<[u8]>) -> ExitCode {
+    match print(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to the standard error why a command has no answer, with the program's name before it. The words may be those of whoever
+/// answered: a terminal obeys nothing in them.
+pub fn complain(words: impl Display) {
+    let called = std::env::args_os().next().map(PathBuf::from);
+    let name = called.as_deref().and_then(Path::file_name).unwrap_or_default().display();
+    eprintln!("{name}: {}", escaped_lines(&words.to_string()));
+}
+
+/// The program that this process is, where it has the commands of the others. The process's own, as its log is.
+static HAS_ALL: OnceLock<&'static str> = OnceLock::new();
+
+/// To be said at the beginning by a program that has the commands of others as its own: theirs may not be installed beside it.
+pub fn has_all_commands(program: &'static str) {
+    // Whoever says it again says the same.
+    let _ = HAS_ALL.set(program);
+}
+
+/// How a command of a program is called where this process runs: `discoverer explain`, or `standalone explain`.
+pub fn command(program: &str, command: &str) -> String {
+    format!("{} {command}", HAS_ALL.get().copied().unwrap_or(program))
 }
 
 /// What lets a shell complete the flags of a program of this name.

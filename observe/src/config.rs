@@ -235,6 +235,11 @@ impl Loaded {
         self.settings.iter().find(|setting| setting.key == key).map(|setting| &setting.origin)
     }
 
+    /// Whether a flag of the command line gives a key its value.
+    pub fn is_flag(&self, key: &str) -> bool {
+        matches!(self.origin(key), Some(Origin::Flag(_)))
+    }
+
     /// The keys that have another value than before.
     fn changed<'s>(&'s self, before: &Self) -> Vec<&'s Setting> {
         let is_same = |setting: &&Setting| {

@@ -36,7 +36,7 @@ impl Write for Escaped<'_> {
 
 /// Control characters; the line and paragraph separators; and what changes the direction of what is read: all of Unicode's
 /// `Bidi_Control` (UAX #9, 2).
-pub(crate) fn is_unsafe(c: char) -> bool {
+pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tracing::warn;
 
+use crate::escape::is_unsafe;
+
 /// How often systemd hears of a daemon, unless its watchdog wants to hear of it more often.
 const EVERY: Duration = Duration::from_secs(10);
 
@@ -144,8 +146,8 @@ impl Parts {
         }
         let statuses: Vec<&str> =
             self.states.iter().map(|state| state.status.as_str()).filter(|s| !s.is_empty()).collect();
-        // A line is a line, whatever is in it.
-        let status = statuses.join("; ").replace(char::is_control, " ");
+        // A line is a line, whatever is in it, and `systemctl status` shows it on a terminal.
+        let status = statuses.join("; ").replace(is_unsafe, " ");
         if status != self.status {
             lines.push(format!("STATUS={status}"));
             self.status = status;
@@ -172,8 +174,8 @@ mod tests {
     fn a_process_is_ready_and_lives_when_each_of_its_loops_does() {
         let mut parts = Parts { states: vec![state(true, true, "a"), state(false, false, "")], ..Parts::default() };
         assert_eq!(parts.lines(), ["STATUS=a"]);
-        parts.states[1] = state(true, true, "b\nREADY=0");
-        assert_eq!(parts.lines(), ["READY=1", "WATCHDOG=1", "STATUS=a; b READY=0"]);
+        parts.states[1] = state(true, true, "b\nREADY=0\u{202e}");
+        assert_eq!(parts.lines(), ["READY=1", "WATCHDOG=1", "STATUS=a; b READY=0 "]);
         assert!(parts.lines().is_empty(), "neither has turned since");
         parts.states[0].lives = true;
         assert!(parts.lines().is_empty(), "the other one hangs");

@@ -152,6 +152,21 @@ async fn without_a_token_a_page_of_another_name_is_not_answered() {
 }
 
 #[tokio::test]
+async fn a_page_of_another_site_gets_nothing_and_may_lead_here_by_a_link() {
+    let fetched = "sec-fetch-site: cross-site\r\nsec-fetch-mode: cors\r\nsec-fetch-dest: empty\r\n";
+    let linked = "sec-fetch-site: cross-site\r\nsec-fetch-mode: navigate\r\nsec-fetch-dest: document\r\n";
+    for (access, token) in [(Access::default(), ""), (guarded(), "authorization: Bearer s3cret\r\n")] {
+        let address = serve(access).await;
+        for (path, body) in [("/", "hello"), ("/health/live", "alive")] {
+            let reply = ask(address, &request("GET", path, &format!("{fetched}{token}"))).await;
+            assert!(status(&reply) == "403" && !reply.contains(body), "{reply}");
+            let reply = ask(address, &request("GET", path, &format!("{linked}{token}"))).await;
+            assert!(status(&reply) == "200" && reply.contains(body), "{reply}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_others_reach_needs_a_token_and_one_that_is_taken_is_said_to_be() {
     let error = bound("0.0.0.0:0", Access::default()).await.unwrap_err();
     assert!(error.is_usage(), "{error}");

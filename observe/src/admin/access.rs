@@ -133,10 +133,15 @@ pub(super) enum Verdict {
     WrongToken,
     /// It was meant for another name: a page that a browser shows makes it ask here (DNS rebinding).
     OtherHost,
+    /// A page of another site makes the browser ask here: it cannot read the answer, but may hold connections and streams.
+    OtherSite,
 }
 
 /// Judges a request by its head. `is_tcp`: a browser could have been led here.
 pub(super) fn judge(access: &Access, is_tcp: bool, uri: &Uri, headers: &HeaderMap) -> Verdict {
+    if is_of_other_site(headers) {
+        return Verdict::OtherSite;
+    }
     let Some(token) = &access.token else {
         let is_foreign = is_tcp && names_of(uri, headers).any(|name| !name.is_some_and(is_own_name));
         return if is_foreign { Verdict::OtherHost } else { Verdict::Welcome };
@@ -150,6 +155,18 @@ pub(super) fn judge(access: &Access, is_tcp: bool, uri: &Uri, headers: &HeaderMa
         (Some(value), None) if password(value.as_bytes()).is_some_and(|given| token.is(&given)) => Verdict::Welcome,
         _ => Verdict::WrongToken,
     }
+}
+
+/// Whether a browser says that another site than this server's makes it ask, and not that somebody follows a link or opens a bookmark: that is a
+/// document by itself, whereas a frame is none. Nobody but a browser sends these headers, and no script can change them
+/// (<https://www.w3.org/TR/fetch-metadata/>).
+fn is_of_other_site(headers: &HeaderMap) -> bool {
+    let is_foreign = |site: &HeaderValue| site != "same-origin" && site != "none";
+    let is = |name: &str, value: &str| {
+        headers.get_all(name).iter().all(|given| given == value) && headers.contains_key(name)
+    };
+    headers.get_all("sec-fetch-site").iter().any(is_foreign)
+        && !(is("sec-fetch-mode", "navigate") && is("sec-fetch-dest", "document"))
 }
 
 /// The names by which the request calls this server. None where it calls it nothing, as no browser does; `Some(None)` for
@@ -257,6 +274,48 @@ mod tests {
         let mut foreign = HeaderMap::new();
         foreign.insert(HOST, "evil.example".parse().unwrap());
         assert_eq!(judge(&open, false, &"/".parse().unwrap(), &foreign), Verdict::Welcome);
+    }
+
+    #[test]
+    fn what_another_site_makes_a_browser_ask_is_refused_but_for_a_link_to_here() {
+        let asked = |site: &'static str, mode: &'static str, dest: &'static str| {
+            [("sec-fetch-site", site), ("sec-fetch-mode", mode), ("sec-fetch-dest", dest)]
+        };
+        let (yes, no) = (Verdict::Welcome, Verdict::OtherSite);
+        for (site, mode, dest, verdict) in [
+            ("none", "navigate", "document", yes),
+            ("same-origin", "cors", "empty", yes),
+            ("same-origin", "no-cors", "script", yes),
+            ("cross-site", "navigate", "document", yes),
+            ("same-site", "navigate", "document", yes),
+            ("cross-site", "navigate", "iframe", no),
+            ("cross-site", "navigate", "frame", no),
+            ("cross-site", "navigate", "object", no),
+            ("cross-site", "navigate", "empty", no),
+            ("cross-site", "cors", "empty", no),
+            ("cross-site", "no-cors", "document", no),
+            ("same-site", "cors", "empty", no),
+            ("same-site", "no-cors", "image", no),
+            ("what-may-come", "cors", "empty", no),
+            ("", "cors", "empty", no),
+        ] {
+            for path in ["/", "/api/v1/events", "/metrics", "/health/live"] {
+                let headers = asked(site, mode, dest);
+                assert_eq!(said(&access(None), path, &headers), verdict, "{headers:?} {path}");
+                // Whether the browser knows the token or not.
+                let known = [&headers[..], &[("authorization", "Bearer t")]].concat();
+                assert_eq!(said(&access(Some("t")), path, &known), verdict, "{known:?} {path}");
+            }
+        }
+        let [site, mode, dest] = asked("cross-site", "navigate", "document");
+        for headers in
+            [&[site][..], &[site, mode], &[site, dest], &[("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")]]
+        {
+            assert_eq!(said(&access(None), "/", headers), no, "{headers:?}");
+        }
+        // No browser: nothing is said of it.
+        assert_eq!(said(&access(None), "/metrics", &[]), yes);
+        assert_eq!(said(&access(None), "/metrics", &[mode, dest]), yes);
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! The admin address as a flag has it, and what is bound there.
 
 use std::fmt;
+use std::fs::{File, Permissions};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -19,6 +22,8 @@ use super::serve::{Bound, Listener};
 const SOCKET_MODE: u32 = 0o660;
 /// How many connections the kernel holds that were not accepted yet.
 const BACKLOG: i32 = 128;
+/// How long the path of a unix socket may be, in bytes: what the kernel takes, less the zero at its end (unix(7)).
+const PATH_LIMIT: usize = 107;
 /// How long whoever listens at a socket may take to accept. The kernel answers for a process that lives.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -35,8 +40,16 @@ pub enum Address {
 
 /// Why a text is no admin address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no admin address: write 127.0.0.1:9401, [::1]:9401, localhost:9401, unix:/run/admin.sock, or off")]
-pub struct AddressError;
+pub enum AddressError {
+    /// It has another form.
+    #[error("no admin address: write 127.0.0.1:9401, [::1]:9401, localhost:9401, unix:/run/admin.sock, or off")]
+    Form,
+    /// No socket can be bound there.
+    #[error(
+        "the path of a unix socket has at most {PATH_LIMIT} bytes, this one has {0}; choose a shorter one, such as unix:/run/admin.sock"
+    )]
+    TooLong(usize),
+}
 
 impl FromStr for Address {
     type Err = AddressError;
@@ -46,17 +59,19 @@ impl FromStr for Address {
             return Ok(Self::Off);
         }
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.starts_with('/') && !path.ends_with('/') && !path.contains('\0') {
-                Ok(Self::Unix(path.into()))
+            return if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+                Err(AddressError::Form)
+            } else if path.len() > PATH_LIMIT {
+                Err(AddressError::TooLong(path.len()))
             } else {
-                Err(AddressError)
+                Ok(Self::Unix(path.into()))
             };
         }
         if let Some(port) = text.strip_prefix("localhost:") {
-            let port = port.parse().map_err(|_| AddressError)?;
+            let port = port.parse().map_err(|_| AddressError::Form)?;
             return Ok(Self::Tcp((Ipv4Addr::LOCALHOST, port).into()));
         }
-        text.parse().map(Self::Tcp).map_err(|_| AddressError)
+        text.parse().map(Self::Tcp).map_err(|_| AddressError::Form)
     }
 }
 
@@ -162,11 +177,24 @@ async fn make_room(address: &Address, path: &Path) -> Result<(), BindError> {
 fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile::of(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    let file = SocketFile { identity: open_to_group(path)?, path: path.to_owned() };
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok((UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))?, file))
+}
+
+/// Lets the group connect to the socket that was just bound, and says which that is.
+fn open_to_group(path: &Path) -> io::Result<(u64, u64)> {
+    // By its descriptor: in a directory that others may write to, a link may have taken its place meanwhile.
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+    let socket = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    let there = socket.metadata()?;
+    if !there.file_type().is_socket() {
+        return Err(io::Error::other("somebody has put something else in the socket's place"));
+    }
+    let by_descriptor = format!("/proc/self/fd/{}", socket.as_raw_fd());
+    std::fs::set_permissions(by_descriptor, Permissions::from_mode(SOCKET_MODE))?;
+    Ok((there.dev(), there.ino()))
 }
 
 /// A socket's file, removed with its owner.
@@ -177,10 +205,6 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
-    }
-
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -213,8 +237,39 @@ mod tests {
         for text in
             ["on", "127.0.0.1", ":9401", "example.org:80", "unix:", "unix:admin.sock", "unix:/run/", "1.2.3.4:70000"]
         {
-            assert_eq!(text.parse::<Address>(), Err(AddressError), "{text}");
+            assert_eq!(text.parse::<Address>(), Err(AddressError::Form), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_path_that_no_socket_can_have_is_no_address_and_every_other_is_bound() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = format!("unix:{}/", directory.path().display());
+        let of_length = |length: usize| format!("{base}{}", "a".repeat(length + "unix:".len() - base.len()));
+        let longest: Address = of_length(PATH_LIMIT).parse().unwrap();
+        assert!(bind(&longest, Access::default()).await.unwrap().is_some());
+        assert_eq!(of_length(PATH_LIMIT + 1).parse::<Address>(), Err(AddressError::TooLong(PATH_LIMIT + 1)));
+    }
+
+    #[test]
+    fn only_a_socket_is_opened_to_the_group_and_nothing_that_a_link_leads_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (socket, file) = (at("socket"), at("file"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::fs::write(&file, "").unwrap();
+        for path in [&socket, &file] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        for (name, to) in [("link-to-file", &file), ("link-to-socket", &socket)] {
+            std::os::unix::fs::symlink(to, at(name)).unwrap();
+            open_to_group(&at(name)).unwrap_err();
+        }
+        open_to_group(&file).unwrap_err();
+        assert_eq!((mode(&socket), mode(&file)), (0o600, 0o600));
+        assert_eq!(open_to_group(&socket).unwrap(), identity(&socket).unwrap());
+        assert_eq!((mode(&socket), mode(&file)), (0o660, 0o600));
     }
 
     #[test]

@@ -211,6 +211,10 @@ impl Room {
                 "this server is asked by its IP address or as localhost; under another name only with a token \
                  (--admin-token-file)\n",
             ),
+            Verdict::OtherSite => words(
+                StatusCode::FORBIDDEN,
+                "a page of another site may lead here by a link, and ask for nothing else\n",
+            ),
         };
         complete(&mut response);
         response

@@ -1,16 +1,15 @@
 //! The file's text as keys and values, each with its line. The reading of the file is bounded; all else is pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 use crate::escape::escaped_lines;
+use crate::file::read_bytes;
 
 /// The largest file that is read, in bytes.
 const SIZE_LIMIT: u64 = 1024 * 1024;
@@ -80,19 +79,10 @@ pub(super) fn text(path: &Path) -> Result<String, String> {
     let told = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => "there is no such file".to_owned(),
         ErrorKind::PermissionDenied => "this user may not read it".to_owned(),
+        ErrorKind::FileTooLarge => "it is larger than 1 MiB".to_owned(),
         _ => format!("it cannot be read: {error}"),
     };
-    // A pipe that nobody writes to would hold up the opening.
-    let options = nix::fcntl::OFlag::O_NONBLOCK.bits();
-    let file = OpenOptions::new().read(true).custom_flags(options).open(path).map_err(told)?;
-    if !file.metadata().map_err(told)?.is_file() {
-        return Err("it is no regular file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    file.take(SIZE_LIMIT + 1).read_to_end(&mut bytes).map_err(told)?;
-    if bytes.len() as u64 > SIZE_LIMIT {
-        return Err("it is larger than 1 MiB".to_owned());
-    }
+    let bytes = read_bytes(path, SIZE_LIMIT).map_err(told)?;
     String::from_utf8(bytes).map_err(|error| {
         let line =
             error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
