@@ -20,7 +20,7 @@ use observe::config::{self, Renewals};
 use observe::systemd::{self, Part};
 use registry::watch::Backoff;
 use registry::{InstanceKey, Record, Store, StoreError, StoreKind};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -93,6 +93,8 @@ pub struct Deps {
     /// To be told once, when all containers of the host were looked at, each has said whether it answers, and what follows from
     /// that is in the stores.
     pub whole: Option<oneshot::Sender<()>>,
+    /// To be told why Docker does not say what happens, or which containers there are, as long as that is so.
+    pub docker_trouble: watch::Sender<Option<String>>,
     /// Who tells of flags that were read again.
     pub renewals: Renewals<AgentFlags>,
     /// What systemd hears of the agent.
@@ -113,6 +115,7 @@ impl Deps {
             operator,
             is_read_here: false,
             whole: None,
+            docker_trouble: watch::Sender::default(),
             renewals: Renewals::default(),
             part: Part::begin(),
         })
@@ -143,6 +146,7 @@ pub async fn run(
     let mut desk = Desk::open(deps.operator, metrics.clone(), Daemon::Agent, config.ttl);
     let mut agent = Agent::new(config, id, keeper, prober, metrics);
     (agent.is_read_here, agent.whole) = (deps.is_read_here, deps.whole);
+    agent.docker_trouble = deps.docker_trouble;
     agent.work.spawn(async move {
         follower.await;
         Work::EventsEnded
@@ -220,8 +224,10 @@ struct Agent {
     asking: usize,
     /// Docker, once it has answered.
     client: Option<Client>,
-    /// What is wrong with its events, told once.
-    docker_trouble: Option<String>,
+    /// What is wrong with its events, told once. That of its list is with the list: one may be there without the other.
+    events_trouble: Option<String>,
+    /// Who hears of both.
+    docker_trouble: watch::Sender<Option<String>>,
     /// Why no command may be run in a container, told once.
     exec_trouble: Option<DockerError>,
     /// When its stream of events, just opened, has lived long enough to count as there.
@@ -271,7 +277,8 @@ impl Agent {
             inspecting: 0,
             asking: 0,
             client: None,
-            docker_trouble: None,
+            events_trouble: None,
+            docker_trouble: watch::Sender::default(),
             exec_trouble: None,
             docker_well_at: None,
             scope: None,
@@ -430,12 +437,13 @@ impl Agent {
                 self.metrics.docker_asked("events", false);
                 self.metrics.docker_connected(false);
                 let trouble = error.to_string();
-                if self.docker_trouble.as_ref() != Some(&trouble) {
+                if self.events_trouble.as_ref() != Some(&trouble) {
                     error!(
                         error = trouble,
                         "Docker does not tell what happens; what is registered stays, trying again"
                     );
-                    self.docker_trouble = Some(trouble);
+                    self.events_trouble = Some(trouble);
+                    self.tell_trouble();
                 }
             }
         }
@@ -445,9 +453,22 @@ impl Agent {
     fn docker_is_well(&mut self) {
         self.docker_well_at = None;
         self.metrics.docker_connected(true);
-        if self.docker_trouble.take().is_some() {
+        if self.events_trouble.take().is_some() {
             info!("Docker answers again");
+            self.tell_trouble();
         }
+    }
+
+    /// Tells what is wrong with Docker now: the stream of its events, else its list.
+    fn tell_trouble(&self) {
+        let trouble = self.events_trouble.as_ref().or(self.list.trouble.as_ref());
+        self.docker_trouble.send_if_modified(|told| {
+            let is_news = told.as_ref() != trouble;
+            if is_news {
+                *told = trouble.cloned();
+            }
+            is_news
+        });
     }
 
     fn told(&mut self, told: &Told) {
@@ -621,6 +642,7 @@ impl Agent {
                 }
             }
         }
+        self.tell_trouble();
     }
 
     /// An agent in a container of its own takes that container for the host.

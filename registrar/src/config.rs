@@ -214,7 +214,7 @@ pub struct EtcdFlags {
     pub endpoints: EndpointList,
 
     /// The limit on one request to one etcd endpoint. A member that is well answers in milliseconds; an election of a
-    /// new leader takes a second or two.
+    /// new leader takes a second or two. A page of a long listing by v3 has eight times as long.
     #[arg(long, env = "REGISTRAR_ETCD_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = positive)]
     pub etcd_timeout: Duration,
 
@@ -528,6 +528,7 @@ mod tests {
 
     #[test]
     fn a_wrong_value_is_refused_with_the_flag_and_what_is_right() {
+        let too_long = format!("--admin unix:/{}", "a".repeat(107));
         let cases = [
             ("--ip 0.0.0.0", "not the address of one host"),
             ("--ip 10.0.0.1:80", "without a port"),
@@ -546,6 +547,7 @@ mod tests {
             ("--log-level loud", "possible values"),
             ("--log-format xml", "possible values"),
             ("--nonsense", "--nonsense"),
+            (too_long.as_str(), "at most 107 bytes"),
             ("agent", "cannot be used with"),
             ("--mapped-port 0 --ip 10.0.0.1", "--mapped-port"),
             ("--mapped-port 32768", "give --ip, or leave out --mapped-port"),

@@ -1,6 +1,7 @@
 //! Asks Docker about containers over its unix socket. Edge: it reads, and changes nothing there, but that it has a check
 //! by exec done in a container, and for `registrar stop` ends one.
 
+mod bounded;
 pub mod events;
 
 use std::collections::{BTreeSet, HashMap};
@@ -8,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::errors::Error as Bollard;
@@ -16,13 +18,28 @@ use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage, 
 use bollard::query_parameters::EventsOptions;
 use futures_util::{Stream, StreamExt};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use self::bounded::{Allowance, allow};
 use self::events::Healthcheck;
 use crate::own::{Candidate, Traces, is_this};
 
 /// The limit on one request. Docker inspects in milliseconds, but may be busy with the start of many containers.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long an answer may be, in bytes. The longest is about one container: its labels, its environment, and its arguments twice. The
+/// kernel lets a process begin with 2 MiB of arguments and environment (execve(2), where a stack may have 8 MiB).
+const ANSWER: usize = 8 << 20;
+/// What an answer about a container has as a rule, and much more. Longer ones are read one at a time: many short labels take 14 times
+/// their bytes once they are read, and many containers are asked after at once.
+const USUAL_ANSWER: usize = 256 << 10;
+/// How long the list of containers may be. It grows with their number, some KiB for each, and has all labels of all of them: one
+/// container that is too long to be inspected is not to hide the others.
+const LIST: usize = 32 << 20;
+/// How much may come of the events without one among it. An event has the labels of its container; the client reads it from the
+/// beginning again with each piece that comes.
+pub(crate) const EVENT: usize = 1 << 20;
 
 /// How long Docker lets a container end that says nothing of that (Docker Engine API 1.41, `/containers/{id}/stop`).
 const STOP_TIME: Duration = Duration::from_secs(10);
@@ -35,6 +52,7 @@ const EVENTS: &str = "tell what happens";
 const STOP: &str = "stop container";
 const RUN: &str = "run a command in container";
 const START: &str = "start command";
+const LIST_ALL: &str = "list containers";
 /// No container's id: by it is asked what is allowed, without anything being done.
 const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -83,6 +101,18 @@ pub enum DockerError {
         /// Its words.
         what: String,
     },
+    /// It says more than is taken in.
+    #[error(
+        "Docker at {socket} says more than {} when asked to {asked}, which is not read: {}", size(*limit), too_much(asked)
+    )]
+    TooLong {
+        /// The socket.
+        socket: PathBuf,
+        /// What it was asked to do.
+        asked: String,
+        /// How many bytes are read.
+        limit: usize,
+    },
     /// None of the candidates is this container.
     #[error("Docker knows no container that is this one{}: say its name with `--container NAME`", tried(.0))]
     Unknown(Vec<String>),
@@ -92,17 +122,36 @@ fn tried(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!(" (tried {})", names.join(", ")) }
 }
 
+fn size(bytes: usize) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+/// What makes an answer long, and what to do.
+fn too_much(asked: &str) -> &'static str {
+    match asked {
+        LIST_ALL | EVENTS => {
+            "the labels of containers are in it. `docker ps --no-trunc --format '{{.ID}} {{.Labels}}' | awk '{print length, $1}' | sort -n` \
+             shows which has the most: make that one anew with fewer"
+        }
+        _ => "a container's labels, environment and arguments are in it: make it anew with fewer",
+    }
+}
+
 /// What to do where something is not allowed.
-fn way_out(asked: &str) -> &'static str {
-    if asked.starts_with(STOP) {
-        "Behind a read-only proxy of Docker's socket nothing is stopped: `registrar drain --wait NAME` and then `docker stop NAME`, or \
-         give Docker's own socket with `--docker`"
-    } else if asked.starts_with(RUN) || asked.starts_with(START) {
+fn way_out(asked: &str) -> String {
+    if let Some(name) = asked.strip_prefix(STOP).map(str::trim) {
+        return format!(
+            "Behind a read-only proxy of Docker's socket nothing is stopped: `registrar drain --wait {name}` and then `docker stop {name}`, \
+             or give Docker's own socket with `--docker`"
+        );
+    }
+    let way_out = if asked.starts_with(RUN) || asked.starts_with(START) {
         "Behind a read-only proxy of Docker's socket no check by exec is possible: have it asked otherwise (SERVICE_CHECK_HTTP, \
          SERVICE_CHECK_TCP, a HEALTHCHECK), or give the registrar Docker's own socket with `--docker`"
     } else {
         "The registrar needs to GET /version, /events, /containers/json and /containers/ID/json"
-    }
+    };
+    way_out.to_owned()
 }
 
 /// Docker behind its socket.
@@ -140,13 +189,12 @@ impl Docker {
             io::ErrorKind::PermissionDenied => DockerError::Forbidden(self.socket.clone()),
             _ => no_answer(&self.socket, &error),
         })?;
-        let path = self.socket.to_string_lossy();
-        let docker = bollard::Docker::connect_with_unix(&path, REQUEST_LIMIT.as_secs(), bollard::API_DEFAULT_VERSION)
-            .map_err(|error| no_answer(&self.socket, &error))?;
-        let agreed = timeout(REQUEST_LIMIT, docker.negotiate_version()).await;
-        let docker =
-            agreed.map_err(|_| too_slow(&self.socket))?.map_err(|error| refused(&self.socket, VERSION, error))?;
-        Ok(Client { docker, socket: self.socket.clone() })
+        let docker = bounded::client(&self.socket, REQUEST_LIMIT).map_err(|error| no_answer(&self.socket, &error))?;
+        let client = Client { docker, socket: self.socket.clone(), long: Arc::new(Semaphore::new(1)) };
+        let request = client.request(VERSION, "");
+        // All clones of a client speak the version that one of them has agreed on.
+        request.answer(request.docker.clone().negotiate_version()).await?;
+        Ok(client)
     }
 }
 
@@ -155,6 +203,8 @@ impl Docker {
 pub struct Client {
     docker: bollard::Docker,
     socket: PathBuf,
+    /// Whoever has it may read a long answer.
+    long: Arc<Semaphore>,
 }
 
 impl Client {
@@ -163,9 +213,18 @@ impl Client {
     /// # Errors
     /// Docker does not answer in time, or refuses.
     pub async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, DockerError> {
-        match self.ask("show container", name, self.docker.inspect_container(name, None)).await {
+        let inspect = async |limit| {
+            let request = self.request_of(limit, "show container", name);
+            request.answer(request.docker.inspect_container(name, None)).await
+        };
+        let mut shown = inspect(USUAL_ANSWER).await;
+        if matches!(shown, Err(Trouble::Other(DockerError::TooLong { .. }))) {
+            let _turn = self.long.acquire().await;
+            shown = inspect(ANSWER).await;
+        }
+        match shown {
             Err(Trouble::NotFound(_)) => Ok(None),
-            result => Ok(Some(result?)),
+            shown => Ok(Some(shown?)),
         }
     }
 
@@ -174,7 +233,8 @@ impl Client {
     /// # Errors
     /// As [`Client::inspect`].
     pub async fn running(&self) -> Result<Vec<ContainerSummary>, DockerError> {
-        Ok(self.ask("list containers", "", self.docker.list_containers(None)).await?)
+        let request = self.request_of(LIST, LIST_ALL, "");
+        Ok(request.answer(request.docker.list_containers(None)).await?)
     }
 
     /// Ends a container as `docker stop` does, and waits for its end.
@@ -185,17 +245,17 @@ impl Client {
         let id = container.id.as_deref().unwrap_or_default();
         let time = container.config.as_ref().and_then(|config| config.stop_timeout);
         let time = time.map_or(STOP_TIME, |seconds| Duration::from_secs(seconds.try_into().unwrap_or(0)));
-        let limit = time + STOP_LIMIT;
-        let patient = self.docker.clone().with_timeout(limit);
-        Ok(self.ask_within(limit, STOP, id, patient.stop_container(id, None)).await?)
+        let request = self.request(STOP, id).within(time + STOP_LIMIT);
+        Ok(request.answer(request.docker.stop_container(id, None)).await?)
     }
 
-    /// Whether what answers lets us stop containers. Stops none.
+    /// Whether what answers lets us stop containers. Stops none; `name` is the one that is about to be.
     ///
     /// # Errors
     /// [`DockerError::NotAllowed`]; as [`Client::inspect`].
-    pub async fn may_stop(&self) -> Result<(), DockerError> {
-        allowed(self.ask(STOP, "", self.docker.stop_container(NOBODY, None)).await)
+    pub async fn may_stop(&self, name: &str) -> Result<(), DockerError> {
+        let request = self.request(STOP, name);
+        allowed(request.answer(request.docker.stop_container(NOBODY, None)).await)
     }
 
     /// Whether what answers lets us run commands in containers. Runs none.
@@ -204,7 +264,8 @@ impl Client {
     /// As [`Client::may_stop`].
     pub async fn may_run(&self) -> Result<(), DockerError> {
         let config = ExecConfig { cmd: Some(vec!["true".to_owned()]), ..ExecConfig::default() };
-        allowed(self.ask(RUN, "", self.docker.create_exec(NOBODY, config)).await.map(drop))
+        let request = self.request(RUN, "");
+        allowed(request.answer(request.docker.create_exec(NOBODY, config)).await.map(drop))
     }
 
     /// Prepares to run a command in a container. Gives by what it is known.
@@ -213,8 +274,8 @@ impl Client {
     /// As [`Client::inspect`].
     pub async fn prepare(&self, container: &str, command: &[String]) -> Result<String, DockerError> {
         let config = ExecConfig { cmd: Some(command.to_vec()), attach_stdout: Some(true), ..ExecConfig::default() };
-        let prepared = self.docker.create_exec(container, config);
-        Ok(self.ask(RUN, container, prepared).await?.id)
+        let request = self.request(RUN, container);
+        Ok(request.answer(request.docker.create_exec(container, config)).await?.id)
     }
 
     /// Runs a command that was prepared, and waits for its exit code. The caller sets the limit: Docker has no way to
@@ -223,9 +284,13 @@ impl Client {
     /// # Errors
     /// As [`Client::inspect`], and that Docker does not say how it ended.
     pub async fn run(&self, exec: &str) -> Result<i64, DockerError> {
-        let start = self.docker.start_exec(exec, None::<StartExecOptions>);
-        if let StartExecResults::Attached { mut output, .. } = self.ask(START, exec, start).await? {
-            while let Some(Ok(_)) = output.next().await {}
+        let request = self.request(START, exec);
+        let start = request.docker.start_exec(exec, None::<StartExecOptions>);
+        // Nothing of the connection is kept any longer than it is read from.
+        if let StartExecResults::Attached { mut output, .. } = request.answer(start).await? {
+            while let Some(Ok(_)) = output.next().await {
+                request.allowance.renew();
+            }
         }
         // It may close its output before it ends, and Docker hears of its end a moment later.
         loop {
@@ -245,7 +310,8 @@ impl Client {
     /// # Errors
     /// As [`Client::inspect`].
     pub async fn ran(&self, exec: &str) -> Result<Option<Ran>, DockerError> {
-        let shown = match self.ask("show command", exec, self.docker.inspect_exec(exec)).await {
+        let request = self.request("show command", exec);
+        let shown = match request.answer(request.docker.inspect_exec(exec)).await {
             Err(Trouble::NotFound(_)) => return Ok(None),
             shown => shown?,
         };
@@ -255,38 +321,76 @@ impl Client {
 
     /// What happens to containers, and between them and networks, from `since` on: seconds of Unix time, with a
     /// fraction (Docker Engine API 1.41, `/events`). Waits as long as nothing happens.
-    fn events(&self, since: String) -> impl Stream<Item = Result<EventMessage, Bollard>> + Unpin + use<> {
+    fn events(&self, since: String) -> impl Stream<Item = Result<EventMessage, Unread>> + Unpin + use<> {
         let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
         let filters = HashMap::from([
             ("type".to_owned(), texts(&["container", "network"])),
             ("event".to_owned(), texts(&events::ASKED_FOR)),
         ]);
         let options = EventsOptions { since: Some(since), until: None, filters: Some(filters) };
-        Box::pin(self.docker.events(Some(options)))
+        let request = self.request_of(EVENT, EVENTS, "");
+        Box::pin(request.docker.events(Some(options)).map(move |message| {
+            let message = message.map_err(|error| Unread {
+                // What cannot be read cannot be read the next time either.
+                is_for_ever: request.allowance.is_exceeded() || matches!(error, Bollard::JsonDataError { .. }),
+                error: request.refused(error),
+            })?;
+            request.allowance.renew();
+            Ok(message)
+        }))
     }
 
-    async fn ask<T>(
-        &self,
-        what: &str,
-        name: &str,
-        answer: impl Future<Output = Result<T, Bollard>>,
-    ) -> Result<T, Trouble> {
-        self.ask_within(REQUEST_LIMIT, what, name, answer).await
+    fn request(&self, what: &str, name: &str) -> Request {
+        self.request_of(ANSWER, what, name)
     }
 
-    async fn ask_within<T>(
-        &self,
-        limit: Duration,
-        what: &str,
-        name: &str,
-        answer: impl Future<Output = Result<T, Bollard>>,
-    ) -> Result<T, Trouble> {
-        let answer = timeout(limit, answer).await;
-        answer.map_err(|_| Trouble::Other(too_slow_within(&self.socket, limit)))?.map_err(|error| {
+    /// A request whose answer has at most so many bytes.
+    fn request_of(&self, limit: usize, what: &str, name: &str) -> Request {
+        let (docker, allowance) = allow(&self.docker, limit);
+        let asked = format!("{what} {name}").trim_end().to_owned();
+        Request { docker, allowance, socket: self.socket.clone(), asked, within: REQUEST_LIMIT }
+    }
+}
+
+/// Why there are no more events.
+struct Unread {
+    error: DockerError,
+    /// The event that came is none that can be read.
+    is_for_ever: bool,
+}
+
+/// One request, to be asked of its own `docker`.
+struct Request {
+    docker: bollard::Docker,
+    /// How long the answer may be.
+    allowance: Arc<Allowance>,
+    socket: PathBuf,
+    asked: String,
+    /// How long it may take.
+    within: Duration,
+}
+
+impl Request {
+    fn within(self, limit: Duration) -> Self {
+        Self { docker: self.docker.with_timeout(limit), within: limit, ..self }
+    }
+
+    async fn answer<T>(&self, answer: impl Future<Output = Result<T, Bollard>>) -> Result<T, Trouble> {
+        let answer = timeout(self.within, answer).await;
+        answer.map_err(|_| Trouble::Other(too_slow_within(&self.socket, self.within)))?.map_err(|error| {
             let is_unknown = matches!(error, Bollard::DockerResponseServerError { status_code: 404, .. });
-            let error = refused(&self.socket, format!("{what} {name}").trim_end(), error);
+            let error = self.refused(error);
             if is_unknown { Trouble::NotFound(error) } else { Trouble::Other(error) }
         })
+    }
+
+    /// Why there is no good answer.
+    fn refused(&self, error: Bollard) -> DockerError {
+        if self.allowance.is_exceeded() {
+            let (socket, asked) = (self.socket.clone(), self.asked.clone());
+            return DockerError::TooLong { socket, asked, limit: self.allowance.limit };
+        }
+        refused(&self.socket, &self.asked, error)
     }
 }
 

@@ -213,7 +213,7 @@ pub async fn stop(config: &StopConfig) -> Result<Report, DrainError> {
     let (mut work, container) = Work::begin(&config.target, &which).await.map_err(not_stopped)?;
     // Before anything is drained for nothing. Any other trouble may be over by then.
     if let Some((client, _)) = &container
-        && let Err(error @ DockerError::NotAllowed { .. }) = client.may_stop().await
+        && let Err(error @ DockerError::NotAllowed { .. }) = client.may_stop(&config.container).await
     {
         return Err(error.into());
     }

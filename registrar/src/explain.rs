@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use bollard::models::ContainerInspectResponse;
+use observe::answer::command;
 use observe::escape::escaped;
 use registry::{Entry, Record, Status, Store, StoreError, StoreKind};
 
@@ -37,6 +38,19 @@ enum Says {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
     steps: Vec<(Says, String)>,
+    docker: DockerSays,
+}
+
+/// What Docker says of the container.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum DockerSays {
+    /// Nothing: it does not answer.
+    #[default]
+    Nothing,
+    /// It knows no such container.
+    Unknown,
+    /// It knows it.
+    Known,
 }
 
 /// What was found out about one registration.
@@ -84,6 +98,7 @@ pub async fn run(
     let (client, container) = match look_up(name, flags).await {
         Ok((client, Some(container))) => (client, container),
         Ok((_, None)) => {
+            explanation.docker = DockerSays::Unknown;
             explanation.no(format!("Docker knows no container {name}: `docker ps --all` shows those that there are"));
             return Ok(explanation);
         }
@@ -184,9 +199,15 @@ impl Explanation {
         !self.steps.iter().any(|(says, _)| *says == Says::No)
     }
 
-    /// Whether Docker knows the container.
-    pub fn has_container(&self) -> bool {
-        self.steps.first().is_some_and(|(says, _)| *says == Says::Yes)
+    /// What Docker says of the container.
+    pub fn docker(&self) -> DockerSays {
+        self.docker
+    }
+
+    /// The same steps, none of which says yes or no: for who knows it better from elsewhere.
+    #[must_use]
+    pub fn by_the_way(self) -> Self {
+        Self { steps: self.steps.into_iter().map(|(_, text)| (Says::Aside, text)).collect(), ..self }
     }
 
     fn yes(&mut self, text: impl Into<String>) {
@@ -202,6 +223,7 @@ impl Explanation {
     }
 
     fn add_container(&mut self, container: &ContainerInspectResponse) {
+        self.docker = DockerSays::Known;
         let id: String = container.id.as_deref().unwrap_or_default().chars().take(SHORT_ID).collect();
         let name = container.name.as_deref().unwrap_or_default().trim_start_matches('/');
         let image = container.config.as_ref().and_then(|config| config.image.as_deref()).unwrap_or("unknown");
@@ -231,13 +253,15 @@ impl Explanation {
     fn add_refusals(&mut self, findings: &Findings) {
         let is_all_by_choice = findings.refusals.iter().all(Refusal::is_by_choice);
         for refusal in &findings.refusals {
-            let aside = refusal.is_by_choice() && !(findings.registrations.is_empty() && is_all_by_choice);
+            let aside = refusal.reason.is_only_told()
+                || refusal.is_by_choice() && !(findings.registrations.is_empty() && is_all_by_choice);
             self.steps.push((if aside { Says::Aside } else { Says::No }, refusal.to_string()));
         }
         if findings.registrations.is_empty()
             && findings.refusals.iter().any(|refusal| refusal.reason == Reason::Ignored)
         {
-            self.aside("no agent registers it; a sidekick in it may: `registrar list` shows its key");
+            let list = command("registrar", "list");
+            self.aside(format!("no agent registers it; a sidekick in it may: `{list}` shows its key"));
         }
         if findings.registrations.is_empty() && findings.refusals.is_empty() {
             self.no("nothing of it is to be registered");
@@ -335,8 +359,9 @@ impl Explanation {
 
     /// What comes behind etcd is another program's to tell.
     fn add_rest_of_the_way(&mut self, addresses: &BTreeSet<String>) {
+        let explain = command("discoverer", "explain");
         for address in addresses {
-            self.aside(format!("from etcd to HAProxy: `discoverer explain {address}`, on a load balancer"));
+            self.aside(format!("from etcd to HAProxy: `{explain} {address}`, on a load balancer"));
         }
     }
 }

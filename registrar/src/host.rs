@@ -13,6 +13,8 @@ use crate::service::{DefaultAddress, Scope};
 
 /// The file with the agent's id, in its state directory.
 const ID_FILE: &str = "agent-id";
+/// The largest such file that is read, in bytes.
+const ID_LIMIT: u64 = 4096;
 /// The limit on resolving a name.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -169,14 +171,14 @@ pub fn id(flags: &ScopeFlags) -> Result<String, IdError> {
 
 /// The id of the agent on this host, as far as it is known: the one `given`, else the one in the directory. Nothing is written.
 pub fn known_id(given: Option<&str>, state_dir: &Path) -> Option<String> {
-    let read = || std::fs::read_to_string(state_dir.join(ID_FILE)).ok().map(|text| text.trim().to_owned());
+    let read = || observe::file::read(&state_dir.join(ID_FILE), ID_LIMIT).ok().map(|text| text.trim().to_owned());
     given.map(str::to_owned).or_else(read).filter(|id| crate::config::is_agent_id(id))
 }
 
 /// The id by which the agent on this host knows its own keys: from the directory, where a new one is put the first time.
 fn agent_id(state_dir: &Path) -> Result<String, IdError> {
     let path = state_dir.join(ID_FILE);
-    match std::fs::read_to_string(&path) {
+    match observe::file::read(&path, ID_LIMIT) {
         Ok(text) if crate::config::is_agent_id(text.trim()) => return Ok(text.trim().to_owned()),
         Ok(_) => return Err(IdError::Content(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -229,6 +231,15 @@ mod tests {
         assert_eq!(agent_id(&state_dir).unwrap(), id);
         std::fs::write(state_dir.join("agent-id"), "a b").unwrap();
         assert!(agent_id(&state_dir).unwrap_err().to_string().contains("remove it"));
+    }
+
+    #[test]
+    fn a_pipe_in_the_ids_place_is_named_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&directory.path().join(ID_FILE), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(known_id(None, directory.path()), None);
+        let error = agent_id(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("it is no regular file"), "{error}");
     }
 
     #[test]

@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use jiff::Timestamp;
-use observe::answer::{self, print};
+use observe::answer::{self, complain, print, print_and_end};
 use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
-use observe::escape::escaped_lines;
 use observe::log::{self, LogError};
 use registrar::config::{Command, LogFlags, Program};
 use registrar::{Ending, Traces, agent, docker, drain, explain, fixed, list, run};
@@ -20,18 +19,12 @@ fn main() -> ExitCode {
     let source = Program::source(std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
-        return match print(text) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("registrar: {error}");
-                ExitCode::FAILURE
-            }
-        };
+        return print_and_end(text);
     }
     let program = Program::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
     let is_daemon = program.is_daemon();
     if let Err(error) = program.log().map_or(Ok(()), start_log).map_err(Into::into).and_then(|()| check(&program)) {
-        eprintln!("registrar: {error}");
+        complain(error);
         // As clap ends after a flag that it refuses.
         return ExitCode::from(2);
     }
@@ -44,7 +37,7 @@ fn main() -> ExitCode {
             if is_daemon {
                 error!(error = format!("{error:#}"), "the registrar cannot run");
             } else {
-                eprintln!("registrar: {}", escaped_lines(&format!("{error:#}")));
+                complain(format_args!("{error:#}"));
             }
             ExitCode::FAILURE
         }

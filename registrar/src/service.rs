@@ -12,6 +12,7 @@ mod mapping;
 mod ports;
 mod refusal;
 mod rule;
+mod slip;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -35,6 +36,10 @@ use ports::{First, Ports};
 /// How many labels and variables of one container are read, of those that may mean something here. Each may be for a port of its own,
 /// and all that hold for a port are gone through for each.
 const LABELS_LIMIT: usize = 1000;
+/// How long all labels of one container may be, in bytes. Docker repeats them in each event of the container, where a character may
+/// take six: an event must stay below the limit on one, or nothing that happens to the container is heard of.
+const LABELS_SIZE: usize = 128 << 10;
+const _: () = assert!(6 * LABELS_SIZE < crate::docker::EVENT, "with room for what else an event has");
 
 /// What holds for all containers of this host: what the user said, and what the agent found out about its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,6 +150,11 @@ pub fn services(
     if count > LABELS_LIMIT {
         return Findings::refused(Refusal::of_container(Reason::TooManyLabels { count, limit: LABELS_LIMIT }));
     }
+    let all = container.config.iter().filter_map(|config| config.labels.as_ref()).flatten();
+    let size = all.map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    if size > LABELS_SIZE {
+        return Findings::refused(Refusal::of_container(Reason::LabelsTooLong { size, limit: LABELS_SIZE }));
+    }
     if let Some(setting) = labels.general("ignore") {
         return Findings::refused(Refusal::of_setting(setting, Reason::Ignored));
     }
@@ -165,6 +175,7 @@ pub fn services(
     if let Some(setting) = aliases.disabled.as_ref().filter(|_| !labels.ask()) {
         return Findings::refused(Refusal::of_setting(setting, Reason::Ignored));
     }
+    refusals.extend(labels.slips(asked || !scope.explicit));
     refusals.extend(aliases.refusals.iter().cloned());
     refusals.extend(ports.refusals.iter().cloned());
 

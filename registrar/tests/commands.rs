@@ -158,6 +158,16 @@ async fn explain_follows_a_container_from_docker_to_its_key_and_marks_the_first_
     let (code, text) = explain("web", &[]).await;
     assert!(code == 1 && text.contains("SERVICE_WEIGHT=\"heavy\": it must be a number from 0 to 256"), "{text}");
 
+    // A label that may be mistyped is told by the way.
+    docker.knows("web", container(own, published, &[("SERVICE_NAMES", "shop")]).to_string());
+    let (code, text) = explain("web", &["--explicit"]).await;
+    assert_eq!((code, marks(&text)), (1, vec!["yes", "-> NO", "no"]), "{text}");
+    assert!(
+        text.contains("        SERVICE_NAMES=\"shop\": no setting is called so")
+            && text.contains("is SERVICE_NAME meant?"),
+        "{text}"
+    );
+
     docker.knows("web", recorded("inspect-exited"));
     let (code, text) = explain("web", &[]).await;
     assert!(code == 1 && text.contains("-> NO   it is not running: it is exited"), "{text}");

@@ -14,7 +14,7 @@ use crate::docker::events::{ContainerId, Healthcheck, Late, signal_number};
 use crate::docker::healthcheck;
 use crate::health::{Answer, Change, Health};
 use crate::probe::{CONNECT_LIMIT, ProbeError};
-use crate::service::{CheckKind, Refusal, Registration};
+use crate::service::{CheckKind, Reason, Refusal, Registration};
 
 /// Docker's signals to end a container, beside the container's own (`docker stop`, `docker kill`).
 const SIGKILL: i32 = 9;
@@ -257,7 +257,10 @@ impl Container {
     /// Tells what is left out of it, each once.
     pub(super) fn tell_refusals(&mut self, name: &str, refusals: Vec<Refusal>) {
         for refusal in refusals.iter().filter(|refusal| !self.refusals.contains(refusal)) {
-            if refusal.is_by_choice() {
+            if let Reason::Slip(meant) = &refusal.reason {
+                let label = refusal.label.as_ref().map_or("", |(label, _)| label);
+                warn!(container = name, label, meant, "label is no setting, at most an attribute; is another meant?");
+            } else if refusal.is_by_choice() {
                 debug!(container = name, %refusal, "not registered");
             } else {
                 warn!(container = name, %refusal, "not registered");
@@ -320,6 +323,12 @@ impl Instance {
         self.assume_up_where_not_asked();
     }
 
+    /// Goes on with what is known, by the limits of this registration.
+    fn judge_as(&mut self, registration: &Registration) {
+        let check = &registration.check;
+        self.health.adjust(check.rise, check.fall, check.interval);
+    }
+
     fn assume_up_where_not_asked(&mut self) {
         if self.registration.check.kind == CheckKind::None {
             self.health.assume_up();
@@ -334,6 +343,8 @@ impl Instance {
         if self.registration.check != registration.check {
             (self.target, self.best_again_at) = (0, None);
             self.ask_at = now;
+            self.judge_as(&registration);
+            debug!(key = %registration.key, "it is asked as other settings say from now on");
         }
         self.value = registration.record.to_value().into();
         self.registration = Arc::new(registration);

@@ -9,7 +9,8 @@ use registry::{Entry, InstanceKey, Listing, Position, Prefix, Record, Status, St
 use super::container::Facts;
 use super::containers::{Answer, Containers, Inspected, Question};
 use crate::config::{Command, Program};
-use crate::docker::events::{ContainerId, Event, Healthcheck, Late, What};
+use crate::docker::DockerError;
+use crate::docker::events::{ContainerId, Event, Healthcheck, Late, News, What};
 use crate::keeper::Claim;
 use crate::keepers::{Keepers, Stores};
 use crate::metrics::Metrics;
@@ -911,6 +912,37 @@ async fn the_default_address_that_was_known_stays_while_there_is_none() {
     assert_eq!(known(&agent), DefaultAddress::default());
     agent.judge_by(with(Some(2), None));
     assert_eq!(known(&agent), DefaultAddress::default());
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_dockers_events_and_with_its_list_is_told_as_long_as_either_is() {
+    type Step = Box<dyn FnOnce(&mut super::Agent)>;
+    fn at(what: &str) -> DockerError {
+        DockerError::NoAnswer { socket: "/docker.sock".into(), what: what.to_owned() }
+    }
+    let mut agent = agent();
+    let heard = agent.docker_trouble.subscribe();
+    let list = |result| move |agent: &mut super::Agent| agent.listed(tokio::time::Instant::now(), result);
+    let there = || super::Listed { digests: BTreeMap::new(), addresses: [].into() };
+    let steps: Vec<(Step, Option<&str>)> = vec![
+        (Box::new(list(Err(at("no list")))), Some("no list")),
+        // The stream may be there all the same.
+        (Box::new(super::Agent::docker_is_well), Some("no list")),
+        (Box::new(|agent| agent.news(News::Lost(at("no events")))), Some("no events")),
+        (Box::new(list(Ok(there()))), Some("no events")),
+        (Box::new(list(Err(at("none again")))), Some("no events")),
+        (Box::new(super::Agent::docker_is_well), Some("none again")),
+        (Box::new(list(Ok(there()))), None),
+    ];
+    for (number, (step, expected)) in steps.into_iter().enumerate() {
+        step(&mut agent);
+        let told = heard.borrow().clone();
+        let is_so = match (&told, expected) {
+            (Some(told), Some(expected)) => told.contains(expected),
+            (told, expected) => told.is_none() && expected.is_none(),
+        };
+        assert!(is_so, "step {number}: {told:?}, not {expected:?}");
+    }
 }
 
 #[tokio::test]

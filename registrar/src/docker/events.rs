@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::{Client, Docker, DockerError, EVENTS, no_answer, refused};
+use super::{Client, Docker, DockerError, Unread, no_answer};
 
 /// A container's whole id.
 pub type ContainerId = Arc<str>;
@@ -178,12 +178,12 @@ async fn listen(client: Client, seen: &mut Seen, news: &mpsc::Sender<News>) -> O
                 let ended = std::io::Error::other("it ended its stream of events");
                 return Some(no_answer(&socket, &ended));
             }
-            Ok(Some(Err(error))) => {
-                // What cannot be read must not come again.
-                if matches!(error, bollard::errors::Error::JsonDataError { .. }) {
+            Ok(Some(Err(Unread { error, is_for_ever }))) => {
+                // It must not come again.
+                if is_for_ever {
                     *seen = Seen::since(now_in_nanos().max(seen.until));
                 }
-                return Some(refused(&socket, EVENTS, error));
+                return Some(error);
             }
             Ok(Some(Ok(message))) => message,
         };

@@ -174,6 +174,11 @@ const DETAILS: [&str; 9] = [
 /// What Consul takes from registrator's labels and nothing here does.
 const INERT: [&str; 3] = ["check_initial_status", "check_deregister_after", "check_tls_skip_verify"];
 
+/// All that may be said of a check.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    WORDS.into_iter().map(|(name, _)| name).chain(DETAILS).chain(INERT)
+}
+
 /// Whether a setting is about the check, and no attribute.
 pub(super) fn is_about_check(name: &str) -> bool {
     name == "check" || name.starts_with("check_")

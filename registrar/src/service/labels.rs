@@ -9,6 +9,7 @@ use bollard::models::ContainerInspectResponse;
 
 use super::alias::Aliases;
 use super::refusal::{Reason, Refusal};
+use super::slip;
 
 /// One label or variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +119,19 @@ impl Labels {
     pub(super) fn ignored(&self, port: u16) -> Option<&Setting> {
         let of_port = self.settings.get(&(Some(port), "ignore".to_owned()));
         of_port.filter(|setting| !setting.value.is_empty())
+    }
+
+    /// Labels that are no settings, and called almost like one; also variables, of a container that is meant to be registered: in
+    /// those of any other its image speaks to its application.
+    pub(super) fn slips(&self, is_meant: bool) -> impl Iterator<Item = Refusal> {
+        let is_label = |setting: &Setting| matches!(setting.rank, Rank::Label | Rank::PortLabel);
+        let settings = self.settings.iter().filter(move |(_, setting)| is_meant || is_label(setting));
+        settings.filter(|(_, setting)| !setting.value.is_empty()).filter_map(|((_, name), setting)| {
+            // The name is the end of the label in lower case: as long, in bytes.
+            let before = setting.label.get(..setting.label.len() - name.len())?;
+            let meant = format!("{before}{}", slip::meant(name)?.to_ascii_uppercase());
+            Some(Refusal::of_setting(setting, Reason::Slip(meant)))
+        })
     }
 
     /// A label or variable of another scheme.

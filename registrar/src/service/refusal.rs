@@ -35,6 +35,10 @@ pub enum Reason {
     #[error("{count} of its labels and variables are for the registrar; at most {limit} are read")]
     TooManyLabels { count: usize, limit: usize },
     #[error(
+        "its labels have {size} bytes, and Docker repeats them in each of its events, of which no longer ones are read: make it anew with at most {limit}"
+    )]
+    LabelsTooLong { size: usize, limit: usize },
+    #[error(
         "--explicit, and no label asks for it: SERVICE_NAME, SERVICE_<port>_NAME, VIRTUAL_HOST or traefik.enable=true"
     )]
     NotAsked,
@@ -42,6 +46,9 @@ pub enum Reason {
     Inert,
     #[error("this means nothing for a HEALTHCHECK, which counts by itself: use `--health-retries`")]
     CountedByDocker,
+
+    #[error("no setting is called so, and it is the attribute that its name says; is {0} meant?")]
+    Slip(String),
 
     #[error("only TCP ports are registered")]
     NotTcp,
@@ -154,8 +161,8 @@ fn list(names: &[String]) -> String {
 
 impl Reason {
     /// Whether it leaves out no more than a label that means nothing.
-    pub(super) fn is_only_told(&self) -> bool {
-        matches!(self, Self::Inert | Self::CountedByDocker)
+    pub fn is_only_told(&self) -> bool {
+        matches!(self, Self::Inert | Self::CountedByDocker | Self::Slip(_))
     }
 }
 
@@ -186,7 +193,7 @@ impl Refusal {
     pub fn is_by_choice(&self) -> bool {
         match self.reason {
             Reason::NotRunning(_) | Reason::Ignored | Reason::NotAsked | Reason::NotTcp => true,
-            Reason::Inert | Reason::CountedByDocker => true,
+            Reason::Inert | Reason::CountedByDocker | Reason::Slip(_) => true,
             Reason::NoHostName { asked, .. } => !asked,
             Reason::NotPublished { asked, .. } | Reason::Loopback { asked, .. } => !asked,
             Reason::NoPorts { asked } | Reason::NoPortSaid { asked } => !asked,

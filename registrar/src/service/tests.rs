@@ -234,6 +234,31 @@ fn ignored_containers_and_ports_are_left_out_by_choice() {
 }
 
 #[test]
+fn a_label_that_is_almost_a_setting_is_an_attribute_and_told_also_of_a_container_that_is_not_registered() {
+    let findings =
+        labelled(&[80], &[("SERVICE_HOSTS", "a.example"), ("SERVICE_80_WIEGHT", "7"), ("SERVICE_REGION", "eu")]);
+    assert_eq!(attributes(&findings), [("hosts", "a.example"), ("region", "eu"), ("wieght", "7")]);
+    let is = |label: &str, meant: &str| {
+        format!("{label}: no setting is called so, and it is the attribute that its name says; is {meant} meant?")
+    };
+    let told = [is("SERVICE_80_WIEGHT=\"7\"", "SERVICE_80_WEIGHT"), is("SERVICE_HOSTS=\"a.example\"", "SERVICE_HOST")];
+    assert_eq!(shown(&findings).1, told);
+    let explicit = Scope { explicit: true, ..scope() };
+    let (keys, refusals) = shown(&services(&with(&[80], &[("SERVICE_NAMES", "web")]), None, &explicit));
+    assert!(
+        keys.is_empty() && refusals[0].contains("is SERVICE_NAME meant?") && refusals[1].contains("--explicit"),
+        "{refusals:?}"
+    );
+    // A variable of a container that nobody wants registered is its application's.
+    let foreign = variables(with(&[80], &[]), &["SERVICE_TAG=7"]);
+    let of_variable = |scope: &Scope| shown(&services(&foreign, None, scope)).1;
+    assert!(of_variable(&scope()).iter().any(|told| told.contains("is SERVICE_TAGS meant?")));
+    assert!(!of_variable(&explicit).iter().any(|told| told.contains("meant?")));
+    let hidden = variables(with(&[80], &[("SERVICE_HOSTS", "")]), &["SERVICE_HOSTS=a.example"]);
+    assert_eq!(shown(&services(&hidden, None, &scope())).1, [""; 0]);
+}
+
+#[test]
 fn with_explicit_only_ports_that_are_asked_for_are_registered() {
     let explicit = Scope { explicit: true, ..scope() };
     let cases: [(Pairs<'_>, &[u16]); 8] = [
@@ -694,6 +719,19 @@ fn a_container_with_ten_thousand_labels_is_refused_in_words_and_labels_of_others
         assert_eq!(refusals.len(), 1);
         assert!(refusals[0].contains("10000 of its labels") && refusals[0].contains("at most 1000"), "{refusals:?}");
     }
-    let (keys, refusals) = shown(&of(&named(&|number| format!("org.example.{number}"))));
+    let (keys, refusals) = shown(&of(&named(&|number| format!("org.{number}"))));
     assert_eq!((keys.len(), refusals), (1, vec![]));
+}
+
+#[test]
+fn a_container_with_longer_labels_than_an_event_of_docker_takes_is_refused_whosever_they_are() {
+    let of = |size: usize| {
+        let value = "v".repeat(size - "SERVICE_NAME".len() - "web".len() - "org.example".len());
+        services(&with(&[80], &[("SERVICE_NAME", "web"), ("org.example", &value)]), None, &scope())
+    };
+    let (keys, refusals) = shown(&of(128 << 10));
+    assert_eq!((keys.len(), refusals), (1, vec![]));
+    let (keys, refusals) = shown(&of((128 << 10) + 1));
+    assert_eq!(keys, Vec::<String>::new());
+    assert!(refusals[0].contains("131073 bytes") && refusals[0].contains("at most 131072"), "{refusals:?}");
 }
