@@ -24,14 +24,14 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::catalog::Step;
-use crate::compose::{ComposeError, Composer, Wanted, check};
+use crate::compose::{ComposeError, Composer, Wanted, replace};
 use crate::feed::What;
-use crate::haproxy::{Command, Program, ReloadError, Reloader, Runtime, RuntimeError, Worker};
+use crate::haproxy::{Command, Program, RELOAD_LIMIT, ReloadError, Reloaded, Reloader, Runtime, RuntimeError, Worker};
 use crate::metrics::Metrics;
 use crate::model::Service;
 use crate::output::{Output, OutputError};
 use crate::plan::{self, Bind, Change, Parsed, Plan, Reason, ServerId, Version, WorkerLimits};
-use crate::readback::Healths;
+use crate::readback::{Fresh, Healths};
 use crate::suspect::Health;
 use crate::view::HaproxyView;
 use crate::{readback, until};
@@ -49,6 +49,12 @@ const COMPARE_EVERY: Duration = Duration::from_secs(5);
 const AFTER_STEPS: Duration = Duration::from_millis(100);
 /// How often HAProxy is asked whether it is still the worker that we know.
 const ASK_WORKER_EVERY: Duration = Duration::from_secs(2);
+/// How often it is asked while another worker is waited for.
+const ASK_WORKER_AGAIN: Duration = Duration::from_millis(10);
+/// How often the servers of a worker are looked at again that may be another one in a moment.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long after a reload what answers may be the former worker, or one of somebody else's reload.
+const FORMER_ANSWERS: Duration = Duration::from_millis(500);
 /// The longest pause before the file is tried again where it could not be written.
 const LONGEST_SETTLE_PAUSE: Duration = Duration::from_secs(10);
 /// After this many contradictions in a row the short way is closed.
@@ -78,6 +84,14 @@ pub enum ApplyError {
         /// What the kernel said.
         error: std::io::Error,
     },
+    /// HAProxy has read something, and it was not the file.
+    #[error("HAProxy was reloaded, but has not read {}: {difference}; start it with -f and that file, as HAProxy itself sees it", .output.display())]
+    Elsewhere {
+        /// The file.
+        output: PathBuf,
+        /// In what HAProxy's servers are not those of the file.
+        difference: String,
+    },
 }
 
 impl ApplyError {
@@ -86,17 +100,17 @@ impl ApplyError {
         match self {
             Self::Bind { .. } => true,
             Self::Reload(error) => !error.says_nothing_of_the_file(),
-            Self::Compose(_) | Self::Output(_) => false,
+            Self::Compose(_) | Self::Output(_) | Self::Elsewhere { .. } => false,
         }
     }
 
     /// Its kind, as metrics tell it.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Compose(ComposeError::Template(_)) => "template",
-            Self::Compose(ComposeError::Refused { .. } | ComposeError::Check(_)) => "check",
-            Self::Compose(ComposeError::Output(_)) | Self::Output(_) => "output",
+            Self::Compose(error) => error.kind(),
+            Self::Output(_) => "output",
             Self::Reload(_) => "reload",
+            Self::Elsewhere { .. } => "elsewhere",
             Self::Bind { .. } => "bind",
         }
     }
@@ -105,7 +119,7 @@ impl ApplyError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Compose(error) => error.may_pass(),
-            Self::Output(_) | Self::Reload(_) | Self::Bind { .. } => true,
+            Self::Output(_) | Self::Reload(_) | Self::Bind { .. } | Self::Elsewhere { .. } => true,
         }
     }
 }
@@ -244,6 +258,8 @@ pub struct Applier {
     settling: Option<JoinHandle<Result<Settled, ComposeError>>>,
     settle_at: Option<Instant>,
     settle_pause: Backoff,
+    /// Why the file on disk does not hold what HAProxy runs; it is tried again.
+    unfiled: Option<String>,
     /// Who answers on the stats socket, and when that was asked.
     worker: Option<(Worker, Instant)>,
     ask_worker_at: Instant,
@@ -282,6 +298,7 @@ impl Applier {
             settling: None,
             settle_at: None,
             settle_pause: Backoff::new(SETTLE_EVERY, LONGEST_SETTLE_PAUSE),
+            unfiled: None,
             worker: None,
             ask_worker_at: Instant::now(),
             unrepaired: None,
@@ -340,7 +357,9 @@ impl Applier {
             applied: self.history.applied.clone(),
             applying_since: None,
             error: self.history.error.clone(),
+            unfiled: self.unfiled.clone(),
             distrust: self.distrust.clone(),
+            unled: self.running.as_ref().map(Parsed::unled).unwrap_or_default(),
         }
     }
 
@@ -700,9 +719,11 @@ impl Applier {
         let before = self.running.as_ref().map(Parsed::shared_text).or_else(|| self.file_text());
         self.config.output.promote().await?;
         self.filed = Some(text.shared_text());
+        self.unfiled = None;
         self.save_state(&text).await;
+        let former = self.look_at_worker().await;
         let begun = Instant::now();
-        let reloaded = self.config.reloader.reload().await;
+        let reloaded = self.reload(former.as_ref()).await;
         if let Some(part) = &self.config.part {
             part.progress();
         }
@@ -729,15 +750,49 @@ impl Applier {
             }
             return Err(error.into());
         }
-        self.say_applied(wanted, &format!("by a reload: {why}"));
         self.limits = text.worker_limits();
         self.running = Some(text);
         self.ahead.clear();
         self.leaving.clear();
         (self.distrust, self.stale) = (None, None);
         self.settle_at = None;
-        self.take_over_worker().await;
+        if let Some(difference) = self.take_over_new_worker(former).await {
+            self.running = None;
+            return Err(ApplyError::Elsewhere { output: self.config.output.path().to_owned(), difference });
+        }
+        self.say_applied(wanted, &format!("by a reload: {why}"));
         Ok(Applied::Reloaded)
+    }
+
+    /// Looks who answers, and when, so that it is seen after a reload whether that is another one. That it is another one already than
+    /// the one that is known is [`Applier::ask_worker`]'s to find out.
+    async fn look_at_worker(&mut self) -> Option<(Worker, Instant)> {
+        let worker = self.config.runtime.as_ref()?.worker().await.ok()?;
+        if self.worker.is_none() {
+            self.saw(worker.clone()).await;
+        }
+        Some((worker, Instant::now()))
+    }
+
+    /// Makes HAProxy read its file, and waits for its new worker, also where the way to tell it does not let that be seen: what is
+    /// asked and told next is for that one. For this it must be known who answered before.
+    async fn reload(&self, former: Option<&(Worker, Instant)>) -> Result<(), ReloadError> {
+        if self.config.reloader.reload().await? == Reloaded::Done {
+            return Ok(());
+        }
+        let (Some(runtime), Some((before, then))) = (&self.config.runtime, former) else { return Ok(()) };
+        let deadline = Instant::now() + RELOAD_LIMIT;
+        loop {
+            let now = runtime.worker().await;
+            if now.as_ref().is_ok_and(|now| now.is_other_than(before, then.elapsed())) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                // Of one that does not answer nothing is known.
+                return now.map_or(Ok(()), |_| Err(ReloadError::SameWorker));
+            }
+            tokio::time::sleep(ASK_WORKER_AGAIN).await;
+        }
     }
 
     fn say_applied(&self, wanted: &Wanted, how: &str) {
@@ -747,23 +802,43 @@ impl Applier {
         info!(services, instances, left_out, how, "configuration applied");
     }
 
-    /// Sets in a new worker what the model says of each server, whatever it took over from the old one.
-    async fn take_over_worker(&mut self) {
-        let (Some(runtime), Some(running)) = (self.config.runtime.clone(), self.running.clone()) else { return };
+    /// Takes over the worker that came of a reload of ours. Gives in what its servers are not those of the text at all: it has read
+    /// something else. The one before it may still answer for a moment, and so may one that somebody else's reload gave meanwhile;
+    /// where nobody was known before, nobody is judged.
+    async fn take_over_new_worker(&mut self, former: Option<(Worker, Instant)>) -> Option<String> {
+        let former = former.filter(|_| !matches!(self.config.reloader, Reloader::Nobody));
+        let deadline = Instant::now() + FORMER_ANSWERS;
+        loop {
+            let difference = self.take_over_worker().await;
+            let (Some((before, then)), Some((now, at))) = (&former, &self.worker) else { return None };
+            let is_other = now.is_other_than(before, *at - *then);
+            if is_other && difference.is_none() || Instant::now() > deadline {
+                return difference.filter(|_| is_other);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Sets in a new worker what the model says of each server, whatever it took over from the old one. Gives in what its servers are
+    /// not those of the text at all.
+    async fn take_over_worker(&mut self) -> Option<String> {
+        let (Some(runtime), Some(running)) = (self.config.runtime.clone(), self.running.clone()) else { return None };
         if let Ok(worker) = runtime.worker().await {
             self.saw(worker).await;
         }
         self.ask_worker_at = Instant::now() + ASK_WORKER_EVERY;
         match repair(&runtime, &running).await {
-            Ok(()) => {
+            Ok(difference) => {
                 // What was not trusted since is another matter.
                 if self.unrepaired.take().is_some_and(|error| self.distrust.as_ref() == Some(&error)) {
                     self.distrust = None;
                 }
+                difference
             }
             Err(error) => {
                 self.distrust(&error);
                 self.unrepaired = self.distrust.clone();
+                None
             }
         }
     }
@@ -915,7 +990,8 @@ impl Applier {
         let (program, output, runtime) =
             (self.config.program.clone(), self.config.output.clone(), self.config.runtime.clone());
         let (text, changes) = (running.shared_text(), self.changes);
-        let is_filed = self.filed.as_deref() == Some(&*text);
+        let filed = self.filed.clone();
+        let is_filed = filed.as_deref() == Some(&*text);
         let now = Instant::now();
         let runtime = runtime.filter(|_| self.last_compared.is_none_or(|last| last + COMPARE_EVERY <= now));
         if runtime.is_some() {
@@ -923,8 +999,7 @@ impl Applier {
         }
         self.settling = Some(tokio::task::spawn_local(async move {
             if !is_filed {
-                check(program.as_ref(), &output, &text).await?;
-                output.promote().await?;
+                replace(program.as_ref(), &output, filed.as_deref(), &text).await?;
             }
             let state = match runtime {
                 Some(runtime) => runtime.servers_state().await.ok(),
@@ -951,6 +1026,8 @@ impl Applier {
             Err(error) => {
                 let again = self.settle_pause.pause();
                 error!(%error, again_in = ?again, "file not written; HAProxy runs what it would hold");
+                self.history.metrics.failed(error.kind());
+                self.unfiled = Some(error.to_string());
                 self.settle_at = Some(Instant::now() + again);
                 // A text that HAProxy refuses has to be found out about, service by service; but for what is wrong beside it, which the
                 // reload that it waits for is about.
@@ -963,6 +1040,7 @@ impl Applier {
             }
         };
         self.settle_pause.reset();
+        self.unfiled = None;
         let is_behind = self.running.as_ref().is_some_and(|running| running.text() != &*settled.text);
         self.filed = Some(settled.text);
         if is_behind || settled.changes != self.changes {
@@ -1004,7 +1082,11 @@ impl Applier {
             }
             return false;
         }
-        warn!(worker = pid, "HAProxy was restarted or reloaded by somebody else");
+        if matches!(self.config.reloader, Reloader::Supervised(_)) {
+            warn!(worker = pid, "HAProxy has another worker");
+        } else {
+            warn!(worker = pid, "HAProxy was restarted or reloaded by somebody else");
+        }
         self.history.note(What::HaproxyRestarted, "");
         self.stop_settling();
         self.running = self.config.output.read().map(Parsed::new);
@@ -1021,21 +1103,23 @@ impl Applier {
     }
 }
 
-/// Sets the servers of a worker right that has read a text, and reads back whether they are.
-async fn repair(runtime: &Runtime, text: &Parsed) -> Result<(), RuntimeError> {
-    let repair = readback::repairs(&runtime.servers_state().await?, text);
-    if repair.is_empty() {
-        return Ok(());
+/// Sets the servers of a worker right that has read a text, and reads back whether they are. Gives in what it has other servers
+/// than the text.
+async fn repair(runtime: &Runtime, text: &Parsed) -> Result<Option<String>, RuntimeError> {
+    let state = runtime.servers_state().await?;
+    let Fresh { repairs, other } = Fresh::of(&state, text);
+    if repairs.is_empty() {
+        return Ok(other);
     }
-    runtime.run(&repair).await?;
-    let left = readback::repairs(&runtime.servers_state().await?, text);
+    runtime.run(&repairs).await?;
+    let left = Fresh::of(&runtime.servers_state().await?, text).repairs;
     if let Some(command) = left.first() {
         // Somebody else sets it too, such as an agent: nothing that a reload would end.
         warn!(wanted = command.text(), servers = left.len(), "servers are not what they were set to after the reload");
     } else {
-        info!(commands = repair.len(), "servers brought to their state after the reload");
+        info!(commands = repairs.len(), "servers brought to their state after the reload");
     }
-    Ok(())
+    Ok(other)
 }
 
 /// Whether what HAProxy was told of single servers is not what the whole text says of them, though the registry still does.

@@ -40,6 +40,14 @@ pub enum ComposeError {
         /// The sections they name that could be services, each with what was said of it.
         sections: BTreeMap<ServiceName, String>,
     },
+    /// HAProxy refuses the text, and by now the file as well that it took before.
+    #[error(
+        "HAProxy refuses the file, and now also the one that it took before: {words}; mend what it reads besides, such as a certificate"
+    )]
+    Beside {
+        /// What it says of the one that it took before.
+        words: String,
+    },
     /// HAProxy could not be asked.
     #[error(transparent)]
     Check(CheckError),
@@ -49,9 +57,18 @@ pub enum ComposeError {
 }
 
 impl ComposeError {
+    /// Its kind, as metrics tell it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Template(_) => "template",
+            Self::Refused { .. } | Self::Beside { .. } | Self::Check(_) => "check",
+            Self::Output(_) => "output",
+        }
+    }
+
     /// Whether the same input may do better later.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Check(_) | Self::Output(_))
+        matches!(self, Self::Check(_) | Self::Output(_) | Self::Beside { .. })
     }
 }
 
@@ -334,9 +351,69 @@ pub async fn check(program: Option<&Program>, output: &Output, text: &Arc<str>) 
     }
 }
 
+/// Puts a text of which HAProxy runs the servers in the place of the file that it took before, which is `filed`; where that is not
+/// known, it is what lies there.
+pub async fn replace(
+    program: Option<&Program>,
+    output: &Output,
+    filed: Option<&str>,
+    text: &Arc<str>,
+) -> Result<(), ComposeError> {
+    match check(program, output, text).await {
+        Ok(()) => Ok(output.promote().await?),
+        Err(error @ ComposeError::Refused { .. }) => {
+            // What somebody has deleted or changed by hand says nothing of what is beside the file.
+            let is_the_one_before = output.read().is_some_and(|lies| filed.is_none_or(|filed| filed == lies));
+            let Some(program) = program.filter(|_| is_the_one_before) else { return Err(error) };
+            match program.check(output.path()).await {
+                Err(CheckError::Refused { words, .. }) => Err(ComposeError::Beside { words }),
+                _ => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The name of the section that a line (counted from 1) of the text lies in.
 fn section_name(text: &str, line: usize) -> Option<ServiceName> {
     let before: Vec<&str> = text.lines().take(line).collect();
     let head = before.iter().rev().find(|line| !line.starts_with([' ', '\t', '#']) && !line.is_empty())?;
     head.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that HAProxy takes, and three that it does not.
+    const GOOD: &str = "defaults\n mode http\n timeout client 1s\nfrontend f\n bind 127.0.0.1:1\n";
+    const BAD_BY_NOW: &str = "global\n bad by now\n";
+    const BAD_BY_HAND: &str = "global\n bad by hand\n";
+    const BAD_AND_NEW: &str = "global\n bad and new\n";
+
+    #[tokio::test]
+    async fn what_is_wrong_beside_the_file_is_to_blame_only_where_the_file_that_was_filed_is_refused_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = Program::new("haproxy");
+        let output = Output::new(directory.path().join("haproxy.cfg"));
+        replace(Some(&program), &output, None, &GOOD.into()).await.expect("is haproxy here? apt-get install haproxy");
+        for (lies, filed, is_beside) in [
+            (Some(BAD_BY_NOW), Some(BAD_BY_NOW), true),
+            (Some(BAD_BY_NOW), None, true),
+            (Some(GOOD), Some(GOOD), false),
+            (Some(BAD_BY_HAND), Some(GOOD), false),
+            (None, Some(GOOD), false),
+            (None, None, false),
+        ] {
+            match lies {
+                Some(text) => std::fs::write(output.path(), text).unwrap(),
+                None => drop(std::fs::remove_file(output.path())),
+            }
+            let result = replace(Some(&program), &output, filed, &BAD_AND_NEW.into()).await;
+            match (&result, is_beside) {
+                (Err(ComposeError::Beside { .. }), true) | (Err(ComposeError::Refused { .. }), false) => {}
+                _ => panic!("{lies:?}, filed {filed:?}: {result:?}"),
+            }
+        }
+    }
 }

@@ -257,7 +257,8 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_SUSPECT_FOR", default_value = "10m", value_parser = parse_duration)]
     pub suspect_for: Duration,
 
-    /// How long one request to etcd may take before the next endpoint is asked
+    /// How long one request to etcd may take before the next endpoint is asked; a page of a long listing by v3 may take eight
+    /// times as long where there is no other
     #[arg(long, global = true, value_name = "TIME", env = "DISCOVERER_ETCD_TIMEOUT", default_value = "3s", value_parser = parse_positive)]
     pub etcd_timeout: Duration,
 

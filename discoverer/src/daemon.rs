@@ -34,6 +34,7 @@ use crate::haproxy::{Layout, Program, Reloader, Runtime, Supervisor, SupervisorH
 use crate::identity::Identity;
 use crate::metrics::{ChangeKind, Metrics};
 use crate::model::{Service, Services};
+use crate::options::UnreadOption;
 use crate::output::Output;
 use crate::plan::Version;
 use crate::publish::{Publisher, Stage};
@@ -70,7 +71,7 @@ const WAITING_UPDATES: usize = 1024;
 /// # Errors
 /// What is wrong with the flags, and a part that failed which nothing goes on without.
 pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str>) -> anyhow::Result<ExitCode> {
-    let Deps { store, endpoints, routes, begin, unfollowed, mut renewals, part } = deps;
+    let Deps { store, endpoints, routes, begin, unfollowed, mut docker_trouble, mut renewals, part } = deps;
     let access = flags.access()?;
     access.check(&flags.admin)?;
     if flags.runtime_socket().is_some() {
@@ -136,6 +137,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
         template: flags.template.display().to_string(),
         template_error: None,
         config_error: None,
+        unread_options: Vec::new(),
     };
     let (publisher, views) = Publisher::new(discoverer, metrics.clone(), flags.admin != Address::Off);
     let admin_ended = start_admin(&flags, access, views, &metrics, routes, &mut tasks)?;
@@ -178,7 +180,7 @@ pub async fn run(flags: Flags, deps: Deps, mut stop: mpsc::Receiver<&'static str
     let give_up_after = daemon.flags.give_up_after;
     let mut code = ExitCode::SUCCESS;
     tokio::select! {
-        () = daemon.run(updated, loads, touches, &mut renewals) => bail!("the discoverer ended before it was told to"),
+        () = daemon.run(updated, loads, touches, &mut docker_trouble, &mut renewals) => bail!("the discoverer ended before it was told to"),
         Some(ended) = tasks.join_next() => {
             ended.context("a part of the discoverer failed")?;
             bail!("a part of the discoverer ended before it was told to");
@@ -379,6 +381,7 @@ impl Daemon {
         mut updated: mpsc::Receiver<Arrived>,
         mut loads: mpsc::Receiver<Result<Templates, TemplateError>>,
         mut touches: mpsc::Receiver<PathBuf>,
+        docker_trouble: &mut watch::Receiver<Option<String>>,
         renewals: &mut Renewals<Flags>,
     ) {
         // Who looks at once sees that nothing is known yet.
@@ -410,8 +413,9 @@ impl Daemon {
                 }
                 load = loads.recv() => {
                     let Some(load) = load else { return };
-                    if load.is_ok() {
+                    if let Ok(templates) = &load {
                         info!("templates read");
+                        self.compare_options(templates);
                     }
                     self.templates = Some(Rc::new(load));
                     self.apply().await;
@@ -423,6 +427,11 @@ impl Daemon {
                     self.apply().await;
                 }
                 news = renewals.next() => self.renew(news).await,
+                // Nobody tells, where nobody registers in this process.
+                Ok(()) = docker_trouble.changed() => {
+                    self.registry.view.docker_error = docker_trouble.borrow_and_update().clone();
+                    self.registry.is_news = true;
+                }
                 () = until(forget_at) => {
                     let change = self.registry.change(|catalog| catalog.forget(std::time::Instant::now()));
                     self.changed(change).await;
@@ -449,6 +458,17 @@ impl Daemon {
                     snapshot::Due::Written(written) => self.snapshots.ended(written),
                 },
             }
+        }
+    }
+
+    /// Says of options that no template reads, when there are such that were not told yet.
+    fn compare_options(&mut self, templates: &Templates) {
+        let options = self.flags.option_map();
+        let unread = templates.unread(options.keys().map(String::as_str));
+        let told = self.publisher.has_read(unread.clone());
+        for UnreadOption { name, meant } in unread.iter().filter(|option| !told.contains(option)) {
+            let meant = meant.join(", ");
+            warn!(option = %name, %meant, "no template reads this option (--set)");
         }
     }
 
@@ -686,6 +706,7 @@ impl Registry {
             connection: Connection::Connecting,
             since: Timestamp::now(),
             error: None,
+            docker_error: None,
             index: 0,
             last_change: None,
             stale_since: None,

@@ -5,7 +5,6 @@
 //! and the others are read all the same.
 
 mod file;
-mod near;
 #[cfg(test)]
 pub(crate) mod sample;
 mod steps;
@@ -26,6 +25,7 @@ use self::way::{Away, Etcd, Evidence};
 use crate::client::Client;
 use crate::config::Flags;
 use crate::haproxy::{Runtime, Stats};
+use crate::output;
 use crate::report::Report;
 
 /// The stats socket under `--supervise`, in the state directory.
@@ -78,7 +78,7 @@ async fn read_discoverer(flags: &Flags, has_stats: bool) -> anyhow::Result<Resul
 
 fn read_file(path: &Path) -> Result<File, Away> {
     let shown = path.display();
-    match std::fs::read_to_string(path) {
+    match output::read(path) {
         Ok(text) => Ok(File::read(&text)),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(Away::unknown(format!("{shown} cannot be read: {error}"), "Ask as the discoverer's user, or as root"))

@@ -44,7 +44,7 @@ pub fn version(said: &str) -> Option<String> {
 
 /// What sets the servers of a worker right that has read this text, from the reply to `show servers state`.
 pub fn repairs(state: &str, text: &Parsed) -> Vec<Command> {
-    readback::repairs(state, text)
+    readback::Fresh::of(state, text).repairs
 }
 
 /// What of that reply is handed to a worker that reads this text.

@@ -1,10 +1,10 @@
 //! By what this discoverer is known among those of its registry: the host's name, and a mark that it keeps in `--state-dir`.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::Path;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use registry::DiscovererId;
 use registry::acknowledgement::IdError;
 use tracing::info;
@@ -42,11 +42,11 @@ impl Identity {
 fn kept(state_dir: &Path) -> std::io::Result<(String, Flock<File>)> {
     let path = state_dir.join(FILE);
     // A file that is open for writing keeps its file system from being made read-only.
-    let file = match File::open(&path) {
+    let file = match open(File::options().read(true), &path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             std::fs::create_dir_all(state_dir)?;
-            File::options().append(true).create(true).open(&path)?;
-            File::open(&path)?
+            open(File::options().append(true).create(true), &path)?;
+            open(File::options().read(true), &path)?
         }
         file => file?,
     };
@@ -60,10 +60,16 @@ fn kept(state_dir: &Path) -> std::io::Result<(String, Flock<File>)> {
         return Ok((mark, file));
     }
     let mark = new_mark();
-    let mut written = File::options().write(true).truncate(true).open(&path)?;
+    let mut written = open(File::options().write(true).truncate(true), &path)?;
     writeln!(written, "{mark}")?;
     written.sync_all()?;
     Ok((mark, file))
+}
+
+/// Opens a file, but neither what a link leads to nor a pipe, which may never be written to: in a directory that others may write to (such
+/// as one below /tmp) they may have put it there.
+fn open(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {
+    observe::file::open_with(options, OFlag::O_NOFOLLOW, path)
 }
 
 fn new_mark() -> String {
@@ -90,5 +96,24 @@ mod tests {
         // A directory that is not there costs no more than that.
         let absent = directory.path().join("discoverer-id/absent");
         assert_ne!(Identity::take(&absent).unwrap().id, Identity::take(&absent).unwrap().id);
+    }
+
+    #[test]
+    fn what_others_put_in_the_ids_place_is_neither_followed_nor_written_to_nor_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (victim, absent) = (directory.path().join("victim"), directory.path().join("absent"));
+        let place = directory.path().join(FILE);
+        std::fs::write(&victim, "very precious").unwrap();
+        let link = |to: &Path| std::os::unix::fs::symlink(to, &place).unwrap();
+        let pipe = || nix::unistd::mkfifo(&place, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (to_victim, to_nothing) = (|| link(&victim), || link(&absent));
+        for put in [&to_victim as &dyn Fn(), &to_nothing, &pipe] {
+            put();
+            let (one, two) = (Identity::take(directory.path()).unwrap(), Identity::take(directory.path()).unwrap());
+            assert!(one._alone.is_none() && one.id != two.id);
+            assert_eq!(std::fs::read_to_string(&victim).unwrap(), "very precious");
+            assert!(!absent.exists());
+            std::fs::remove_file(&place).unwrap();
+        }
     }
 }

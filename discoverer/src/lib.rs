@@ -27,7 +27,9 @@ mod identity;
 pub mod init;
 pub mod metrics;
 pub mod model;
+mod near;
 pub mod once;
+pub mod options;
 pub mod output;
 pub mod plan;
 mod publish;
@@ -55,7 +57,7 @@ use observe::answer;
 use observe::config::Renewals;
 use observe::systemd::Part;
 use registry::{EndpointList, SecurityError, Store, StoreOptions};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 pub use crate::daemon::run;
@@ -121,6 +123,8 @@ pub struct Deps {
     pub begin: Pin<Box<dyn Future<Output = ()>>>,
     /// To be told when the store is not followed any more: what changes in it from now on HAProxy does not hear of.
     pub unfollowed: Option<oneshot::Sender<()>>,
+    /// Why whoever registers in this process does not hear all from Docker, as long as that is so.
+    pub docker_trouble: watch::Receiver<Option<String>>,
     /// Who tells of flags that were read again.
     pub renewals: Renewals<Flags>,
     /// What systemd hears of the discoverer.
@@ -141,6 +145,7 @@ impl Deps {
             routes: axum::Router::new(),
             begin,
             unfollowed: None,
+            docker_trouble: watch::channel(None).1,
             renewals: Renewals::default(),
             part: Part::begin(),
         })

@@ -5,29 +5,23 @@ use std::process::ExitCode;
 use anyhow::Context;
 use discoverer::config::{Cli, Command, ETCD_VARIABLE, Flags, RULES, command};
 use discoverer::{health, init};
-use observe::answer::print;
+use observe::answer::{complain, print_and_end};
 use observe::arguments;
-use observe::config::{Loaded, Origin, Renewals, Source};
+use observe::config::{Loaded, Renewals, Source};
 
 fn main() -> ExitCode {
     let hidden = arguments::hide("--etcd", ETCD_VARIABLE);
     let source = Source::new(command(), &RULES, std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
-        return match print(text) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("discoverer: {error}");
-                ExitCode::FAILURE
-            }
-        };
+        return print_and_end(text);
     }
     let mut cli = Cli::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
     if matches!(cli.command, Some(Command::Health { .. })) {
-        health::find(&mut cli.flags, |key| matches!(loaded.origin(key), Some(Origin::Flag(_))));
+        health::find(&mut cli.flags, |key| loaded.is_flag(key));
     }
     if let Err(error) = observe::log::start(cli.flags.log_format, &cli.flags.log_level) {
-        eprintln!("discoverer: {error}");
+        complain(error);
         return ExitCode::from(2);
     }
     if let Err(error) = hidden {

@@ -34,7 +34,7 @@ const PROPAGATION_BUCKETS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 const RELOAD_BUCKETS: [f64; 9] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
 
 /// What may fail, as [`crate::apply::ApplyError::kind`] names it, and the runtime API.
-const FAILURES: [&str; 6] = ["template", "check", "output", "reload", "bind", "runtime_api"];
+const FAILURES: [&str; 7] = ["template", "check", "output", "reload", "elsewhere", "bind", "runtime_api"];
 
 /// The handles. Cheap to clone: all clones count together.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use jiff::Timestamp;
-use observe::answer::print;
+use observe::answer::{complain, print};
 use registry::Store;
 use similar::{ChangeTag, TextDiff};
 use tracing::{info, warn};
@@ -21,6 +21,7 @@ use crate::config::Flags;
 use crate::haproxy::{Program, Reloader, Runtime};
 use crate::metrics::Metrics;
 use crate::model::Services;
+use crate::options::UnreadOption;
 use crate::output::Output;
 use crate::{
     catalog_options, explain, health, reloaded_version, reloader, running_version, sample, status, store, surroundings,
@@ -57,6 +58,11 @@ pub async fn check(flags: &Flags, store: Option<&Store>) -> anyhow::Result<ExitC
     let surroundings = surroundings(flags, &program).await;
     let directory = tempfile::tempdir().context("a directory for the check")?;
     let file = Output::new(directory.path().join("haproxy.cfg"));
+    let options = flags.option_map();
+    for UnreadOption { name, meant } in templates.unread(options.keys().map(String::as_str)) {
+        let meant = meant.join(", ");
+        warn!(option = %name, %meant, "no template reads this option (--set)");
+    }
     for (name, services) in cases {
         let text = templates.render(&services, &surroundings).with_context(|| format!("with {name}"))?;
         program.check(file.prepare(text).await?).await.with_context(|| format!("with {name}"))?;
@@ -85,7 +91,7 @@ pub async fn status(flags: &Flags, as_json: bool) -> anyhow::Result<ExitCode> {
             Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Err(error) => {
-            eprintln!("discoverer: {}. {}", explain::shown(&error.to_string()), error.advice());
+            complain(format_args!("{error}. {}", error.advice()));
             Ok(if error.is_answer() { ExitCode::FAILURE } else { ExitCode::from(AWAY) })
         }
     }
@@ -102,7 +108,7 @@ pub async fn health(flags: &Flags, connect: Option<SocketAddr>) -> anyhow::Resul
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            eprintln!("discoverer: {}", explain::shown(&error.to_string()));
+            complain(error);
             Ok(ExitCode::FAILURE)
         }
     }

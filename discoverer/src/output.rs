@@ -12,6 +12,8 @@ use tokio::sync::Mutex;
 const MODE: u32 = 0o644;
 /// The same for what nobody else has to read.
 const PRIVATE_MODE: u32 = 0o600;
+/// The largest file that is read, in bytes: four times what templates may render.
+const READ_LIMIT: u64 = 256 << 20;
 
 /// Why a file could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +53,9 @@ impl Output {
         &self.path
     }
 
-    /// What the file holds; none where it is absent or unreadable.
+    /// What the file holds; none where it is absent, unreadable or no file.
     pub fn read(&self) -> Option<String> {
-        std::fs::read_to_string(&self.path).ok()
+        read(&self.path).ok()
     }
 
     /// Writes a text beside the file and gives where.
@@ -105,7 +107,7 @@ impl Output {
     }
 
     fn put_in_place(&self) -> std::io::Result<()> {
-        File::open(&self.candidate)?.sync_all()?;
+        observe::file::open(&self.candidate)?.sync_all()?;
         std::fs::rename(&self.candidate, &self.path)?;
         let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
@@ -122,9 +124,31 @@ impl Output {
     }
 }
 
+/// What such a file holds.
+pub(crate) fn read(path: &Path) -> std::io::Result<String> {
+    observe::file::read(path, READ_LIMIT)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_in_the_files_place_is_not_waited_for_and_gives_way_to_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Output::new(directory.path().join("file"));
+        nix::unistd::mkfifo(output.path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(output.read(), None);
+        output.prepare("text").await.unwrap();
+        output.promote().await.unwrap();
+        assert_eq!(output.read().as_deref(), Some("text"));
+        // Somebody else's, in the place of what was prepared.
+        output.prepare("other").await.unwrap();
+        output.discard();
+        nix::unistd::mkfifo(&output.candidate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        output.promote().await.unwrap_err();
+        assert_eq!(output.read().as_deref(), Some("text"));
+    }
 
     #[tokio::test]
     async fn a_file_is_replaced_whole_and_keeps_its_permissions() {

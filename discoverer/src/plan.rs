@@ -10,6 +10,7 @@ mod difference;
 mod directives;
 pub mod keywords;
 mod reason;
+mod rules;
 mod server;
 mod servers;
 #[cfg(test)]
@@ -23,16 +24,16 @@ use std::str::FromStr;
 
 pub use self::directives::{Bind, WorkerLimits};
 pub use self::reason::Reason;
+pub(crate) use self::rules::{is_rule, named_backend};
 pub use self::servers::ServerSettings;
 pub use self::text::Parsed;
 pub(crate) use self::text::is_section;
-pub(crate) use self::words::words;
+pub(crate) use self::words::{first_word, second_word, words};
 
 use self::context::Context;
 use self::difference::{Difference, references, unnamed_elsewhere};
 use self::server::Server;
 use self::text::Place;
-use self::words::first_word;
 
 /// One server of one backend, named as the runtime API names it: `backend/server`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -12,6 +12,7 @@ use crate::catalog::{Catalog, Step};
 use crate::feed::{Difference, Feed, What, differences};
 use crate::metrics::Metrics;
 use crate::model::{Instance, Services};
+use crate::options::UnreadOption;
 use crate::view::{Connection, DiscovererView, HaproxyView, LeftOut, Part, RegistryView, View};
 
 /// Of so many instances that HAProxy was not told of yet it is kept in mind since when they are there.
@@ -260,6 +261,11 @@ impl Publisher {
     /// Takes in whether the configuration that was read last is in use.
     pub(crate) fn configured(&mut self, error: Option<&str>) {
         self.discoverer.config_error = error.map(str::to_owned);
+    }
+
+    /// Takes in the options that no template reads; gives those of before.
+    pub(crate) fn has_read(&mut self, unread: Vec<UnreadOption>) -> Vec<UnreadOption> {
+        std::mem::replace(&mut self.discoverer.unread_options, unread)
     }
 
     fn compare_template(&mut self, error: Option<&str>, now: Timestamp) {

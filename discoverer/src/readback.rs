@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use registry::{InstanceAddress, ServiceName};
 
 use crate::haproxy::{Command, Kept, ServerHealth, ServerState, parse_healths, parse_servers, with_wanted_states};
@@ -77,21 +77,41 @@ pub(crate) fn state_to_keep(state: &str, text: &Parsed) -> String {
     })
 }
 
-/// What sets the servers of a worker right that has read this text.
-pub(crate) fn repairs(state: &str, text: &Parsed) -> Vec<Command> {
-    let wanted = Wanted::of(text);
-    let mut commands = Vec::new();
-    for server in parse_servers(state) {
-        let Some(settings) = wanted.get(server.backend, server.server) else { continue };
-        let name = format!("{}/{}", server.backend, server.server);
-        if !server.admin.is_ready() && settings.disabled == Some(false) {
-            commands.push(Command::ready(&name));
+/// How the servers of a worker stand that has read a text.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    /// What sets them right.
+    pub(crate) repairs: Vec<Command>,
+    /// A server of the text that the worker does not have, else one that it has beside them; of a worker that has read this text, none.
+    pub(crate) other: Option<String>,
+}
+
+impl Fresh {
+    /// Compares them with the text. Backends whose servers that does not tell have none beside.
+    pub(crate) fn of(state: &str, text: &Parsed) -> Self {
+        let wanted = Wanted::of(text);
+        let mut told = AHashSet::new();
+        let (mut repairs, mut beside) = (Vec::new(), None);
+        for server in parse_servers(state) {
+            told.insert((server.backend, server.server));
+            let name = || format!("{}/{}", server.backend, server.server);
+            let Some(settings) = wanted.get(server.backend, server.server) else {
+                if beside.is_none() && text.tells_servers_of(server.backend) {
+                    beside = Some(format!("server {} should not be there", name()));
+                }
+                continue;
+            };
+            if !server.admin.is_ready() && settings.disabled == Some(false) {
+                repairs.push(Command::ready(&name()));
+            }
+            if let Some(weight) = settings.weight.filter(|&weight| weight != server.weight) {
+                repairs.push(Command::weight(&name(), weight));
+            }
         }
-        if let Some(weight) = settings.weight.filter(|&weight| weight != server.weight) {
-            commands.push(Command::weight(&name, weight));
-        }
+        let missing = text.servers().find(|wanted| !told.contains(&(&*wanted.backend, &*wanted.name)));
+        let missing = missing.map(|server| format!("server {}/{} is missing", server.backend, server.name));
+        Self { repairs, other: missing.or(beside) }
     }
-    commands
 }
 
 /// The first thing in which HAProxy's servers are not those of the text; those that leave may still be there. Backends whose
@@ -180,6 +200,10 @@ mod tests {
     fn text(servers: &[(&str, u16)]) -> Parsed {
         let line = |(name, weight): &(&str, u16)| format!("  server {name} 127.0.0.1:80 weight {weight}\n");
         Parsed::new(format!("backend b\n{}", servers.iter().map(line).collect::<String>()))
+    }
+
+    fn repairs(state: &str, text: &Parsed) -> Vec<Command> {
+        Fresh::of(state, text).repairs
     }
 
     fn found(told: &[(&str, u16)], wanted: &[(&str, u16)]) -> String {
@@ -281,6 +305,16 @@ mod tests {
             let text = Parsed::new(text);
             assert_eq!(difference("1\n# be_id\n3 b 1 a 127.0.0.1 2 0 75 1 1 6\n", &text, |_| false), None);
         }
+    }
+
+    #[test]
+    fn a_worker_that_has_read_another_text_is_known_by_its_servers() {
+        let other = |told: &[(&str, u16)], wanted: &Parsed| Fresh::of(&state(told), wanted).other.unwrap_or_default();
+        let wanted = text(&[("a", 1), ("c", 1)]);
+        assert_eq!(other(&[("c", 2), ("a", 1)], &wanted), "");
+        assert_eq!(other(&[("x", 1), ("a", 1), ("y", 1)], &wanted), "server b/c is missing");
+        assert_eq!(other(&[("x", 1), ("a", 1), ("y", 1), ("c", 1)], &wanted), "server b/x should not be there");
+        assert_eq!(other(&[("s1", 1)], &Parsed::new("backend b\n  server-template s 1 127.0.0.1:80\n")), "");
     }
 
     #[test]

@@ -7,12 +7,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use observe::escape::is_unsafe;
 use registry::ServiceName;
 use registry::settings::{HostNames, Mode, UrlPath};
 use serde::Serialize;
 use tera::{Context, ErrorKind, Tera, Value};
 
 use crate::model::{Instance, Service, Services};
+use crate::options::{ReadOptions, UnreadOption};
 
 /// The partial that holds one server's line.
 const SERVER_PARTIAL: &str = "server.tera";
@@ -85,6 +87,7 @@ pub struct Templates {
     loops: bool,
     /// The templates print `service.servers`, so that the partial has to make each line by itself.
     prints_lines: bool,
+    options: ReadOptions,
     lines: RefCell<Lines>,
 }
 
@@ -109,10 +112,17 @@ impl Templates {
         tera.autoescape_on([""]);
         tera.set_escape_fn(escape);
         tera.add_raw_templates(sources.iter().map(|(name, text)| (name.as_str(), text.as_str())))?;
-        let mentions = |word: &str| sources.values().any(|text| without_comments(text).contains(word));
+        let texts: Vec<String> = sources.values().map(|text| without_comments(text)).collect();
+        let mentions = |word: &str| texts.iter().any(|text| text.contains(word));
         let (loops, prints_lines) = (mentions("instances"), mentions(".servers"));
         let has_partial = sources.contains_key(SERVER_PARTIAL);
-        Ok(Self { tera, main: main.to_owned(), has_partial, loops, prints_lines, lines: RefCell::default() })
+        let options = ReadOptions::of(texts.iter().map(String::as_str));
+        Ok(Self { tera, main: main.to_owned(), has_partial, loops, prints_lines, options, lines: RefCell::default() })
+    }
+
+    /// Those of the options (`--set`) that none of these templates reads.
+    pub fn unread<'o>(&self, options: impl IntoIterator<Item = &'o str>) -> Vec<UnreadOption> {
+        self.options.unread(options)
     }
 
     /// The line of one server, from the partial that holds it and the service's settings. None where the templates do not
@@ -261,22 +271,27 @@ fn without_comments(text: &str) -> String {
 ///
 /// Everything that the configuration's parser could take for more than text is written as `\xHH`, which it
 /// understands bare and in double quotes, and leaves alone in single quotes (configuration manual, section 2.2,
-/// "Quoting and escaping"). An empty value becomes `""`, so that the words after it do not move.
+/// "Quoting and escaping"). So is what changes the order in which the file is read by people. An empty value becomes `""`, so that the
+/// words after it do not move.
 pub fn escape(value: &str, output: &mut dyn Write) -> std::io::Result<()> {
     if value.is_empty() {
         return output.write_all(b"\"\"");
     }
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b >= 0x80 || b"_.:/@,+=%~*?&!^()[]{}|<>;-".contains(&b);
-    for part in value.as_bytes().chunk_by(|&a, &b| is_plain(a) == is_plain(b)) {
-        if is_plain(part[0]) {
-            output.write_all(part)?;
-        } else {
-            for byte in part {
-                write!(output, "\\x{byte:02x}")?;
-            }
+    let is_plain = |c: char| {
+        c.is_ascii_alphanumeric() || "_.:/@,+=%~*?&!^()[]{}|<>;-".contains(c) || !c.is_ascii() && !is_unsafe(c)
+    };
+    let mut rest = value;
+    while let Some(at) = rest.find(|c| !is_plain(c)) {
+        let (plain, from) = rest.split_at(at);
+        output.write_all(plain.as_bytes())?;
+        let end = from.find(is_plain).unwrap_or(from.len());
+        let (other, behind) = from.split_at(end);
+        for byte in other.bytes() {
+            write!(output, "\\x{byte:02x}")?;
         }
+        rest = behind;
     }
-    Ok(())
+    output.write_all(rest.as_bytes())
 }
 
 /// One rule of the HTTP frontend.
@@ -357,6 +372,12 @@ mod tests {
         assert_eq!(text.unwrap(), "2.6\\x20\\x23\\x20\\x0a b c\n");
     }
 
+    #[test]
+    fn nothing_in_a_value_turns_the_direction_of_what_is_read_in_the_file() {
+        assert_eq!(escaped("a\u{202e}b\u{2028}"), "a\\xe2\\x80\\xaeb\\xe2\\x80\\xa8");
+        assert_eq!(escaped("Größe-שלום"), "Größe-שלום");
+    }
+
     /// The names in the first column of the table below a heading of docs/template-context.md.
     fn documented(heading: &str) -> Vec<String> {
         let page =
@@ -395,6 +416,22 @@ mod tests {
             "a name is no part of the context"
         );
         assert_eq!(documented("## What a template gets").len(), all.len());
+    }
+
+    #[test]
+    fn the_reference_and_the_shipped_templates_head_name_each_option_that_it_reads() {
+        let main = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../templates/haproxy.cfg.tera"));
+        let templates = crate::templates::load(main).unwrap();
+        let read: Vec<&str> = templates.options.names().collect();
+        assert!(read.contains(&"http_bind") && read.contains(&"default_service"), "{read:?}");
+        assert_eq!(documented("## Options of the shipped template"), read);
+        let text = std::fs::read_to_string(main).unwrap();
+        let (_, head) = text.split_once("Options of this template, with their defaults:\n").unwrap();
+        let head = head.split_once("-#}").unwrap().0;
+        let mut of_head: Vec<&str> = head.lines().map(|line| line.split_once('=').unwrap().0.trim()).collect();
+        of_head.sort_unstable();
+        assert_eq!(of_head, read);
+        assert_eq!(templates.unread(["https_bnd"])[0].meant, ["https_bind", "http_bind"]);
     }
 
     #[test]

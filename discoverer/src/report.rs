@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::feed::Note;
 pub use crate::haproxy::{ServerStat, Stats};
 use crate::model::{Instance, Service, Services};
+use crate::options::UnreadOption;
 use crate::trouble::{Trouble, troubles};
 pub use crate::view::{Connection, RegistryView, ReloadView};
 use crate::view::{LeftOut, Part, View};
@@ -51,6 +52,10 @@ pub struct StatusReport {
     pub left_out: Vec<LeftOutReport>,
     /// How many keys besides those are no instances.
     pub more_left_out: usize,
+    /// The services that have instances, and to which no rule of HAProxy's file leads; none where a rule names its backend by an
+    /// expression or a variable of the environment, so that it may lead to any, and where the file has no rule.
+    #[serde(default)]
+    pub unrouted: Vec<String>,
 }
 
 /// The discoverer.
@@ -71,6 +76,9 @@ pub struct DiscovererReport {
     /// Why the configuration that was read last is not in use.
     #[serde(default)]
     pub config_error: Option<String>,
+    /// The options (`--set`) that no template reads.
+    #[serde(default)]
+    pub unread_options: Vec<UnreadOption>,
 }
 
 /// Whether HAProxy's own figures stand beside the instances.
@@ -108,6 +116,8 @@ pub struct HaproxyReport {
     pub applying_since: Option<Timestamp>,
     /// Why it does not run what is wanted now.
     pub error: Option<String>,
+    /// Why the file does not hold what HAProxy runs, so that one that is started anew begins with an older state.
+    pub unfiled: Option<String>,
     /// Why the runtime API is not used until the next reload.
     pub distrust: Option<String>,
 }
@@ -133,7 +143,7 @@ pub enum Status {
     Suspect,
     /// HAProxy does not get it.
     Refused,
-    /// A service that has no instance; it is answered for with 503.
+    /// A service that has no instance; where a rule leads to it, it is answered for with 503.
     Empty,
 }
 
@@ -312,9 +322,14 @@ impl StatusReport {
         let index = Index::new(view);
         let outline = Outline::new(view, &index);
         let (mut services, mut instances) = (Counts::default(), Counts::default());
+        let mut unrouted = Vec::new();
+        let is_unled = |name: &str| view.haproxy.unled.binary_search_by(|unled| unled.as_str().cmp(name)).is_ok();
         for name in outline.names() {
             let Some(counted) = outline.count(name) else { continue };
             services.add(counted.status, 1);
+            if !matches!(counted.status, Status::Refused | Status::Empty) && is_unled(name.as_str()) {
+                unrouted.push(name.to_string());
+            }
             for (status, count) in counted.instances.0 {
                 instances.add(status, count);
             }
@@ -331,6 +346,7 @@ impl StatusReport {
             troubles: Vec::new(),
             left_out: view.left_out.iter().map(LeftOutReport::new).collect(),
             more_left_out: view.more_left_out,
+            unrouted,
         };
         status.troubles = troubles(&status);
         status
@@ -349,6 +365,7 @@ impl DiscovererReport {
             template: of.template.clone(),
             template_error: of.template_error.clone(),
             config_error: of.config_error.clone(),
+            unread_options: of.unread_options.clone(),
         }
     }
 }
@@ -368,6 +385,7 @@ impl HaproxyReport {
             applied: of.applied.as_ref().map(|applied| AppliedReport { at: applied.at, how: applied.how.to_owned() }),
             applying_since: of.applying_since,
             error: of.error.clone(),
+            unfiled: of.unfiled.clone(),
             distrust: of.distrust.clone(),
         }
     }

@@ -4,8 +4,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,17 +163,9 @@ pub(crate) fn write(kept: &Kept, prefix: &Prefix, written: Timestamp, file: &mut
 pub fn read(state_directory: &Path, prefix: &Prefix) -> Result<Option<(Kept, Timestamp)>, SnapshotError> {
     let file = state_directory.join(NAME);
     let path = file.display().to_string();
-    let read = File::open(&file).and_then(|file| {
-        if file.metadata()?.len() > LIMIT {
-            return Ok(None);
-        }
-        let mut text = String::new();
-        file.take(LIMIT).read_to_string(&mut text)?;
-        Ok(Some(text))
-    });
-    match read {
-        Ok(Some(text)) => parse(&text, &path, prefix).map(Some),
-        Ok(None) => Err(SnapshotError::TooLarge { path }),
+    match observe::file::read(&file, LIMIT) {
+        Ok(text) => parse(&text, &path, prefix).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(SnapshotError::TooLarge { path }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             Err(SnapshotError::Damaged { path, error: error.to_string() })
@@ -418,6 +409,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_pipe_in_the_snapshots_place_is_named_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&directory.path().join(NAME), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = read(directory.path(), &prefix()).unwrap_err().to_string();
+        assert!(error.contains("registry.json cannot be read: it is no regular file"), "{error}");
+    }
+
     #[tokio::test]
     async fn the_file_is_private_and_absent_at_first() {
         use std::os::unix::fs::PermissionsExt as _;
@@ -431,7 +430,7 @@ mod tests {
         assert_eq!(read(&state, &prefix()).unwrap().unwrap().0.entries, kept().entries);
         std::fs::write(file.path(), [0xff, 0xfe]).unwrap();
         assert!(matches!(read(&state, &prefix()), Err(SnapshotError::Damaged { .. })));
-        File::options().write(true).open(file.path()).unwrap().set_len(LIMIT + 1).unwrap();
+        std::fs::File::options().write(true).open(file.path()).unwrap().set_len(LIMIT + 1).unwrap();
         // Of a hole nothing is on the disk.
         assert!(matches!(read(&state, &prefix()), Err(SnapshotError::TooLarge { .. })));
     }

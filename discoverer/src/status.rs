@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use observe::answer::command;
 use registry::StoreKind;
 
 use crate::explain;
@@ -32,7 +33,9 @@ fn wrong_service(service: &ServiceReport) -> Option<Trouble> {
     let reason = head.left_out.iter().find(|left| matches!(left.what.as_str(), "service" | "route"));
     let why = match head.status {
         Status::Refused => "is left out.",
-        Status::Empty => "has no instance: it is answered for with 503.",
+        Status::Empty => {
+            "has no instance: where a rule leads to it, HAProxy answers 503, until it is forgotten (--forget-after)."
+        }
         Status::Draining => "has no instance that is up: all drain.",
         Status::Suspect => "has no instance that is up: their keys have expired.",
         Status::Up if is_all_down(service) => "has no instance that is up: HAProxy's checks fail.",
@@ -43,7 +46,7 @@ fn wrong_service(service: &ServiceReport) -> Option<Trouble> {
         about: "service".to_owned(),
         what: format!("Service {} {why}", head.name),
         words: reason.filter(|_| head.status == Status::Refused).map(|left| left.reason.clone()),
-        advice: format!("`discoverer explain {}` says what to do.", head.name),
+        advice: format!("`{} {}` says what to do.", command("discoverer", "explain"), head.name),
     })
 }
 
@@ -128,6 +131,9 @@ impl Table<'_> {
             }
             None => text.push_str("; nothing applied yet"),
         }
+        if let Some(why) = &haproxy.unfiled {
+            let _ = write!(text, "; the file does not hold what it runs: {why}");
+        }
         if let Some(why) = &haproxy.distrust {
             let _ = write!(text, "; the runtime API is not used until the next reload: {why}");
         }
@@ -156,20 +162,30 @@ impl fmt::Display for Table<'_> {
             }
             more(f, left_out - status.left_out.len().min(SHOWN))?;
         }
+        let notes: Vec<_> = troubles(status).into_iter().filter(|trouble| trouble.level == Level::Note).collect();
+        if !notes.is_empty() {
+            writeln!(f, "\nTo note:")?;
+            told(f, &notes)?;
+        }
         let wrongs = wrongs(self.report);
         if wrongs.is_empty() {
-            return writeln!(f, "\nAll is well.");
+            let besides = if notes.is_empty() { "" } else { " besides" };
+            return writeln!(f, "\nAll is well{besides}.");
         }
         writeln!(f, "\nWrong:")?;
-        for wrong in wrongs.iter().take(SHOWN) {
-            writeln!(f, "  {}", shown(&wrong.what))?;
-            if let Some(words) = &wrong.words {
-                writeln!(f, "      {}", shown(words))?;
-            }
-            writeln!(f, "      {}", shown(&wrong.advice))?;
-        }
-        more(f, wrongs.len().saturating_sub(SHOWN))
+        told(f, &wrongs)
     }
+}
+
+fn told(f: &mut fmt::Formatter<'_>, troubles: &[Trouble]) -> fmt::Result {
+    for trouble in troubles.iter().take(SHOWN) {
+        writeln!(f, "  {}", shown(&trouble.what))?;
+        if let Some(words) = &trouble.words {
+            writeln!(f, "      {}", shown(words))?;
+        }
+        writeln!(f, "      {}", shown(&trouble.advice))?;
+    }
+    more(f, troubles.len().saturating_sub(SHOWN))
 }
 
 fn more(f: &mut fmt::Formatter<'_>, count: usize) -> fmt::Result {
@@ -284,6 +300,23 @@ mod tests {
         report.status.more_left_out = 7;
         let told = Table { report: &report, now: sample::now() }.to_string();
         assert!(told.contains("not an address\n  and 7 more\n\n"), "{told}");
+    }
+
+    #[test]
+    fn a_service_that_no_rule_leads_to_is_noted_and_not_wrong() {
+        let mut report = sample::report();
+        report.status.unrouted = vec!["web".to_owned()];
+        assert_eq!(wrongs(&report), []);
+        let told = |report: &Report| Table { report, now: sample::now() }.to_string();
+        let text = told(&report);
+        assert!(
+            text.contains("\nTo note:\n  No rule leads to service web: no request comes to it.\n      Give"),
+            "{text}"
+        );
+        assert!(text.ends_with("\n\nAll is well besides.\n"), "{text}");
+        report.status.haproxy.is_up = Some(false);
+        let text = told(&report);
+        assert!(text.contains("To note:") && text.contains("\n\nWrong:\n  HAProxy does not run."), "{text}");
     }
 
     #[test]

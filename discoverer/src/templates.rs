@@ -51,11 +51,7 @@ fn sources(main: &Path) -> Result<Sources, TemplateError> {
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() || metadata.len() > SIZE_LIMIT {
-        return Err(std::io::Error::other("it is no file, or larger than 1 MiB"));
-    }
-    std::fs::read_to_string(path)
+    observe::file::read(path, SIZE_LIMIT)
 }
 
 /// Follows the template's directory: sends what [`load`] gives whenever that differs from what was sent before,

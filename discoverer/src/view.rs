@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::feed::Note;
 use crate::model::Services;
+use crate::options::UnreadOption;
 
 /// Everything, at one moment. Cheap to clone but for what is left out.
 #[derive(Debug, Clone)]
@@ -61,6 +62,8 @@ pub struct DiscovererView {
     pub template_error: Option<String>,
     /// Why the configuration that was read last is not in use; none where it is.
     pub config_error: Option<String>,
+    /// The options (`--set`) that no template reads.
+    pub unread_options: Vec<UnreadOption>,
 }
 
 /// Something of the registry that HAProxy does not get.
@@ -134,6 +137,9 @@ pub struct RegistryView {
     pub since: Timestamp,
     /// What is wrong, where it does not answer: each endpoint with its cause.
     pub error: Option<String>,
+    /// Why Docker does not tell of the containers that this process registers; none where it does, or others register.
+    #[serde(default)]
+    pub docker_error: Option<String>,
     /// Up to which index (v2) or revision (v3) all changes are known.
     pub index: u64,
     /// When something changed last.
@@ -177,8 +183,12 @@ pub struct HaproxyView {
     pub applying_since: Option<Timestamp>,
     /// Why it does not run what is wanted now: the error in the words of HAProxy, the kernel or the template. None where it does.
     pub error: Option<String>,
+    /// Why the file does not hold what HAProxy runs, so that one that is started anew begins with an older state.
+    pub unfiled: Option<String>,
     /// Why the runtime API is not used until the next reload.
     pub distrust: Option<String>,
+    /// The backends of the text that it runs to which no rule leads; sorted.
+    pub unled: Arc<[String]>,
 }
 
 /// One reload.

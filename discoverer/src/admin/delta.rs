@@ -130,7 +130,7 @@ pub(super) fn delta(before: &View, now: &View, stats: Option<&Stats>) -> Delta {
         }
     }
     delta.status = fields_that_differ(&StatusReport::new(before), &StatusReport::new(now));
-    for apart in ["version", "at", "registry", "haproxy", "left_out"] {
+    for apart in ["version", "at", "registry", "haproxy", "left_out", "unrouted"] {
         delta.status.remove(apart);
     }
     delta.registry = fields_that_differ(&before.registry, &now.registry);

@@ -103,6 +103,7 @@ fn head(view: &View, stats: Option<&Stats>, id: EventId) -> String {
     let left_out: Vec<_> = status.left_out.drain(..).take(LEFT_OUT_SHOWN).collect();
     let (level, verdict) = match status.troubles.iter().map(|trouble| trouble.level).max() {
         None => ("ok", "All is well"),
+        Some(Level::Note) => ("note", "All is well, with something to note"),
         Some(Level::Warning) => ("warning", "Running, with something to look at"),
         Some(Level::Error) => ("error", "Something is wrong"),
     };

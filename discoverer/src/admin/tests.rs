@@ -14,6 +14,7 @@ use super::*;
 use crate::feed::{Note, What};
 use crate::model::{Instance, Service, Services};
 use crate::report::Report;
+use crate::trouble::Level;
 use crate::view::{AppliedView, Connection, DiscovererView, HaproxyView, LeftOut, Part, RegistryView, ReloadView};
 
 const HOSTILE: &str = "<script>alert(\"1\")</script>'&amp;";
@@ -106,6 +107,7 @@ fn well() -> View {
             template: "templates/haproxy.cfg.tera".to_owned(),
             template_error: None,
             config_error: None,
+            unread_options: Vec::new(),
         },
         services: Arc::new(services([service("web", vec![plain("10.0.0.1:8000"), plain("10.0.0.2:8000")])])),
         shut_out: Services::new(),
@@ -122,6 +124,7 @@ fn well() -> View {
             error: None,
             index: 42,
             last_change: Some(at("2026-01-01T00:09:59Z")),
+            docker_error: None,
             stale_since: None,
         },
         haproxy: HaproxyView {
@@ -140,7 +143,9 @@ fn well() -> View {
             applied: Some(AppliedView { at: at("2026-01-01T00:09:59Z"), how: "runtime" }),
             applying_since: None,
             error: None,
+            unfiled: None,
             distrust: None,
+            unled: Arc::new([]),
         },
         feed: vec![note(1, "the first")],
     }
@@ -181,6 +186,7 @@ fn ill() -> View {
     view.registry.error = Some(HOSTILE.to_owned());
     view.discoverer.template_error = Some(HOSTILE.to_owned());
     view.haproxy.error = Some(HOSTILE.to_owned());
+    view.haproxy.unfiled = Some(HOSTILE.to_owned());
     view.haproxy.distrust = Some(HOSTILE.to_owned());
     view.feed.push(note(2, HOSTILE));
     view
@@ -321,9 +327,32 @@ fn what_haproxy_does_not_get_is_told_with_its_reason() {
     let counts = json!({ "draining": 1, "suspect": 1, "refused": 3 });
     assert_eq!(json!(report.status.instances_by_status), counts);
     let about: Vec<_> = report.status.troubles.iter().map(|trouble| trouble.about.as_str()).collect();
-    let expected = ["registry", "template", "haproxy", "haproxy", "left_out", "services", "services"];
+    let expected = ["registry", "template", "haproxy", "haproxy", "haproxy", "left_out", "services", "services"];
     assert_eq!(about, expected, "{:#?}", report.status.troubles);
     assert_eq!(Report::new(&well(), None).status.troubles, []);
+}
+
+#[test]
+fn a_service_with_instances_that_no_rule_leads_to_is_noted() {
+    let mut view = well();
+    view.haproxy.unled = ["_nobody", "aside", "empty", "web"].map(str::to_owned).into();
+    view.services = Arc::new(services([
+        service("aside", vec![plain("10.0.0.5:80")]),
+        service("empty", vec![]),
+        service("led", vec![plain("10.0.0.6:80")]),
+        service("web", vec![plain("10.0.0.1:8000")]),
+    ]));
+    view.left_out = vec![left_out(Part::Service, "aside", None, "no such luck")];
+    let status = Report::new(&view, None).status;
+    assert_eq!(status.unrouted, ["web"]);
+    assert!(status.troubles.iter().any(|trouble| trouble.level == Level::Note && trouble.about == "routes"));
+    view.left_out.clear();
+    view.services = Arc::new(services([service("web", vec![plain("10.0.0.1:8000")])]));
+    let page: String = page::pieces(Arc::new(view), None, hub::EventId { start: 1, version: 8, stats: 0 }).collect();
+    assert!(
+        page.contains("All is well, with something to note") && page.contains("No rule leads to service web"),
+        "{page}"
+    );
 }
 
 #[test]

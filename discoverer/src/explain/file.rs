@@ -3,13 +3,16 @@
 //! It reads any file, also one of a template that is the user's own: a server is known by its address.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use crate::plan::{is_section, words};
+use crate::plan::{Parsed, first_word, is_rule, is_section, named_backend, second_word, words};
 
 /// A file, as far as it says where requests go.
 #[derive(Debug, Default)]
 pub(super) struct File {
     sections: Vec<Section>,
+    /// The backends to which no rule leads; sorted.
+    unled: Arc<[String]>,
 }
 
 /// One section.
@@ -19,8 +22,8 @@ pub(super) struct Section {
     keyword: String,
     pub(super) name: String,
     servers: Vec<Server>,
-    /// Its `use_backend` and `default_backend`, each with the backend that it names.
-    rules: Vec<(String, Line)>,
+    /// Its `use_backend` and `default_backend`, each with the backend that it names; none where that is not known from the text.
+    rules: Vec<(Option<String>, Line)>,
     binds: Vec<String>,
 }
 
@@ -51,34 +54,45 @@ pub(super) struct Way<'f> {
     pub(super) binds: &'f [String],
 }
 
+impl Way<'_> {
+    /// The rule as it stands in the file of that name.
+    pub(super) fn shown(&self, file: &str) -> String {
+        let binds = if self.binds.is_empty() { String::new() } else { format!(" ({})", self.binds.join(", ")) };
+        format!("{file}:{}: {}{binds}: {}", self.line.number, self.section, self.line.text)
+    }
+}
+
 impl File {
     pub(super) fn read(text: &str) -> Self {
-        let mut file = Self::default();
+        let mut file = Self { sections: Vec::new(), unled: Parsed::new(text).unled() };
         for (at, text) in text.lines().enumerate() {
+            let line = || Line { number: at + 1, text: text.trim().to_owned() };
+            let first = first_word(text);
+            if let Some(section) = file.sections.last_mut() {
+                // An environment variable in one does not make it none.
+                if is_rule(&first) {
+                    section.rules.push((named_backend(text).map(Into::into), line()));
+                } else if first == "bind" {
+                    section.binds.push(second_word(text).into_owned());
+                }
+            }
             let Ok(words) = words(text) else { continue };
-            let Some(first) = words.first() else { continue };
             let second = words.get(1).map(ToString::to_string);
-            if is_section(first) {
+            if is_section(&first) {
                 let name = second.unwrap_or_default();
-                file.sections.push(Section { keyword: first.to_string(), name, ..Section::default() });
+                file.sections.push(Section { keyword: first.into_owned(), name, ..Section::default() });
                 continue;
             }
             let Some(section) = file.sections.last_mut() else { continue };
-            let line = || Line { number: at + 1, text: text.trim().to_owned() };
-            match (first.as_ref(), second) {
-                ("server", Some(name)) => {
-                    let weight = words.iter().position(|word| word == "weight").and_then(|at| words.get(at + 1));
-                    section.servers.push(Server {
-                        name,
-                        line: line(),
-                        weight: weight.and_then(|weight| weight.parse().ok()),
-                        is_disabled: words.iter().skip(3).any(|word| word == "disabled"),
-                        address: words.get(2).and_then(|word| word.parse().ok()),
-                    });
-                }
-                ("use_backend" | "default_backend", Some(to)) => section.rules.push((to, line())),
-                ("bind", Some(to)) => section.binds.push(to),
-                _ => {}
+            if let ("server", Some(name)) = (first.as_ref(), second) {
+                let weight = words.iter().position(|word| word == "weight").and_then(|at| words.get(at + 1));
+                section.servers.push(Server {
+                    name,
+                    line: line(),
+                    weight: weight.and_then(|weight| weight.parse().ok()),
+                    is_disabled: words.iter().skip(3).any(|word| word == "disabled"),
+                    address: words.get(2).and_then(|word| word.parse().ok()),
+                });
             }
         }
         file
@@ -100,18 +114,31 @@ impl File {
         self.sections.iter().any(|section| section.takes_servers() && section.name == name)
     }
 
-    /// What leads to a backend. A `listen` section takes connections itself.
+    /// The rules that name a backend. A `listen` section takes connections itself.
     pub(super) fn ways_to<'f>(&'f self, backend: &str) -> Vec<Way<'f>> {
-        let rules = self.sections.iter().flat_map(|section| {
-            section.rules.iter().filter(|(to, _)| to == backend).map(move |(_, line)| (section, line))
-        });
-        rules.map(|(section, line)| Way { section: &section.name, line, binds: &section.binds }).collect()
+        self.ways(|to| to == Some(backend))
     }
 
-    /// Where a `listen` section of that name takes connections; none where it is none.
+    /// The rules that may lead to any backend.
+    pub(super) fn ways_to_any(&self) -> Vec<Way<'_>> {
+        self.ways(|to| to.is_none())
+    }
+
+    /// Whether no rule leads to a backend, as `discoverer status` judges it too.
+    pub(super) fn is_unled(&self, backend: &str) -> bool {
+        self.unled.binary_search_by(|unled| unled.as_str().cmp(backend)).is_ok()
+    }
+
+    fn ways(&self, is_meant: impl Fn(Option<&str>) -> bool) -> Vec<Way<'_>> {
+        let rules = self.sections.iter().flat_map(|section| section.rules.iter().map(move |rule| (section, rule)));
+        let meant = rules.filter(|(_, (to, _))| is_meant(to.as_deref()));
+        meant.map(|(section, (_, line))| Way { section: &section.name, line, binds: &section.binds }).collect()
+    }
+
+    /// Where a `listen` section of that name takes connections; none where it is none, or takes none.
     pub(super) fn listens(&self, name: &str) -> Option<&[String]> {
         let section = self.sections.iter().find(|section| section.keyword == "listen" && section.name == name)?;
-        Some(&section.binds)
+        (!section.binds.is_empty()).then_some(section.binds.as_slice())
     }
 }
 
@@ -127,7 +154,7 @@ mod tests {
 
     const TEXT: &str = "global\n    log stdout format raw local0\n\nfrontend _http\n    bind :80\n    \
         use_backend web if { path /a }\n    default_backend other\n\nbackend web\n    server s1 10.0.0.1:80 weight 7 check\n    \
-        server \"s 2\" [::1]:80 disabled # weight 3\n\nlisten db\n    bind :5432\n    server s1 10.0.0.1:80\n";
+        server \"s 2\" [::1]:80 disabled # weight 3\n\nlisten db\n    bind :5432\n    server s1 10.0.0.1:80\n\nbackend aside\n";
 
     #[test]
     fn a_server_is_known_by_its_address_and_a_backend_by_what_leads_to_it() {
@@ -148,5 +175,29 @@ mod tests {
         assert_eq!(file.listens("db"), Some(&[":5432".to_owned()][..]));
         assert!(file.has_backend("web") && file.has_backend("db") && !file.has_backend("_http"));
         assert!(file.servers_at("[::1]:80".parse().unwrap()).next().unwrap().1.is_disabled);
+        assert!(
+            file.is_unled("aside") && !file.is_unled("web") && !file.is_unled("db") && file.ways_to_any().is_empty()
+        );
+    }
+
+    #[test]
+    fn a_rule_that_does_not_name_its_backend_may_lead_to_any() {
+        for rule in ["use_backend %[req.hdr(host),lower] if { path / }", "use_backend \"$WHERE\""] {
+            let file = File::read(&TEXT.replace("default_backend other", rule));
+            let [way] = &file.ways_to_any()[..] else { panic!("{rule}: {file:?}") };
+            assert_eq!(way.shown("h.cfg"), format!("h.cfg:7: _http (:80): {rule}"));
+            assert!(!file.is_unled("aside") && file.ways_to("aside").is_empty(), "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_listen_section_takes_connections_where_it_binds_whatever_the_address() {
+        for (bind, expected) in [("bind :5432", Some(":5432")), ("bind \"$IP:1\"", Some("bind \"$IP:1\"")), ("", None)]
+        {
+            let file = File::read(&TEXT.replace("bind :5432", bind));
+            let binds = expected.map(|bind| vec![bind.to_owned()]);
+            assert_eq!(file.listens("db"), binds.as_deref(), "{bind}");
+            assert_eq!(file.is_unled("db"), binds.is_none(), "{bind}");
+        }
     }
 }

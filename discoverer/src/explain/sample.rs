@@ -45,6 +45,7 @@ pub(crate) fn report() -> Report {
             template: "templates/haproxy.cfg.tera".to_owned(),
             template_error: None,
             config_error: None,
+            unread_options: Vec::new(),
         },
         registry: RegistryView {
             store: StoreKind::Etcd,
@@ -57,6 +58,7 @@ pub(crate) fn report() -> Report {
             error: None,
             index: 7,
             last_change: Some(then()),
+            docker_error: None,
             stale_since: None,
         },
         haproxy: HaproxyReport {
@@ -70,12 +72,14 @@ pub(crate) fn report() -> Report {
             applied: Some(AppliedReport { at: then(), how: "reload".to_owned() }),
             applying_since: None,
             error: None,
+            unfiled: None,
             distrust: None,
         },
         services_by_status: BTreeMap::from([("up".to_owned(), 1)]),
         instances_by_status: BTreeMap::from([("up".to_owned(), 1)]),
         left_out: Vec::new(),
         more_left_out: 0,
+        unrouted: Vec::new(),
         troubles: Vec::new(),
     };
     Report { status, services: vec![service("web", &["10.0.0.1:80"])] }

@@ -103,13 +103,21 @@ impl Way {
 pub struct Explanation {
     /// Each step says yes.
     pub routed: bool,
+    /// Somebody knows what is meant.
+    #[serde(skip)]
+    pub known: bool,
     /// The ways.
     pub ways: Vec<Way>,
 }
 
 impl Explanation {
     pub(super) fn of(ways: Vec<Way>) -> Self {
-        Self { routed: ways.iter().all(Way::is_open), ways }
+        Self { routed: ways.iter().all(Way::is_open), known: true, ways }
+    }
+
+    /// Nobody knows what is meant.
+    pub(super) fn unknown(way: Way) -> Self {
+        Self { known: false, ..Self::of(vec![way]) }
     }
 
     /// The first step that says no.

@@ -255,7 +255,7 @@ fn each_cause_is_the_first_no_with_its_advice() {
             "discoverer render",
         ),
         (
-            |it| it.file = Ok(File::read(&FILE.replace("use_backend", "# "))),
+            |it| it.file = Ok(File::read(&FILE.replace("use_backend web", "use_backend other"))),
             Part::File,
             "no rule in /etc/haproxy/haproxy.cfg leads to backend web",
             "SERVICE_HOST, SERVICE_PATH",
@@ -365,6 +365,31 @@ fn where_a_part_may_not_be_read_the_rest_is_and_all_is_not_said_to_be_well() {
     assert!(text.contains("   yes  HAProxy's server is UP (L4OK)") && !text.contains("denied too"), "{text}");
     it.discoverer = Err(Away::no("away", "?"));
     assert!(explain(&it).to_string().contains("denied too"));
+}
+
+#[test]
+fn where_no_rule_names_the_backend_and_one_may_lead_there_it_is_neither_yes_nor_no() {
+    let expression = "use_backend %[req.hdr(host),lower,map(/etc/haproxy/hosts.map)]";
+    let cases = [
+        (FILE.replace("use_backend web", expression), expression, "an expression or a variable of the environment may"),
+        (
+            FILE.replace("use_backend", "# "),
+            "",
+            "has no rule: those that may lead to backend web stand in another file",
+        ),
+    ];
+    for (text, rule, words) in &cases {
+        let mut it = evidence("web");
+        it.file = Ok(File::read(text));
+        let told = explain(&it);
+        assert!(!told.routed && told.first_no().is_none(), "{told}");
+        let unknown = told.ways.iter().flat_map(|way| &way.steps).find(|step| step.says == Says::Unknown).unwrap();
+        assert!(unknown.part == Part::File && unknown.text.contains(words) && unknown.advice.is_some(), "{told}");
+        assert!(told.to_string().contains(rule), "{told}");
+    }
+    let mut it = evidence("web");
+    it.file = Ok(File::read(&format!("frontend _more\n    {expression}\n{FILE}")));
+    assert!(explain(&it).routed, "a rule that names it is enough");
 }
 
 #[test]

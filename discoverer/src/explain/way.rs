@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use observe::answer::command;
 use registry::{Entry, InstanceAddress, InstanceKey, Prefix, Record, Status as RecordStatus, StoreKind};
 
 use super::file::File;
-use super::near::near;
 use super::steps::{Explanation, Part, Says, Way};
+use crate::near::near;
 use crate::report::{Connection, InstanceReport, LeftOutReport, Report, ServerReport, ServiceReport, Stats, Status};
 use crate::share::{Share, parse_tag};
 
@@ -114,7 +115,7 @@ pub(super) fn explain(evidence: &Evidence) -> Explanation {
         .filter(|key| key.path == evidence.name || key.path.starts_with(&below) || key.path.ends_with(&end))
         .collect();
     if meant.is_empty() && !is_service {
-        return Explanation::of(vec![unknown(evidence, &instances, &services, &bad)]);
+        return Explanation::unknown(unknown(evidence, &instances, &services, &bad));
     }
     let mut names: BTreeSet<&str> = meant.iter().map(|((service, _), _)| service.as_str()).collect();
     if is_service {
@@ -128,8 +129,10 @@ pub(super) fn explain(evidence: &Evidence) -> Explanation {
             add_no_key(&mut shared, evidence.store, key);
         }
         if of.is_empty() && !matches!(evidence.etcd, Etcd::Away(_)) {
-            let advice = "no container of it is registered: `registrar list` shows what is, and `registrar explain CONTAINER`, on a \
-                          container's host, why it is not";
+            let (list, explain) = (command("registrar", "list"), command("registrar", "explain"));
+            let advice = format!(
+                "no container of it is registered: `{list}` shows what is, and `{explain} CONTAINER`, on a container's host, why it is not"
+            );
             shared.no(Part::Etcd, format!("service {name} has no instance"), advice);
         }
         let own = of.iter().map(|((_, address), known)| instance_way(evidence, name, *address, **known));
@@ -234,10 +237,11 @@ fn unknown(evidence: &Evidence, instances: &Instances<'_>, services: &BTreeSet<&
     if !near.is_empty() {
         let _ = write!(advice, "Is one of these meant: {}? ", near.join(", "));
     }
-    let _ = write!(
-        advice,
-        "A container that is not registered is explained on its host: `registrar explain {name}`. `registrar list` shows what is registered"
-    );
+    if evidence.store == StoreKind::Etcd {
+        let explain = command("registrar", "explain");
+        let _ = write!(advice, "A container that is not registered is explained on its host: `{explain} {name}`. ");
+    }
+    let _ = write!(advice, "`{}` shows what is registered", command("registrar", "list"));
     if let (Etcd::NotAsked, Some((_, only))) = (&evidence.etcd, outside_of(evidence)) {
         let _ = write!(advice, ". The discoverer knows nothing outside of {only}: give --etcd to see it");
     }
@@ -267,7 +271,11 @@ fn add_no_key(way: &mut Way, store: StoreKind, key: &NoKey<'_>) {
 
 fn add_etcd(way: &mut Way, evidence: &Evidence) {
     match &evidence.etcd {
-        Etcd::NotAsked => way.aside(Part::Etcd, "etcd was not asked: no --etcd is given"),
+        Etcd::NotAsked => way.aside(
+            Part::Etcd,
+            "etcd was not asked: no --etcd is given. Give it, or --config as the discoverer has it; in a container, say both once, with \
+             DISCOVERER_ETCD or DISCOVERER_CONFIG in its environment",
+        ),
         Etcd::Away(why) => way.no(
             Part::Etcd,
             why.clone(),
@@ -333,7 +341,11 @@ fn add_discoverer(way: &mut Way, evidence: &Evidence) {
         way.no(
             Part::Discoverer,
             format!("HAProxy does not run what is wanted: {error}"),
-            "HAProxy goes on with its last good configuration. `discoverer check` tries the template, and `discoverer status` says more",
+            format!(
+                "HAProxy goes on with its last good configuration. `{}` tries the template, and `{}` says more",
+                command("discoverer", "check"),
+                command("discoverer", "status")
+            ),
         );
     } else if !report.status.is_ready {
         way.no(
@@ -423,7 +435,11 @@ fn add_service(way: &mut Way, service: &ServiceReport) {
                 format!("service {} is left out: {}", head.name, left.reason),
                 "Give one of the two another SERVICE_HOST, SERVICE_PATH or SERVICE_LISTEN, or stop the one that is too many",
             ),
-            (None, None) => way.no(Part::Discoverer, format!("service {} is left out", head.name), "`discoverer status` says why"),
+            (None, None) => way.no(
+                Part::Discoverer,
+                format!("service {} is left out", head.name),
+                format!("`{}` says why", command("discoverer", "status")),
+            ),
         }
     } else {
         way.yes(Part::Discoverer, format!("service {} is known: {}, {}", head.name, head.mode, settings()));
@@ -464,9 +480,7 @@ fn add_rules(way: &mut Way, evidence: &Evidence, name: &str, addresses: impl Ite
         }
         let ways = file.ways_to(backend);
         for rule in ways.iter().take(SHOWN) {
-            let binds = if rule.binds.is_empty() { String::new() } else { format!(" ({})", rule.binds.join(", ")) };
-            let (number, text) = (rule.line.number, &rule.line.text);
-            way.yes(Part::File, format!("{output}:{number}: {}{binds}: {text}", rule.section));
+            way.yes(Part::File, rule.shown(output));
         }
         if ways.len() > SHOWN {
             way.aside(Part::File, format!("{} more rules lead to backend {backend}", ways.len() - SHOWN));
@@ -474,14 +488,43 @@ fn add_rules(way: &mut Way, evidence: &Evidence, name: &str, addresses: impl Ite
         told += ways.len();
     }
     if told == 0 {
-        let backends: Vec<&str> = backends.into_iter().collect();
-        way.no(
+        add_unnamed(way, file, output, &backends);
+    }
+}
+
+/// What may lead to backends that no rule names.
+fn add_unnamed(way: &mut Way, file: &File, output: &str, backends: &BTreeSet<&str>) {
+    let names = backends.iter().copied().collect::<Vec<_>>().join(", ");
+    if backends.iter().all(|backend| file.is_unled(backend)) {
+        return way.no(
             Part::File,
-            format!("no rule in {output} leads to backend {}", backends.join(", ")),
+            format!("no rule in {output} leads to backend {names}"),
             "Give its containers a label SERVICE_HOST, SERVICE_PATH or, for TCP, SERVICE_LISTEN (a port that the discoverer's --listen-ports \
              allows); or make it the one that gets what no rule takes: --set default_service=NAME",
         );
     }
+    let open = file.ways_to_any();
+    for rule in open.iter().take(SHOWN) {
+        way.aside(Part::File, rule.shown(output));
+    }
+    if open.len() > SHOWN {
+        way.aside(Part::File, format!("{} more rules do not say where they lead", open.len() - SHOWN));
+    }
+    let (why, advice) = if open.is_empty() {
+        (
+            format!("{output} has no rule: those that may lead to backend {names} stand in another file"),
+            "Look into the other files that HAProxy is started with",
+        )
+    } else {
+        (
+            format!(
+                "no rule in {output} names backend {names}, and an expression or a variable of the environment may lead there"
+            ),
+            "What it says at a request is known to HAProxy alone: ask with such a request. Where it reads a map, `show map FILE` at HAProxy's \
+             stats socket shows what leads where",
+        )
+    };
+    way.away(Part::File, &Away::unknown(why, advice));
 }
 
 /// What to do where the file does not have what the discoverer has.
@@ -490,8 +533,10 @@ fn other_file(evidence: &Evidence) -> String {
         Ok(report) if report.status.discoverer.output != evidence.output => {
             format!("The discoverer writes another file: give --output {}", report.status.discoverer.output)
         }
-        Ok(_) => "The file follows within seconds. Where it does not: does the template write all services? `discoverer render` prints what it makes"
-            .to_owned(),
+        Ok(_) => format!(
+            "The file follows within seconds. Where it does not: does the template write all services? `{}` prints what it makes",
+            command("discoverer", "render")
+        ),
         Err(_) => "Is that the discoverer's --output? Without a discoverer nobody writes it".to_owned(),
     }
 }
@@ -550,12 +595,13 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
         let (name, _) = container(&known);
         let whom = name.unwrap_or_else(|| "CONTAINER".to_owned());
         let what = format!("no key of service {service} in {} is of {address}", evidence.store);
+        let explain = command("registrar", "explain");
         let advice = match evidence.store {
             StoreKind::Etcd => format!(
-                "Its key has expired: its registrar has not renewed it. Does the registrar run on its host, and reach etcd? `registrar \
-                 explain {whom}` there says why it is not registered"
+                "Its key has expired: its registrar has not renewed it. Does the registrar run on its host, and reach etcd? \
+                 `{explain} {whom}` there says why it is not registered"
             ),
-            StoreKind::Memory => format!("`standalone explain {whom}` says why its container is not registered"),
+            StoreKind::Memory => format!("`{explain} {whom}` says why its container is not registered"),
         };
         way.no(Part::Etcd, what, advice);
         return false;
@@ -594,7 +640,8 @@ fn add_key(way: &mut Way, evidence: &Evidence, service: &str, address: SocketAdd
             let at = record.host.as_ref().map_or_else(|| "its host".to_owned(), Clone::clone);
             let advice = if record.stopping {
                 format!(
-                    "Docker has told the container to stop. If it does not end, its agent takes it back: `registrar explain {whom}` on {at}"
+                    "Docker has told the container to stop. If it does not end, its agent takes it back: `{} {whom}` on {at}",
+                    command("registrar", "explain")
                 )
             } else {
                 format!("Somebody has drained it. `registrar undrain {whom}`, on {at}, takes it back")
@@ -622,11 +669,12 @@ fn add_instance(
             None => "the discoverer does not know it".to_owned(),
         };
         let advice = match store {
-            StoreKind::Etcd => {
+            StoreKind::Etcd => format!(
                 "It was written a moment ago, or the discoverer follows another etcd, or the other of etcd's two APIs (--etcd-api): \
-                 `discoverer status` shows its endpoints and its index"
-            }
-            StoreKind::Memory => "It was written a moment ago: ask again",
+                 `{}` shows its endpoints and its index",
+                command("discoverer", "status")
+            ),
+            StoreKind::Memory => "It was written a moment ago: ask again".to_owned(),
         };
         return way.no(Part::Discoverer, text, advice);
     };
@@ -689,12 +737,13 @@ fn add_haproxy(way: &mut Way, evidence: &Evidence, address: SocketAddr, known: K
         told = true;
     }
     if !told {
+        let status = command("discoverer", "status");
         let advice =
-            "What HAProxy runs is not what the file says: `discoverer status` says what came of the last reload";
+            format!("What HAProxy runs is not what the file says: `{status}` says what came of the last reload");
         way.no(
             Part::Haproxy,
             format!("HAProxy has no server at {address}"),
-            if servers.is_empty() { "" } else { advice },
+            if servers.is_empty() { "" } else { &advice },
         );
     }
 }

@@ -16,7 +16,7 @@ mod systemd;
 pub use check::{CheckError, Program};
 pub use container::Container;
 pub use loads::{ServerLoad, WorkerLoad, Workers};
-pub use reload::{ReloadError, Reloader, forks_first, running_version};
+pub use reload::{RELOAD_LIMIT, ReloadError, Reloaded, Reloader, forks_first, running_version};
 pub use runtime::{Command, Runtime, RuntimeError, Worker, is_deleted};
 pub use servers::{AdminState, Kept, ServerHealth, ServerState, parse_healths, parse_servers, with_wanted_states};
 pub use socket::{SocketError, ask};

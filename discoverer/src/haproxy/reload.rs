@@ -20,7 +20,7 @@ use super::{systemd, without_secrets};
 use crate::plan::Version;
 
 /// A reload with 10,000 servers takes 1 s, a bind conflict 2.4 s; one that takes this long hangs.
-const RELOAD_LIMIT: Duration = Duration::from_secs(30);
+pub const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 /// A master that is idle answers in a millisecond.
 const VERSION_LIMIT: Duration = Duration::from_secs(3);
 /// A master with 10,000 servers is silent for 1 s while it reads its file, on a busy machine for some more; one that is
@@ -36,6 +36,8 @@ const WORKER_STAYS: Duration = Duration::from_millis(50);
 const WORKER_TRIES: Duration = Duration::from_secs(4);
 /// How much of what a command or HAProxy says is kept, in characters.
 const WORDS_LIMIT: usize = 2000;
+/// The largest pid file that is read, in bytes.
+const PID_FILE_LIMIT: u64 = 4096;
 
 /// Why HAProxy does not run the new file.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +100,13 @@ pub enum ReloadError {
     /// HAProxy runs under us and does not start.
     #[error("HAProxy does not start: {0}")]
     Start(String),
+    /// It was told, by a way that says no more, and its worker is still the same.
+    #[error(
+        "HAProxy was told to reload, and the worker behind --runtime-socket is still the same {} s later: is it that HAProxy \
+         which is told, and does its log say why it does not take the file?",
+        RELOAD_LIMIT.as_secs()
+    )]
+    SameWorker,
 }
 
 impl ReloadError {
@@ -109,6 +118,7 @@ impl ReloadError {
                 | Self::Silent(_)
                 | Self::Pidfile { .. }
                 | Self::Reply(_)
+                | Self::SameWorker
                 | Self::Container { .. }
                 | Self::Unit { is_told: false, .. }
         )
@@ -116,13 +126,22 @@ impl ReloadError {
 
     /// The reload is over: nothing of it can still come.
     pub fn is_an_end(&self) -> bool {
-        !matches!(self, Self::Unfinished | Self::Silent(_) | Self::CommandUnfinished { .. })
+        !matches!(self, Self::Unfinished | Self::Silent(_) | Self::CommandUnfinished { .. } | Self::SameWorker)
     }
 
-    /// HAProxy itself says that the old worker goes on.
+    /// The old worker goes on, as HAProxy itself says or shows.
     pub fn keeps_the_old_worker(&self) -> bool {
-        matches!(self, Self::Failed(_))
+        matches!(self, Self::Failed(_) | Self::SameWorker)
     }
+}
+
+/// What is known when HAProxy was told to reload, and nothing went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reloaded {
+    /// Its new worker is there.
+    Done,
+    /// It was told: whoever can has to wait for the new worker.
+    Told,
 }
 
 /// How HAProxy is made to read its file.
@@ -176,17 +195,17 @@ impl Reloader {
         }
     }
 
-    /// Makes HAProxy read its file and waits until it is known how that ended. After an error the old worker
-    /// goes on serving the old configuration.
-    pub async fn reload(&self) -> Result<(), ReloadError> {
+    /// Makes HAProxy read its file and waits until it is known how that ended, where this way lets that be seen. After an error
+    /// the old worker goes on serving the old configuration.
+    pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
         match self {
-            Self::Socket(path) => through_socket(path).await,
+            Self::Socket(path) => through_socket(path).await.map(|()| Reloaded::Done),
             Self::Pidfile { path, forks_first } => through_pidfile(path, *forks_first).await,
             Self::Container { container, forks_first } => through_container(container, *forks_first).await,
             Self::Systemd { unit, forks_first } => through_systemd(unit, *forks_first).await,
-            Self::Command(command) => through_command(command).await,
-            Self::Supervised(supervisor) => supervisor.reload().await,
-            Self::Nobody => Ok(()),
+            Self::Command(command) => through_command(command).await.map(|()| Reloaded::Told),
+            Self::Supervised(supervisor) => supervisor.reload().await.map(|()| Reloaded::Done),
+            Self::Nobody => Ok(Reloaded::Done),
         }
     }
 
@@ -382,33 +401,33 @@ fn first_line(text: &str) -> String {
 }
 
 /// Signals the master and waits for its new worker.
-async fn through_pidfile(path: &Path, forks_first: bool) -> Result<(), ReloadError> {
+async fn through_pidfile(path: &Path, forks_first: bool) -> Result<Reloaded, ReloadError> {
     let wrong = |error: String| ReloadError::Pidfile { path: path.display().to_string(), error };
     let pid = master_in(path).map_err(wrong)?;
     let before = children(pid);
     kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|error| wrong(format!("process {pid}: {error}")))?;
-    let Some(before) = before else { return Ok(()) };
+    let Some(before) = before else { return Ok(Reloaded::Told) };
     let now = async || children(pid).ok_or_else(|| wrong(format!("HAProxy's master {pid} is gone")));
-    new_worker(before, now, ASK_EVERY, forks_first).await
+    new_worker(before, now, ASK_EVERY, forks_first).await.map(|()| Reloaded::Done)
 }
 
 /// Signals the master in a container, and waits as for the pid file.
-async fn through_container(container: &Container, forks_first: bool) -> Result<(), ReloadError> {
+async fn through_container(container: &Container, forks_first: bool) -> Result<Reloaded, ReloadError> {
     let wrong = |error: String| ReloadError::Container { name: container.name.clone(), error };
     let master = container.master().await.map_err(wrong)?;
     let before = container.workers(&master).await;
     container.signal(&master).await.map_err(wrong)?;
-    let Some(before) = before else { return Ok(()) };
+    let Some(before) = before else { return Ok(Reloaded::Told) };
     let now = async || {
         let workers = container.workers(&master).await;
         workers
             .ok_or_else(|| wrong("HAProxy's master is gone, or Docker does not show its processes any more".to_owned()))
     };
-    new_worker(before, now, LIST_EVERY, forks_first).await
+    new_worker(before, now, LIST_EVERY, forks_first).await.map(|()| Reloaded::Done)
 }
 
 /// Lets systemd reload a unit, and waits as for the pid file.
-async fn through_systemd(unit: &str, forks_first: bool) -> Result<(), ReloadError> {
+async fn through_systemd(unit: &str, forks_first: bool) -> Result<Reloaded, ReloadError> {
     let failed = |error: String, is_told: bool| ReloadError::Unit { unit: unit.to_owned(), error, is_told };
     let standing = systemd::standing(unit).await.map_err(|error| failed(error, false))?;
     let before = standing.main_pid.and_then(|pid| Some((pid, children(pid)?)));
@@ -417,10 +436,13 @@ async fn through_systemd(unit: &str, forks_first: bool) -> Result<(), ReloadErro
         let is_told = error.began_a_job();
         failed(error.to_string(), is_told)
     })?;
-    // One that was started has read its file when systemd says so.
-    let Some((pid, before)) = before.filter(|_| verb == systemd::RELOAD) else { return Ok(()) };
+    if verb != systemd::RELOAD {
+        // One that was started has read its file when systemd says so.
+        return Ok(Reloaded::Done);
+    }
+    let Some((pid, before)) = before else { return Ok(Reloaded::Told) };
     let now = async || children(pid).ok_or_else(|| failed(format!("HAProxy's master {pid} is gone"), true));
-    new_worker(before, now, ASK_EVERY, forks_first).await
+    new_worker(before, now, ASK_EVERY, forks_first).await.map(|()| Reloaded::Done)
 }
 
 /// Waits for a worker that was not there before, and that stays.
@@ -454,7 +476,7 @@ async fn new_worker(
 
 /// The pid of HAProxy's master that a file names; else what is wrong with it.
 fn master_in(path: &Path) -> Result<i32, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let text = observe::file::read(path, PID_FILE_LIMIT).map_err(|error| error.to_string())?;
     let first = text.split_whitespace().next().unwrap_or_default();
     let pid: i32 = first.parse().ok().filter(|&pid| pid > 0).ok_or_else(|| format!("{first:?} is no pid"))?;
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

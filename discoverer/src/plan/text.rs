@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::rules::{Rules, is_rule};
 use super::words::{Unclear, Word, first_word, quotes_name, short, words};
 
 /// A configuration's text, read into sections. Cheap to clone.
@@ -19,6 +20,8 @@ pub struct Parsed {
     settings: Arc<[Range<usize>]>,
     /// Where the sections with servers are, by name.
     backends: Arc<HashMap<String, Place>>,
+    /// The backends to which no rule leads.
+    unled: Arc<[String]>,
 }
 
 /// Where a backend stands.
@@ -83,8 +86,9 @@ impl Parsed {
             reader.read(line, range);
         }
         reader.end(text.len());
-        let Reader { sections, settings, backends, .. } = reader;
-        Self { text, sections: sections.into(), settings: settings.into(), backends: Arc::new(backends) }
+        let Reader { sections, settings, backends, rules, .. } = reader;
+        let unled = rules.unled(backends.keys()).into();
+        Self { text, sections: sections.into(), settings: settings.into(), backends: Arc::new(backends), unled }
     }
 
     /// The text without these lines, and with others behind the last server of their section, or at its end, by the sections'
@@ -150,8 +154,8 @@ impl Parsed {
             // A line that had no end may have got one.
             return Self::new(text);
         }
-        let backends = Arc::clone(&self.backends);
-        Self { text: text.into(), sections: sections.into(), settings: settings.into(), backends }
+        let (backends, unled) = (Arc::clone(&self.backends), Arc::clone(&self.unled));
+        Self { text: text.into(), sections: sections.into(), settings: settings.into(), backends, unled }
     }
 
     /// Where the line that holds a place ends, its line feed included.
@@ -167,6 +171,12 @@ impl Parsed {
     /// The text it was read from, shared.
     pub fn shared_text(&self) -> Arc<str> {
         Arc::clone(&self.text)
+    }
+
+    /// The backends to which no rule leads, sorted. None where a rule does not say in the text where it leads (an expression, a
+    /// variable of the environment), so that it may lead to any, and where there is no rule at all.
+    pub fn unled(&self) -> Arc<[String]> {
+        Arc::clone(&self.unled)
     }
 
     pub(super) fn sections(&self) -> &[Section] {
@@ -239,6 +249,9 @@ struct Reader {
     sections: Vec<Section>,
     settings: Vec<Range<usize>>,
     backends: HashMap<String, Place>,
+    rules: Rules,
+    /// The name of the `listen` section that is being read, until it binds.
+    listen: Option<String>,
     /// The `defaults` sections by name, and the last of all.
     named_defaults: HashMap<String, usize>,
     last_defaults: Option<usize>,
@@ -257,15 +270,23 @@ impl Reader {
                 return;
             }
         }
+        if is_rule(&word) {
+            self.rules.add(line);
+        }
+        if word == "bind"
+            && let Some(listen) = self.listen.take()
+        {
+            self.rules.add_listen(listen);
+        }
         let kind = self.sections.last().map(|section| section.kind);
         match word.as_ref() {
             "" => {}
-            "backend" | "listen" => self.begin(Kind::Backend, range, line),
-            "defaults" => self.begin(Kind::Defaults, range, line),
+            "backend" | "listen" => self.begin_section(Kind::Backend, range, line),
+            "defaults" => self.begin_section(Kind::Defaults, range, line),
             word if kind == Some(Kind::Backend) && PROXY_KEYWORDS.binary_search(&word).is_ok() => {
                 self.settings.push(range);
             }
-            word if SECTIONS.contains(&word) => self.begin(Kind::Other, range, line),
+            word if SECTIONS.contains(&word) => self.begin_section(Kind::Other, range, line),
             word if word.starts_with('.') => {
                 match word {
                     ".if" => self.depth += 1,
@@ -281,6 +302,11 @@ impl Reader {
             _ if kind == Some(Kind::Backend) => self.begin(Kind::Other, range, line),
             _ => self.settings.push(range),
         }
+    }
+
+    fn begin_section(&mut self, kind: Kind, head: Range<usize>, line: &str) {
+        self.listen = None;
+        self.begin(kind, head, line);
     }
 
     fn begin(&mut self, kind: Kind, head: Range<usize>, line: &str) {
@@ -327,6 +353,8 @@ impl Reader {
         if section.kind == Kind::Defaults {
             self.named_defaults.insert(name.clone().into_owned(), index);
         } else {
+            let is_listen = head.first().is_some_and(|keyword| keyword == "listen");
+            self.listen = is_listen.then(|| name.clone().into_owned());
             let place = self.backends.entry(name.clone().into_owned());
             place.and_modify(|place| *place = Place::Twice).or_insert(Place::At(index));
         }
@@ -503,6 +531,30 @@ mod tests {
         let parsed = Parsed::new(text);
         let unclear: Vec<_> = parsed.sections().iter().map(|section| section.unclear).collect();
         assert_eq!(unclear, [false, true, false, true, true, false]);
+    }
+
+    #[test]
+    fn a_backend_that_no_rule_names_is_known_unless_a_rule_may_lead_anywhere() {
+        let backends = "backend a\n  server x 10.0.0.1:80\nbackend \"b\"\nbackend c\nbackend d\nlisten e\n  bind :1\n";
+        let rules = "frontend f\n  use_backend 'a' if { path / }\n  default_backend c # d\n";
+        let unled = |text: &str| Parsed::new(text).unled().to_vec();
+        assert_eq!(unled(&format!("{rules}{backends}")), ["b", "d"]);
+        assert_eq!(unled(backends), [""; 0], "the rules are in another file");
+        assert_eq!(unled(&format!("{backends}  default_backend b\n{rules}")), ["d"]);
+        assert_eq!(unled(&format!("defaults\n  default_backend d\n{rules}{backends}")), ["b"]);
+        let listen = |line: &str| unled(&format!("{rules}{backends}listen f\n  {line}\nbackend a\n  bind :2\n"));
+        // What is unknown here may be a keyword of a newer HAProxy, and what it is in takes connections all the same.
+        assert_eq!(listen("surprise 1\n  bind :1"), ["b", "d"]);
+        assert_eq!(listen("bind \"$IP:1\""), ["b", "d"]);
+        assert_eq!(listen("balance first"), ["b", "d", "f"], "it takes no connections itself");
+        for dynamic in ["%[req.hdr(host),lower]", "\"$WHERE\"", "be-%HM"] {
+            assert_eq!(unled(&format!("{rules}  use_backend {dynamic}\n{backends}")), [""; 0], "{dynamic}");
+        }
+        let parsed = Parsed::new(format!("{rules}{backends}"));
+        let at =
+            parsed.sections().iter().position(|section| parsed.at(&section.head).starts_with("backend a")).unwrap();
+        let edit = Edit { gone: Vec::new(), added: vec!["server y 10.0.0.2:80"] };
+        assert_eq!(parsed.edited(&[(at, edit)].into()).unled(), parsed.unled());
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(crate) fn words(line: &str) -> Result<Vec<Word<'_>>, Unclear> {
 }
 
 /// The first word of a line, or the empty text for a line that says nothing.
-pub(super) fn first_word(line: &str) -> Word<'_> {
+pub(crate) fn first_word(line: &str) -> Word<'_> {
     let start = skip_space(line.as_bytes(), 0);
     let (end, special) = skip_word(line.as_bytes(), start);
     if special && let Ok(words) = words(line) {
@@ -55,7 +55,7 @@ pub(super) fn first_word(line: &str) -> Word<'_> {
 }
 
 /// The second word of a line, or the line itself where its words are unclear: still a text that no other line has.
-pub(super) fn second_word(line: &str) -> Word<'_> {
+pub(crate) fn second_word(line: &str) -> Word<'_> {
     let bytes = line.as_bytes();
     let (first_end, first_special) = skip_word(bytes, skip_space(bytes, 0));
     let start = skip_space(bytes, first_end);

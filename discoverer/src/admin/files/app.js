@@ -161,9 +161,9 @@
   }
 
   // --- the head of the page --------------------------------------------------------------------------------------------
-  const VERDICTS = { ok: "All is well", warning: "Running, with something to look at", error: "Something is wrong" };
+  const VERDICTS = { ok: "All is well", note: "All is well, with something to note", warning: "Running, with something to look at", error: "Something is wrong" };
   function troubles(list) {
-    const level = list.some((one) => one.level === "error") ? "error" : list.length ? "warning" : "ok";
+    const level = ["error", "warning", "note"].find((level) => list.some((one) => one.level === level)) || "ok";
     $("state").setAttribute("class", `state ${level}`);
     put($("verdict"), VERDICTS[level]);
     $("troubles").replaceChildren(...list.map((one) => make("li", { class: one.level },

@@ -6,7 +6,7 @@ use strsim::osa_distance;
 const SHOWN: usize = 5;
 
 /// Those that begin alike, have the name in them or differ by a few slips of the hand; the nearest first.
-pub(super) fn near<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
+pub(crate) fn near<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
     let wanted = name.to_lowercase();
     let most = 1 + wanted.chars().count() / 4;
     let mut found: Vec<(usize, &str)> = known
