@@ -6,8 +6,9 @@ use anyhow::{Context, anyhow};
 use discoverer::client::{ApiError, Client};
 use discoverer::config::Flags;
 use discoverer::once;
-use observe::answer::{self, print};
-use registrar::{explain, list};
+use observe::answer::{self, complain, print};
+use registrar::explain::{self, DockerSays};
+use registrar::list;
 use registry::Store;
 
 use crate::flags::{Program, Task};
@@ -41,11 +42,11 @@ pub async fn run(program: Program) -> anyhow::Result<ExitCode> {
     let store = match registered(&flags).await? {
         Ok(store) => store,
         Err(error) if task == Task::Check => {
-            eprintln!("standalone: without what is registered now: {error}");
+            complain(format_args!("without what is registered now: {error}"));
             return once::check(&flags, None).await;
         }
         Err(error) => {
-            eprintln!("standalone: {error}. {}", error.advice());
+            complain(format_args!("{error}. {}", error.advice()));
             return Ok(if error.is_answer() { ExitCode::FAILURE } else { ExitCode::from(AWAY) });
         }
     };
@@ -60,19 +61,32 @@ pub async fn run(program: Program) -> anyhow::Result<ExitCode> {
             let is_read_here = flags.etcd.is_none();
             let container = explain::run(&name, &agent.scope, &store, is_read_here).await?;
             let rest = discoverer::explain::run(&flags, Some(&store), &name).await?;
-            // What Docker does not know may be a service, or an instance.
-            let is_about_container = container.has_container() || !rest.routed;
-            if is_about_container {
-                print(format!("From Docker to the registry:\n{container}\nFrom the registry to HAProxy:\n"))?;
-            }
-            print(rest.to_string())?;
-            let is_well = rest.routed && (!is_about_container || container.is_registered());
+            let (told, is_well) = whole_way(container, &rest);
+            print(told)?;
             return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         // They have ended above.
         Task::Run | Task::Status { .. } | Task::Health { .. } | Task::Completions { .. } | Task::Man { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The whole way, and whether it is open. The first step that says no is the answer: nothing behind it is told as another one.
+fn whole_way(container: explain::Explanation, rest: &discoverer::explain::Explanation) -> (String, bool) {
+    let is_registered = container.is_registered();
+    let both = |container: explain::Explanation, rest: &str| {
+        format!("From Docker to the registry:\n{container}\nFrom the registry to HAProxy:\n{rest}")
+    };
+    match container.docker() {
+        // It may be a service, or an instance.
+        DockerSays::Unknown if rest.known => (rest.to_string(), rest.routed),
+        DockerSays::Unknown | DockerSays::Nothing => (both(container.by_the_way(), &rest.to_string()), rest.routed),
+        // One of its ports may be served all the same.
+        DockerSays::Known if is_registered || rest.routed => {
+            (both(container, &rest.to_string()), is_registered && rest.routed)
+        }
+        DockerSays::Known => (both(container, "        not asked: the way ends before it\n"), false),
+    }
 }
 
 /// The store, or one that holds the same.

@@ -39,7 +39,7 @@ pub const RULES: Rules = Rules {
     lists: &["etcd", "domains"],
     tables: &["set"],
     exclusive: discoverer::config::RULES.exclusive,
-    lenient: &[],
+    lenient: &["health"],
     at_once: &[
         "allow-exec",
         "domains",

@@ -19,7 +19,7 @@ use observe::systemd::Part;
 use registrar::keepers::Stores;
 use registrar::operator::Operator;
 use registrar::{agent, host};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::info;
 
@@ -66,11 +66,13 @@ pub async fn run(
 
     let (unfollowed, end) = oneshot::channel::<()>();
     let (routes, given) = oneshot::channel();
+    let (docker_trouble, heard) = watch::channel(None);
     let deps = agent::Deps {
         stores: Stores { first: store.clone(), second: None, hurried: flags.etcd_timeout.min(LAST_REQUEST) },
         operator: Operator::Elsewhere(routes),
         is_read_here: flags.etcd.is_none(),
         whole: Some(whole),
+        docker_trouble,
         renewals: of_agent,
         part: of_systemd.0,
     };
@@ -101,6 +103,7 @@ pub async fn run(
         routes,
         begin,
         unfollowed: Some(unfollowed),
+        docker_trouble: heard,
         renewals: of_discoverer,
         part: of_systemd.1,
     };

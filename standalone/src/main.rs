@@ -3,29 +3,27 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use discoverer::{init, signals};
-use observe::answer::print;
+use discoverer::{health, init, signals};
+use observe::answer::{complain, has_all_commands, print_and_end};
 use observe::arguments;
 use observe::config::{Loaded, Renewals, Source};
 use standalone::flags::{Program, Task};
 use standalone::{commands, run};
 
 fn main() -> ExitCode {
+    has_all_commands("standalone");
     let hidden = arguments::hide("--etcd", "STANDALONE_ETCD");
     let source = Program::source(std::env::args_os());
     let loaded = source.read().unwrap_or_else(|error| error.exit());
     if let Some(text) = loaded.printed() {
-        return match print(text) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("standalone: {error}");
-                ExitCode::FAILURE
-            }
-        };
+        return print_and_end(text);
     }
-    let program = Program::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
+    let mut program = Program::from_loaded(&loaded).unwrap_or_else(|error| error.exit());
+    if matches!(program.task, Task::Health { .. }) {
+        health::find(&mut program.discoverer, |key| loaded.is_flag(key));
+    }
     if let Err(error) = observe::log::start(program.discoverer.log_format, &program.discoverer.log_level) {
-        eprintln!("standalone: {error}");
+        complain(error);
         return ExitCode::from(2);
     }
     if let Err(error) = hidden {
