@@ -9,7 +9,7 @@
 //! | `<!-- background -->` | do not end by themselves; they run until the page's end |
 //! | `<!-- exits: N -->` | end with N |
 //! | `<!-- setup: COMMAND -->` | need this before, which a reader's machine has already |
-//! | `<!-- run by: TEST -->` | are run by that end-to-end test |
+//! | `<!-- run by: TEST -->` | are run by that end-to-end test, which takes them from the page: [`crate::shown`] |
 //! | `<!-- all run by: TEST -->` | the same, for all blocks from here to the end of the page |
 //! | `<!-- shown only: REASON -->` | are not run at all |
 
@@ -22,8 +22,12 @@ use regex::Regex;
 pub struct Block {
     /// The line of the page on which it begins, from 1.
     pub line: usize,
+    /// The heading that it stands below.
+    pub heading: String,
     /// How its commands are run.
     pub how: How,
+    /// The end-to-end test that runs them; where none is named, they are run in the stage.
+    pub by: Option<String>,
     /// What is run before them.
     pub setup: Vec<String>,
     /// The commands.
@@ -33,14 +37,12 @@ pub struct Block {
 /// How the commands of a block are run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum How {
-    /// In the stage, each once, with this exit code.
+    /// Each once, with this exit code.
     Once(i32),
-    /// In the stage, until they succeed.
+    /// Until they succeed.
     Wait,
-    /// In the stage, until the page's end.
+    /// Until the page's end.
     Background,
-    /// By this end-to-end test.
-    By(String),
     /// Not at all, for this reason.
     ShownOnly(String),
 }
@@ -56,6 +58,8 @@ impl Default for How {
 pub struct Command {
     /// Its line of the page, from 1.
     pub line: usize,
+    /// The host whose prompt it stands behind, where that names one: `host-1$ ls`.
+    pub host: Option<String>,
     /// What the shell gets; may have several lines.
     pub text: String,
     /// What is shown of its output; nothing shown is nothing compared.
@@ -69,8 +73,8 @@ const OTHERS: [&str; 12] =
     ["text", "json", "yaml", "toml", "ini", "haproxy", "dockerfile", "jinja", "js", "rust", "html", "dns"];
 
 /// Comments that mark a place for another test.
-const MARKS: [&str; 7] =
-    ["help", "end of", "measured", "roles", "discoverer keys", "registrar keys", "standalone keys"];
+const MARKS: [&str; 8] =
+    ["help", "end of", "measured", "soak", "roles", "discoverer keys", "registrar keys", "standalone keys"];
 
 /// The blocks with commands of a page.
 ///
@@ -78,7 +82,8 @@ const MARKS: [&str; 7] =
 /// The first line that is not as this module's comment says, with the way out.
 pub fn blocks(page: &str) -> Result<Vec<Block>, String> {
     let mut blocks = Vec::new();
-    let mut rest: Option<How> = None;
+    let mut rest: Option<String> = None;
+    let mut heading = String::new();
     let mut comments: Vec<(usize, String)> = Vec::new();
     let lines: Vec<&str> = page.lines().collect();
     let mut index = 0;
@@ -96,13 +101,16 @@ pub fn blocks(page: &str) -> Result<Vec<Block>, String> {
             if !line.is_empty() && !comments.is_empty() {
                 rest = read_comments(&std::mem::take(&mut comments), &mut Block::default(), rest, true)?;
             }
+            if line.starts_with('#') {
+                line.trim_start_matches('#').trim().clone_into(&mut heading);
+            }
             continue;
         };
         let end = lines[index..].iter().position(|line| line.trim() == "```");
         let end = index + end.ok_or(format!("line {number}: this block does not end"))?;
         let indent = lines[number - 1].len() - lines[number - 1].trim_start().len();
         let inside: Vec<&str> = lines[index..end].iter().map(|line| line.get(indent..).unwrap_or_default()).collect();
-        let mut block = Block { line: number, ..Block::default() };
+        let mut block = Block { line: number, heading: heading.clone(), ..Block::default() };
         rest = read_comments(&std::mem::take(&mut comments), &mut block, rest, false)?;
         match language {
             "console" => block.commands = commands(&inside, index + 1)?,
@@ -126,41 +134,43 @@ pub fn blocks(page: &str) -> Result<Vec<Block>, String> {
     Ok(blocks)
 }
 
-/// What comments say of the block behind them, or `is_text`: of the page. Gives what holds for the rest of the page.
+/// What comments say of the block behind them, or `is_text`: of the page. Gives the test that runs the rest of the page.
 fn read_comments(
     comments: &[(usize, String)],
     block: &mut Block,
-    mut rest: Option<How>,
+    mut rest: Option<String>,
     is_text: bool,
-) -> Result<Option<How>, String> {
-    let mut how = None;
+) -> Result<Option<String>, String> {
     for (number, comment) in comments {
         let (name, value) =
             comment.split_once(':').map_or((comment.as_str(), ""), |(name, value)| (name, value.trim()));
         match (name, value) {
-            ("all run by", test) if !test.is_empty() => rest = Some(How::By(test.to_owned())),
+            ("all run by", test) if !test.is_empty() => rest = Some(test.to_owned()),
             _ if MARKS.iter().any(|mark| name.starts_with(mark)) => {}
             _ if is_text => return Err(format!("line {number}: <!-- {comment} --> stands before no block")),
             ("setup", command) if !command.is_empty() => block.setup.push(command.to_owned()),
-            ("wait", "") => how = Some(How::Wait),
-            ("background", "") => how = Some(How::Background),
+            ("wait", "") => block.how = How::Wait,
+            ("background", "") => block.how = How::Background,
             ("exits", code) => {
                 let code = code.parse().map_err(|_| format!("line {number}: {code:?} is no exit code"))?;
-                how = Some(How::Once(code));
+                block.how = How::Once(code);
             }
-            ("run by", test) if !test.is_empty() => how = Some(How::By(test.to_owned())),
-            ("shown only", reason) if !reason.is_empty() => how = Some(How::ShownOnly(reason.to_owned())),
+            ("run by", test) if !test.is_empty() => block.by = Some(test.to_owned()),
+            ("shown only", reason) if !reason.is_empty() => block.how = How::ShownOnly(reason.to_owned()),
             _ => return Err(format!("line {number}: <!-- {comment} --> means nothing; see tests/src/commands.rs")),
         }
     }
-    block.how = how.or(rest.clone()).unwrap_or_default();
+    if !matches!(block.how, How::ShownOnly(_)) {
+        block.by = block.by.take().or(rest.clone());
+    }
     Ok(rest)
 }
 
-/// The command behind a prompt: `$ ls`, or as another host shows it `host-1$ ls`.
-fn behind_prompt(line: &str) -> Option<&str> {
-    static PROMPT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^[a-z0-9-]*\$ (.+)$").unwrap());
-    PROMPT.captures(line).map(|found| found.get(1).unwrap().as_str())
+/// The command behind a prompt: `$ ls`, or as another host shows it `host-1$ ls`; before it, that host.
+fn behind_prompt(line: &str) -> Option<(Option<String>, &str)> {
+    static PROMPT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^([a-z0-9-]+)?\$ (.+)$").unwrap());
+    let found = PROMPT.captures(line)?;
+    Some((found.get(1).map(|host| host.as_str().to_owned()), found.get(2).unwrap().as_str()))
 }
 
 /// The word that ends a here-document which a line begins.
@@ -173,7 +183,7 @@ fn commands(lines: &[&str], first: usize) -> Result<Vec<Command>, String> {
     let mut commands: Vec<Command> = Vec::new();
     let mut lines = lines.iter().copied().enumerate().peekable();
     while let Some((at, line)) = lines.next() {
-        let Some(begin) = behind_prompt(line) else {
+        let Some((host, begin)) = behind_prompt(line) else {
             match commands.last_mut() {
                 Some(command) => command.output.push(line.to_owned()),
                 None => return Err(format!("line {}: a ```console block begins with `$ `", first + at)),
@@ -199,7 +209,7 @@ fn commands(lines: &[&str], first: usize) -> Result<Vec<Command>, String> {
                 }
             }
         }
-        commands.push(Command { line: first + at, text, ..Command::default() });
+        commands.push(Command { line: first + at, host, text, ..Command::default() });
     }
     // A blank line before the next prompt is there for the eye.
     for command in &mut commands {
@@ -210,47 +220,54 @@ fn commands(lines: &[&str], first: usize) -> Result<Vec<Command>, String> {
     Ok(commands)
 }
 
-/// Whether an output is what a page shows: its lines in their order.
+/// Whether an output is what a page shows: its lines in their order. Gives what it says where the page shows ids of containers and addresses
+/// with ports, in pairs of both.
 ///
 /// What differs from one run to the next need not be equal: ids of containers and agents, times, numbers of four digits or more (ports),
-/// numbers with a unit (`18s`, `4.5 MB`), and how many blanks there are. `...` stands for any text, on a line of its own for any lines.
+/// numbers with a unit (`18s`, `4.5 MB`), what etcd counts (`"ttl":17`), and how many blanks there are. `...` stands for any text, on a line
+/// of its own for any lines.
 ///
 /// # Errors
 /// The line that is not there.
-pub fn compare(shown: &[String], output: &str) -> Result<(), String> {
+pub fn compare(shown: &[String], output: &str) -> Result<Vec<(String, String)>, String> {
     let mut rest: &[&str] = &output.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect::<Vec<_>>();
     let mut may_skip = false;
+    let mut pairs = Vec::new();
     for line in shown.iter().map(|line| line.trim_end()).filter(|line| !line.is_empty()) {
         if line.trim() == "..." {
             may_skip = true;
             continue;
         }
-        let pattern = pattern(line);
+        let (pattern, names) = pattern(line);
         let found = if may_skip {
             rest.iter().position(|seen| pattern.is_match(seen))
         } else {
             rest.first().and_then(|seen| pattern.is_match(seen).then_some(0))
         };
         let Some(at) = found else { return Err(format!("not said where the page shows it: {line}")) };
+        let seen = pattern.captures(rest[at]).unwrap();
+        let seen = seen.iter().skip(1).map(|group| group.unwrap().as_str().to_owned());
+        pairs.extend(names.into_iter().map(str::to_owned).zip(seen));
         rest = &rest[at + 1..];
         may_skip = false;
     }
     match rest.first() {
         Some(more) if !may_skip => Err(format!("said, but not on the page (a line `...` stands for more): {more}")),
-        _ => Ok(()),
+        _ => Ok(pairs),
     }
 }
 
-/// What matches a line that is shown.
-fn pattern(line: &str) -> Regex {
+/// What matches a line that is shown, with a group for each of these: ids of containers, and addresses with ports.
+fn pattern(line: &str) -> (Regex, Vec<&str>) {
     // Each alternative is a group; what is between is taken by the letter.
     static SHAPES: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(
-            r"(?<time>\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|[+-]\d\d:\d\d))|(?<id>\b[0-9a-f]{12,64}\b)|(?<unit>\b\d+(?:\.\d+)?(?<blank> ?)(?<word>µs|ms|s|m|kB|MB|%))|(?<number>\d{4,})|(?<any>\.\.\.|…)|(?<space>\s+)",
+            r#"(?<time>\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|[+-]\d\d:\d\d))|(?<count>"(?:ttl|modifiedIndex|createdIndex)":)\d+|(?<place>\d+\.\d+\.\d+\.\d+:)\d{4,}|(?<id>\b[0-9a-f]{12,64}\b)|(?<unit>\b\d+(?:\.\d+)?(?<blank> ?)(?<word>µs|ms|s|m|kB|MB|%))|(?<number>\d{4,})|(?<any>\.\.\.|…)|(?<space>\s+)"#,
         )
         .unwrap()
     });
     let mut pattern = String::from("^");
+    let mut names = Vec::new();
     let mut from = 0;
     for found in SHAPES.captures_iter(line) {
         let whole = found.get(0).unwrap();
@@ -258,8 +275,14 @@ fn pattern(line: &str) -> Regex {
         from = whole.end();
         if found.name("time").is_some() {
             pattern.push_str(r"\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|[+-]\d\d:\d\d)");
+        } else if let Some(name) = found.name("count") {
+            pattern.push_str(&format!(r"{}\d+", regex::escape(name.as_str())));
+        } else if let Some(address) = found.name("place") {
+            names.push(whole.as_str());
+            pattern.push_str(&format!(r"({}\d+)", regex::escape(address.as_str())));
         } else if found.name("id").is_some() {
-            pattern.push_str("[0-9a-f]{12,64}");
+            names.push(whole.as_str());
+            pattern.push_str("([0-9a-f]{12,64})");
         } else if let Some(word) = found.name("word") {
             pattern.push_str(&format!(r"\d+(?:\.\d+)?{}{}", &found["blank"], regex::escape(word.as_str())));
         } else if found.name("number").is_some() {
@@ -272,7 +295,7 @@ fn pattern(line: &str) -> Regex {
     }
     pattern.push_str(&regex::escape(&line[from..]));
     pattern.push_str(r"\s*$");
-    Regex::new(&pattern).unwrap()
+    (Regex::new(&pattern).unwrap(), names)
 }
 
 /// A text without its fenced blocks and without `code` in its lines.
@@ -296,7 +319,7 @@ mod tests {
 
     fn command(line: usize, text: &str, output: &[&str]) -> Command {
         let output = output.iter().map(|&line| line.to_owned()).collect();
-        Command { line, text: text.to_owned(), output, is_script: false }
+        Command { line, text: text.to_owned(), output, ..Command::default() }
     }
 
     #[test]
@@ -307,10 +330,14 @@ mod tests {
 
     #[test]
     fn a_console_block_has_commands_each_with_its_output() {
-        let page = "Text\n\n```console\n$ ls \\\n  -l\na\nb\n\nhost-1$ cat >x <<'END'\n$ 1\nEND\n```\n";
+        let page = "# Head\n\n```console\n$ ls \\\n  -l\na\nb\n\nhost-1$ cat >x <<'END'\n$ 1\nEND\n```\n";
         let block = Block {
             line: 3,
-            commands: vec![command(4, "ls \\\n  -l", &["a", "b"]), command(9, "cat >x <<'END'\n$ 1\nEND", &[])],
+            heading: "Head".to_owned(),
+            commands: vec![
+                command(4, "ls \\\n  -l", &["a", "b"]),
+                Command { host: Some("host-1".to_owned()), ..command(9, "cat >x <<'END'\n$ 1\nEND", &[]) },
+            ],
             ..Block::default()
         };
         assert_eq!(blocks(page).unwrap(), [block]);
@@ -328,9 +355,18 @@ mod tests {
     #[test]
     fn comments_before_a_block_say_how_it_is_run() {
         let page = "<!-- setup: true -->\n<!-- wait -->\n\n```console\n$ a\n```\n<!-- exits: 3 -->\n```console\n$ b\n```\n\
-                    <!-- all run by: x -->\nText.\n```console\n$ c\n```\n<!-- shown only: why -->\n```sh\nd\n```\n";
-        let how: Vec<How> = blocks(page).unwrap().into_iter().map(|block| block.how).collect();
-        assert_eq!(how, [How::Wait, How::Once(3), How::By("x".to_owned()), How::ShownOnly("why".to_owned())]);
+                    <!-- all run by: x -->\nText.\n```console\n$ c\n```\n<!-- shown only: why -->\n```sh\nd\n```\n\
+                    <!-- run by: y -->\n<!-- wait -->\n```sh\ne\n```\n";
+        let how: Vec<_> = blocks(page).unwrap().into_iter().map(|block| (block.how, block.by)).collect();
+        let by = |test: &str| Some(test.to_owned());
+        let expected = [
+            (How::Wait, None),
+            (How::Once(3), None),
+            (How::Once(0), by("x")),
+            (How::ShownOnly("why".to_owned()), None),
+            (How::Wait, by("y")),
+        ];
+        assert_eq!(how, expected);
         assert_eq!(blocks(page).unwrap()[0].setup, ["true"]);
     }
 
@@ -364,8 +400,9 @@ mod tests {
             ("...\nd\n...", "a\nd\ne\n"),
             ("key ... ttl", "key value ttl"),
             ("took 3 ms", "took 12.5 ms"),
+            (r#"{"ttl":17,"createdIndex":4}"#, r#"{"ttl":8,"createdIndex":12}"#),
         ] {
-            assert_eq!(compare(&shown(page), output), Ok(()), "{page:?} and {output:?}");
+            assert!(compare(&shown(page), output).is_ok(), "{page:?} and {output:?}");
         }
         for (page, output) in [
             ("Hello from 2d151d56f838", "Hello from nobody"),
@@ -376,6 +413,7 @@ mod tests {
             ("...\na", "b\n"),
             ("3s", "three s"),
             ("a.b", "axb"),
+            (r#""nodes":17"#, r#""nodes":8"#),
         ] {
             assert!(compare(&shown(page), output).is_err(), "{page:?} and {output:?}");
         }

@@ -231,6 +231,15 @@ pub struct Container {
 }
 
 impl Container {
+    /// The only container of a service of a project of Docker Compose.
+    pub async fn of_compose(project: &str, service: &str) -> Container {
+        let project = format!("label=com.docker.compose.project={project}");
+        let service = format!("label=com.docker.compose.service={service}");
+        let listed = docker_ok(&["ps", "--quiet", "--no-trunc", "--filter", &project, "--filter", &service]).await;
+        assert_eq!(listed.lines().count(), 1, "containers of {project}, {service}: {listed:?}");
+        Container { id: listed.trim().to_owned() }
+    }
+
     /// Its whole id.
     pub fn id(&self) -> &str {
         &self.id

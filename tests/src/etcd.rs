@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::certs::Pair;
@@ -84,6 +85,11 @@ impl Etcd {
     /// The processor time that it has used since it was started.
     pub fn cpu_time(&self) -> Duration {
         self.process.as_ref().expect("etcd runs").cpu_time()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        self.process.as_ref().expect("etcd runs").pid()
     }
 
     /// Its URL, as `--etcd` wants it.

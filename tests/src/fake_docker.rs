@@ -44,6 +44,8 @@ pub enum Sickness {
     Rubbish,
     /// It is JSON in which the fields have the wrong types.
     WrongType,
+    /// It never ends.
+    Endless,
 }
 
 /// A container to be.
@@ -385,6 +387,7 @@ async fn serve(stream: UnixStream, shared: Shared) -> io::Result<()> {
         match sickness {
             Some(Sickness::Slow(time)) => tokio::time::sleep(time).await,
             Some(Sickness::Silent) => std::future::pending().await,
+            Some(Sickness::Endless) => return never_end(stream).await,
             _ => {}
         }
         if target.path == "/events" && matches!(sickness, None | Some(Sickness::Slow(_))) {
@@ -407,6 +410,16 @@ async fn serve(stream: UnixStream, shared: Shared) -> io::Result<()> {
         if sent < body.len() {
             return stream.get_mut().shutdown().await;
         }
+    }
+}
+
+/// Begins with an id, as long as it is read.
+async fn never_end(mut stream: BufReader<UnixStream>) -> io::Result<()> {
+    let head = "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Type: application/json\r\n\r\n{\"Id\":\"";
+    stream.get_mut().write_all(head.as_bytes()).await?;
+    let piece = [b'x'; 1 << 16];
+    loop {
+        stream.get_mut().write_all(&piece).await?;
     }
 }
 

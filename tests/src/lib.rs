@@ -12,6 +12,7 @@ pub mod browser;
 pub mod certs;
 pub mod cluster;
 pub mod commands;
+pub mod deb_host;
 pub mod discoverer;
 pub mod dns;
 pub mod docker;
@@ -27,6 +28,7 @@ pub mod network;
 pub mod ports;
 pub mod process;
 pub mod registrar;
+pub mod shown;
 pub mod site;
 pub mod users;
 

@@ -36,6 +36,10 @@ pub struct Report {
 pub struct Failure {
     /// When it was sent, since the start of its client.
     pub after: Duration,
+    /// When it was sent.
+    pub sent: Instant,
+    /// When it was known to have failed.
+    pub ended: Instant,
     /// What kind of failure it is.
     pub kind: Kind,
     /// What it got instead.
@@ -152,7 +156,7 @@ async fn client(
     let mut report = Report::default();
     let mut kept = None;
     for _ in 0..MOST_REQUESTS {
-        let after = start.elapsed();
+        let sent = Instant::now();
         let request = async {
             if keep_alive { ask_kept(address, path, &mut kept).await } else { http::get(address, path).await }
         };
@@ -178,7 +182,7 @@ async fn client(
         };
         if let Some(kind) = kind {
             failed.fetch_add(1, Ordering::Relaxed);
-            report.failures.push(Failure { after, kind, what });
+            report.failures.push(Failure { after: sent - start, sent, ended: Instant::now(), kind, what });
         }
         if start.elapsed() > LONGEST || tokio::time::timeout(PAUSE, stop.wait_for(|stop| *stop)).await.is_ok() {
             break;

@@ -75,6 +75,11 @@ impl Process {
         Duration::from_millis((user + system) * 10)
     }
 
+    /// The most memory that it has had at once, in MiB.
+    pub fn peak_memory(&self) -> u64 {
+        memory_kib(self.pid(), "VmHWM").unwrap_or_else(|| panic!("{} is gone", self.name)) / 1024
+    }
+
     /// The process id.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
@@ -191,6 +196,13 @@ fn descendants(root: Pid) -> Vec<Pid> {
 /// Whether a process lives; a zombie does not.
 pub fn is_alive(pid: Pid) -> bool {
     all_processes().iter().any(|p| p.pid == pid && !p.zombie)
+}
+
+/// A size of a process's memory in KiB: `VmRSS`, or `VmHWM`, the most that it was (proc_pid_status(5)). None where it is gone.
+pub fn memory_kib(pid: Pid, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let size = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    size.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// The command line of a process, blanks between the arguments; empty when it is gone.

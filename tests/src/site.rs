@@ -54,7 +54,7 @@ pub struct Site {
     eye: Eye,
     load: Load,
     /// Where it is somebody else's.
-    _haproxy: Option<Haproxy>,
+    haproxy: Option<Haproxy>,
 }
 
 /// The member that each program asks first, and its flags.
@@ -126,7 +126,7 @@ impl Site {
         let load = Load::of(discoverer.http(), "/", CLIENTS);
         load.wait_served(100).await;
         let (churn, changing) = (Churn::default(), Arc::new(changing));
-        Site { cluster, discoverer, agent, docker, steady, changing, churn, eye, load, _haproxy: haproxy }
+        Site { cluster, discoverer, agent, docker, steady, changing, churn, eye, load, haproxy }
     }
 
     /// From now on containers come and go, 20 changes a second, until [`Site::rests`].
@@ -250,6 +250,27 @@ impl Site {
     /// How many clients there are: so many requests are in flight at most.
     pub fn clients(&self) -> usize {
         CLIENTS
+    }
+
+    /// The HAProxy that is somebody else's.
+    pub fn haproxy(&mut self) -> &mut Haproxy {
+        self.haproxy.as_mut().expect("HAProxy is beside the discoverer")
+    }
+
+    /// What the agent takes for Docker.
+    pub fn docker(&self) -> &FakeDocker {
+        &self.docker
+    }
+
+    /// How many containers have come or gone.
+    pub fn changes(&self) -> usize {
+        self.churn.count()
+    }
+
+    /// Goes on with new clients, and gives what those before them saw.
+    pub async fn next_load(&mut self) -> Report {
+        let next = Load::of(self.discoverer.http(), "/", CLIENTS);
+        std::mem::replace(&mut self.load, next).stop().await
     }
 
     /// The clients.

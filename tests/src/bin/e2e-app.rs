@@ -6,7 +6,7 @@
 //! - `DELAY_MS`: how long after its start it listens (0)
 //! - `LINGER_MS`: told to stop (SIGTERM, SIGINT), how long it goes on before it ends (0); meanwhile it takes new connections
 //!
-//! Each path but these is answered with `Hello from HOSTNAME`:
+//! It says on standard output what it is asked for. Each path but these is answered with `Hello from HOSTNAME`:
 //!
 //! - `/become/503`: from now on every other path is answered with that status
 //! - `/become/mute`: from now on every other path gets no answer
@@ -17,6 +17,7 @@
 //!
 //! - `e2e-app is-well`: 0 where the server answers with 200, else 1
 //! - `e2e-app sleep MS`: 0 after so many milliseconds
+//! - `e2e-app says MIB`: 0 after so many MiB on standard output
 //! - `e2e-app fail`: 1
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -49,8 +50,15 @@ fn main() -> ExitCode {
             thread::sleep(milliseconds(time));
             ExitCode::SUCCESS
         }
+        ["says", mib] => mib.parse().map_or(ExitCode::FAILURE, says),
         _ => ExitCode::FAILURE,
     }
+}
+
+fn says(mib: usize) -> ExitCode {
+    let (mut stdout, piece) = (std::io::stdout(), vec![b'x'; 1 << 20]);
+    let said = (0..mib).try_for_each(|_| stdout.write_all(&piece));
+    said.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }
 
 fn serve() -> ExitCode {
@@ -92,6 +100,7 @@ fn answer(stream: &TcpStream) -> Option<()> {
         reader.read_line(&mut line).ok().filter(|&count| count > 0)?;
     }
     let path = first.split(' ').nth(1)?;
+    println!("asked for {path}");
     let mut status = STATUS.load(Ordering::SeqCst);
     match path.split('/').collect::<Vec<_>>().as_slice() {
         ["", "become", what] => {

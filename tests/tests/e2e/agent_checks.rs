@@ -13,7 +13,7 @@ use e2e::{http, secs, within};
 const SOON: Duration = secs(5);
 
 /// Tells the application in a container what to do.
-async fn tell(app: &Container, path: &str) {
+pub(crate) async fn tell(app: &Container, path: &str) {
     let address = SocketAddr::new(app.own_ip().await, 8000);
     assert_eq!(http::get(address, path).await.unwrap().status, 200, "{path}");
 }
@@ -101,6 +101,7 @@ async fn a_check_by_exec_runs_only_where_it_is_allowed() {
         let (app, web) =
             (docker.app("web", &["--label", "SERVICE_CHECK_SCRIPT=/e2e-app is-well"]).await, docker.service("web"));
         let hangs = docker.app("hangs", &["--label", "SERVICE_CHECK_SCRIPT=/e2e-app sleep 60000"]).await;
+        let talks = docker.app("talks", &["--label", "SERVICE_CHECK_SCRIPT=/e2e-app says 20"]).await;
         let mut agent = Agent::start(&etcd, &[]);
         let other = docker.app("other", &[]).await;
         wait_at(&etcd, &docker.service("other"), other.published(8000).await, REGISTERED).await;
@@ -117,6 +118,8 @@ async fn a_check_by_exec_runs_only_where_it_is_allowed() {
         tell(&app, "/become/200").await;
         wait_at(&etcd, &web, app.published(8000).await, secs(10)).await;
         assert_eq!(instances(etcd.address(), &docker.service("hangs")).await.len(), 0);
+        // An answer has a limit, what a command says has none: it is not kept.
+        wait_at(&etcd, &docker.service("talks"), talks.published(8000).await, REGISTERED).await;
         // One that hangs is not started again and again, though it was due twice a second.
         tokio::time::sleep(secs(4).saturating_sub(began.elapsed())).await;
         let processes = docker_ok(&["top", hangs.id(), "-eo", "pid,args"]).await;

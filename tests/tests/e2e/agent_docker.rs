@@ -118,6 +118,89 @@ async fn a_container_that_is_gone_before_it_is_inspected_is_no_trouble() {
 }
 
 #[tokio::test]
+async fn a_container_of_which_docker_says_too_much_is_named_and_left_out_and_costs_no_memory() {
+    within(60, async {
+        let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
+        let mut agent = start(&etcd, &docker);
+        docker.run(&spec("web", 1, &app));
+        wait_at(&etcd, "web", mapped(1), REGISTERED).await;
+        let much = docker.run_unseen(&spec("much", 2, &app));
+        docker.falls_ill(&much, Sickness::Endless);
+        docker.says("start", &much, &[]);
+        let began = Instant::now();
+        agent
+            .wait_logged(SOON, &["cannot be read", &much, "more than 8 MiB", "labels, environment and arguments"])
+            .await;
+        docker.run(&spec("other", 3, &app));
+        wait_at(&etcd, "other", mapped(3), SOON).await;
+        stays(&etcd, "much", 0, secs(4)).await;
+        stays(&etcd, "web", 1, Duration::ZERO).await;
+        let (asked, span) = (docker.requests(&much), began.elapsed());
+        // Twice each time: first as if it were not long.
+        assert!(asked < 20, "the pauses grow: {asked} times in {span:?}");
+        assert_eq!(agent.logged(&["cannot be read"]).len(), 1);
+        let said = agent.explain(&much).await;
+        assert!(said.code == Some(1) && said.stdout.contains("more than 8 MiB"), "{said:?}");
+        let peak = agent.process().peak_memory();
+        assert!(peak < 100, "{peak} MiB");
+        docker.recovers();
+        wait_at(&etcd, "much", mapped(2), secs(20)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_list_or_an_event_without_end_is_as_a_docker_that_does_not_answer_and_costs_no_memory() {
+    within(90, async {
+        let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
+        let mut agent = start(&etcd, &docker);
+        let web = docker.run(&spec("web", 1, &app));
+        wait_at(&etcd, "web", mapped(1), REGISTERED).await;
+        // Long events, and together more than one may be.
+        for _ in 0..8 {
+            docker.says("rename", &web, &[("long", &"x".repeat(900_000))]);
+        }
+        docker.run(&spec("long", 2, &app));
+        wait_at(&etcd, "long", mapped(2), SOON).await;
+        assert_eq!(agent.logged(&["ERROR"]), Vec::<String>::new());
+
+        // It is not asked for again, though Docker would tell it again.
+        docker.says("rename", &web, &[("long", &"x".repeat(2_000_000))]);
+        agent.wait_logged(SOON, &["does not tell what happens", "more than 1 MiB", "docker ps --no-trunc"]).await;
+        docker.run(&spec("after", 3, &app));
+        wait_at(&etcd, "after", mapped(3), SOON).await;
+        agent.wait_logged(secs(10), &["Docker answers again"]).await;
+
+        docker.falls_ill("/events", Sickness::Endless);
+        docker.ends_streams();
+        wait_until(SOON, "it is told again", async || {
+            let told = agent.logged(&["does not tell what happens", "more than 1 MiB"]);
+            if told.len() == 2 { Ok(()) } else { Err(format!("{told:#?}")) }
+        })
+        .await;
+        docker.run_unseen(&spec("listed", 4, &app));
+        wait_at(&etcd, "listed", mapped(4), secs(15)).await;
+        let peak = agent.process().peak_memory();
+        assert!(peak < 100, "{peak} MiB");
+        docker.recovers();
+
+        docker.falls_ill("/containers/json", Sickness::Endless);
+        docker.ends_streams();
+        agent.wait_logged(secs(15), &["does not list its containers", "more than 32 MiB"]).await;
+        docker.run(&spec("told", 5, &app));
+        wait_at(&etcd, "told", mapped(5), secs(15)).await;
+        stays(&etcd, "web", 1, secs(2)).await;
+        let peak = agent.process().peak_memory();
+        assert!(peak < 150, "{peak} MiB");
+        docker.recovers();
+        docker.run_unseen(&spec("unseen", 6, &app));
+        wait_at(&etcd, "unseen", mapped(6), secs(15)).await;
+        agent.assert_runs();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn one_inspection_that_hangs_or_fails_delays_nobody_and_is_tried_again() {
     within(60, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());

@@ -24,7 +24,7 @@ fn as_args(texts: &[String]) -> Vec<&str> {
 async fn each_port_has_its_names_and_settings_and_the_ports_own_win() {
     within(60, async {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
-        let _agent = Agent::start(&etcd, &[]);
+        let agent = Agent::start(&etcd, &[]);
         let (web, alias, admin) = (docker.service("web"), docker.service("alias"), docker.service("admin"));
         let flags = labels(&[
             ("SERVICE_8000_NAME", &format!("{web},{alias}")),
@@ -36,6 +36,7 @@ async fn each_port_has_its_names_and_settings_and_the_ports_own_win() {
             ("SERVICE_HOST", "web.example"),
             ("SERVICE_8001_HOST", "admin.example"),
             ("SERVICE_REGION", "eu"),
+            ("SERVICE_8001_HOSTS", "typo.example"),
         ]);
         let published =
             ["--publish", "127.0.0.1::8000", "--publish", "127.0.0.1::8001", "--publish", "127.0.0.1::8002"];
@@ -50,6 +51,9 @@ async fn each_port_has_its_names_and_settings_and_the_ports_own_win() {
             assert_eq!(one.record["tags"], serde_json::json!(["blue", "green"]));
             assert_eq!((one.attribute("host"), one.attribute("region")), (host, "eu"));
         }
+        // What may be mistyped is an attribute, and told once.
+        let told = agent.logged(&["label is no setting", "SERVICE_8001_HOSTS", "meant"]);
+        assert!(told.len() == 1 && told[0].contains("SERVICE_8001_HOST\""), "{told:?}");
         // The third port is nowhere.
         let ignored = format!(":{}", app.published(8002).await.port());
         let all = etcd.get("/service").await.unwrap().to_string();

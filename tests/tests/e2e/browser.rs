@@ -182,6 +182,24 @@ async fn a_phone_shows_all_of_it_in_light_and_dark() {
 }
 
 #[tokio::test]
+async fn a_link_of_another_site_leads_to_the_page() {
+    within(90, async {
+        let site = Site::start().await;
+        let browser = Browser::start(1280, 900).await;
+        // Another port of the same host is the nearest that another site can be. What else it asks for is refused (observe's own tests).
+        browser.open(&format!("http://{}/", site.backends[0].address())).await;
+        let link = format!(
+            "const a = document.createElement('a'); a.href = '{}'; document.body.append(a); a.click()",
+            site.page()
+        );
+        browser.run(&link).await;
+        browser.wait_for_text("#live", "live").await;
+        assert_eq!(browser.complaints().await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn without_scripts_it_is_complete() {
     within(90, async {
         let site = Site::start().await;

@@ -179,6 +179,10 @@ async fn the_proxy_refuses_all_else_and_docker_hears_nothing_of_it() {
         }
         assert_eq!(docker.requests(""), 0, "nothing of all this came to Docker");
         assert!(proxy.log().contains("403 PR \"POST /v1.41/containers/"), "{}", proxy.log());
+        for line in proxy.log().lines() {
+            let time = line.split(' ').next().unwrap_or_default();
+            assert!(time.parse::<jiff::Timestamp>().is_ok(), "it says when: {line}");
+        }
 
         // One behind the other on one connection: each is judged by itself.
         let get = request("GET /version", "", "");
@@ -226,7 +230,9 @@ async fn behind_the_proxy_stop_says_no_before_anything_is_drained() {
         let flags = ["--etcd", &etcd.url(), "--docker", &socket];
         let stopped = run_registrar(&[&["stop", app.id()], &flags[..]].concat()).await;
         assert_eq!(stopped.code, Some(1), "{stopped:?}");
-        for words in [&socket, "does not allow to stop container", "403", "registrar drain --wait", "--docker"] {
+        let (stop, drain) =
+            (format!("does not allow to stop container {}:", app.id()), format!("drain --wait {}`", app.id()));
+        for words in [&socket, &stop, "403", &drain, "--docker"] {
             assert!(stopped.stderr.contains(words), "{words}: {stopped:?}");
         }
         let left = instances(etcd.address(), &service).await;

@@ -15,7 +15,7 @@ use rcgen::{CertificateParams, KeyPair};
 use tokio::net::{UdpSocket, UnixDatagram};
 use tokio::sync::mpsc;
 
-use crate::images::{HARDENED, build, registered};
+use crate::images::{HARDENED, agent, build, registered};
 
 /// So long the address may be nobody's: VRRP's three missed advertisements, or two checks, and the time to take it over.
 const FAILOVER: Duration = secs(6);
@@ -98,17 +98,23 @@ async fn tls_ends_at_haproxy_and_a_renewed_certificate_is_served_with_no_request
             "--set",
             "log_format=json",
         ];
+        // One has to be told of a new certificate, the other one watches.
         let lb = docker.run("lb", &[&HARDENED[..], &args].concat()).await;
+        let watch = ["--watch", "/etc/certificates"];
+        let watching = docker.run("watching", &[&HARDENED[..], &args, &watch].concat()).await;
         let (plain, secure) = (lb.published(80).await, lb.published(443).await);
-        wait_until(secs(30), "it is served over TLS and HTTP/2", async || {
-            let got = curl(secure, &ca, &["https://a.localhost/a%22b?\u{e9}"]).await;
-            if got.stdout.starts_with("HTTP/2 200") && got.stdout.ends_with(&body) {
-                Ok(())
-            } else {
-                Err(format!("{}{}", got.stdout, got.stderr))
-            }
-        })
-        .await;
+        let (watching_plain, watching_secure) = (watching.published(80).await, watching.published(443).await);
+        for address in [secure, watching_secure] {
+            wait_until(secs(30), "it is served over TLS and HTTP/2", async || {
+                let got = curl(address, &ca, &["https://a.localhost/a%22b?\u{e9}"]).await;
+                if got.stdout.starts_with("HTTP/2 200") && got.stdout.ends_with(&body) {
+                    Ok(())
+                } else {
+                    Err(format!("{}{}", got.stdout, got.stderr))
+                }
+            })
+            .await;
+        }
         let old = curl(secure, &ca, &["--http1.1", "https://a.localhost/"]).await;
         assert!(old.stdout.starts_with("HTTP/1.1 200"), "{}", old.stdout);
         let older = curl(secure, &ca, &["--tls-max", "1.1", "https://a.localhost/"]).await;
@@ -119,19 +125,28 @@ async fn tls_ends_at_haproxy_and_a_renewed_certificate_is_served_with_no_request
             http::request(plain, "GET", "/.well-known/acme-challenge/x", &[("host", "a.localhost")], "").await.unwrap();
         assert_eq!(challenge.status, 200, "a challenge goes through by HTTP");
 
-        // Another certificate in the same place: read at a reload.
-        let load = Load::of(plain, "/.well-known/acme-challenge/x", 4);
-        load.wait_served(50).await;
+        // Another certificate in the same place: read at a reload, of which the one that watches thinks by itself.
+        let loads = [plain, watching_plain].map(|address| Load::of(address, "/.well-known/acme-challenge/x", 4));
+        for load in &loads {
+            load.wait_served(50).await;
+        }
         let renewed = directory.path().join("renewed.pem");
         std::fs::write(&renewed, certificate(&certificates, "a.localhost")).unwrap();
-        assert_eq!(curl(secure, &renewed, &["https://a.localhost/"]).await.code, Some(60), "not yet");
+        let shows_renewed = async |address| {
+            wait_until(secs(20), "the new certificate is served", async || {
+                let got = curl(address, &renewed, &["https://a.localhost/"]).await;
+                if got.code == Some(0) { Ok(()) } else { Err(got.stderr) }
+            })
+            .await;
+        };
+        shows_renewed(watching_secure).await;
+        watching.wait_log(secs(10), &["watched files have changed"]).await;
+        assert_eq!(curl(secure, &renewed, &["https://a.localhost/"]).await.code, Some(60), "not told yet");
         lb.exec(&["sh", "-c", "kill -USR2 $(cat /var/lib/discoverer/haproxy.pid)"]).await;
-        wait_until(secs(10), "the new certificate is served", async || {
-            let got = curl(secure, &renewed, &["https://a.localhost/"]).await;
-            if got.code == Some(0) { Ok(()) } else { Err(got.stderr) }
-        })
-        .await;
-        load.stop_after(200).await.assert_no_failure(200);
+        shows_renewed(secure).await;
+        for load in loads {
+            load.stop_after(200).await.assert_no_failure(200);
+        }
 
         let log = lb.logs().await;
         let lines = lines_of(&log);
@@ -189,6 +204,8 @@ async fn edge(docker: &Docker, alias: &str, config: &Path) -> Container {
         "--env",
         "DISCOVERER_ETCD=http://etcd:2379",
         "e2e/edge",
+        "--only",
+        "tag=edge",
     ];
     let lb = docker.run(alias, &args).await;
     wait_until(secs(30), "HAProxy takes connections", async || {
@@ -208,6 +225,28 @@ async fn edge(docker: &Docker, alias: &str, config: &Path) -> Container {
     lb
 }
 
+/// An instance of a service at its own address, with these tags, and what it answers; in the registry when this returns.
+async fn instance(
+    docker: &Docker,
+    agent: &Container,
+    (alias, service): (&str, &str),
+    tags: &str,
+) -> (Container, String) {
+    let labels =
+        [format!("SERVICE_NAME={service}"), format!("SERVICE_HOST={service}.test"), format!("SERVICE_TAGS={tags}")];
+    let labels = labels.each_ref().map(|label| ["--label", label]).concat();
+    let hello = docker.run(alias, &[&labels[..], &["local/hello"]].concat()).await;
+    let address = format!("{}:8000", hello.own_ip().await);
+    wait_until(secs(30), "it is registered", async || {
+        let list = agent.exec(&["registrar", "list"]).await;
+        let is_in = list.lines().any(|line| line.contains(service) && line.contains(&address));
+        if is_in { Ok(()) } else { Err(list) }
+    })
+    .await;
+    let body = format!("Hello from {}\n", hello.short_id());
+    (hello, body)
+}
+
 async fn has(lb: &Container, address: &str) -> bool {
     let shown = e2e::docker::docker(&["exec", lb.id(), "hostname", "-I"]).await;
     shown.stdout.split_whitespace().any(|own| own == address)
@@ -223,11 +262,16 @@ fn edge_config(directory: &Path, address: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn of_two_load_balancers_at_the_edge_one_has_the_address_and_the_other_takes_it_over() {
+async fn of_two_load_balancers_at_the_edge_that_know_what_is_for_it_one_has_the_address_and_the_other_takes_it_over() {
     within(600, async {
         let docker = Docker::start().await;
-        let etcd = docker.etcd().await;
-        let (_hello, body) = registered(&docker, etcd).await;
+        docker.etcd().await;
+        let agent = agent(&docker, "REGISTRAR_INTERNAL=true").await;
+        let (web, inside) = (docker.service("web"), docker.service("inside"));
+        let (_tagged, body) = instance(&docker, &agent, ("tagged", &web), "blue,edge").await;
+        let (untagged, _) = instance(&docker, &agent, ("untagged", &web), "blue").await;
+        let (_inside, _) = instance(&docker, &agent, ("inside", &inside), "").await;
+        let (web, inside) = (format!("{web}.test"), format!("{inside}.test"));
         let context = tempfile::tempdir().unwrap();
         let text = "FROM local/haproxy-discoverer\nUSER root\nRUN apt-get update -q && \
                     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends keepalived && rm -rf /var/lib/apt/lists/*\n";
@@ -242,7 +286,7 @@ async fn of_two_load_balancers_at_the_edge_one_has_the_address_and_the_other_tak
         let owner = async |limit: Duration, not: Option<usize>| {
             let start = Instant::now();
             let found = wait_until(limit, "one has the address and serves", async || {
-                let served = tokio::time::timeout(secs(1), http::get(site, "/")).await;
+                let served = tokio::time::timeout(secs(1), http::get_host(site, &web)).await;
                 let is_served = matches!(&served, Ok(Ok(reply)) if reply.body == body);
                 let owners = [has(&lbs[0], &address).await, has(&lbs[1], &address).await];
                 let found = owners.iter().position(|&has| has).filter(|&at| Some(at) != not);
@@ -252,6 +296,18 @@ async fn of_two_load_balancers_at_the_edge_one_has_the_address_and_the_other_tak
             (found, start.elapsed())
         };
         let (first, _) = owner(secs(30), None).await;
+
+        // Of that service's two instances one is for the edge, and of the other service none: as both say.
+        for _ in 0..20 {
+            assert_eq!(http::get_host(site, &web).await.unwrap().body, body);
+        }
+        assert_eq!(http::get_host(site, &inside).await.unwrap().status, 404);
+        let outside = format!("{}:8000", untagged.own_ip().await);
+        for lb in &lbs {
+            let told = e2e::docker::docker(&["exec", lb.id(), "discoverer", "explain", &outside]).await;
+            let left_out = format!("{outside} is left out by --only tag=edge: its tags are blue");
+            assert!(told.code == Some(1) && told.stdout.contains(&left_out), "{told:?}");
+        }
 
         // An HAProxy that hangs: the check fails twice.
         lbs[first].exec(&["sh", "-c", "kill -STOP $(pidof haproxy)"]).await;
@@ -275,7 +331,146 @@ async fn of_two_load_balancers_at_the_edge_one_has_the_address_and_the_other_tak
             if has(&lbs[first], &address).await { Ok(()) } else { Err("gone".to_owned()) }
         })
         .await;
-        assert_eq!(http::get(site, "/").await.unwrap().body, body);
+        assert_eq!(http::get_host(site, &web).await.unwrap().body, body);
+    })
+    .await;
+}
+
+/// An application with its own HAProxy, as packaging/examples/beside has it. Dropping it removes both.
+struct Beside {
+    project: String,
+    override_file: PathBuf,
+    _directory: tempfile::TempDir,
+    application: Container,
+    haproxy: Container,
+}
+
+impl Beside {
+    /// Its application calls the services of this host name all the time.
+    async fn start(docker: &Docker, name: &str, host: &str) -> Beside {
+        let directory = tempfile::tempdir().unwrap();
+        let override_file = directory.path().join("docker-compose.yml");
+        let text = format!(
+            "version: \"3.4\"\nservices:\n  application:\n    environment:\n      CALLS: {host}\n\
+             networks:\n  default:\n    external:\n      name: {}\n",
+            docker.name()
+        );
+        std::fs::write(&override_file, text).unwrap();
+        let project = format!("{}-{name}", docker.name());
+        let variables =
+            [("ETCD", "http://etcd:2379"), ("APPLICATION", "e2e/caller"), ("COMPOSE_PROJECT_NAME", &*project)];
+        let args = compose(&override_file, &["up", "--detach"]);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let up = run(&find_program("docker-compose", "docker-compose"), &args, &variables, secs(60)).await;
+        assert_eq!(up.code, Some(0), "{}{}", up.stdout, up.stderr);
+        let application = Container::of_compose(&project, "application").await;
+        let haproxy = Container::of_compose(&project, "haproxy").await;
+        let beside = Beside { project, override_file, _directory: directory, application, haproxy };
+        beside.wait_listens().await;
+        beside
+    }
+
+    /// What its application got since it was told to begin.
+    async fn got(&self, method: &str) -> serde_json::Value {
+        let address = (self.application.own_ip().await, 8000).into();
+        let reply = http::request(address, method, "/", &[], "").await.unwrap();
+        serde_json::from_str(&reply.body).unwrap_or_else(|error| panic!("{error}: {}", reply.body))
+    }
+
+    async fn wait_listens(&self) {
+        let address = (self.application.own_ip().await, 8000).into();
+        wait_until(secs(30), "the application listens", async || {
+            http::get(address, "/").await.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+    }
+
+    /// From now on its application is answered by these, and each of them answers.
+    async fn wait_answers(&self, bodies: &[&str]) {
+        wait_until(secs(30), "the application reaches them, and no others", async || {
+            self.got("POST").await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let got = self.got("GET").await;
+            let served = got["served"].as_object().unwrap();
+            let is_right = served.len() == bodies.len() && bodies.iter().all(|&body| served.contains_key(body));
+            if is_right && got["failures"] == serde_json::json!([]) { Ok(()) } else { Err(got.to_string()) }
+        })
+        .await;
+    }
+}
+
+/// The arguments of docker-compose for the example beside an application.
+fn compose(override_file: &Path, more: &[&str]) -> Vec<String> {
+    let example = workspace().join("packaging/examples/beside/docker-compose.yml");
+    let files = ["-f".to_owned(), example.display().to_string(), "-f".to_owned(), override_file.display().to_string()];
+    files.into_iter().chain(more.iter().map(|&word| word.to_owned())).collect()
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let mut down = std::process::Command::new(find_program("docker-compose", "docker-compose"));
+        down.args(compose(&self.override_file, &["down", "--volumes", "--timeout", "2"]));
+        down.env("COMPOSE_PROJECT_NAME", &self.project).env("ETCD", "-");
+        let _tried = down.output();
+    }
+}
+
+#[tokio::test]
+async fn applications_with_an_haproxy_of_their_own_lose_no_call_while_what_they_call_is_replaced() {
+    within(300, async {
+        let docker = Docker::start().await;
+        docker.etcd().await;
+        build("e2e/caller", &[&workspace().join("tests/images/caller").display().to_string()]).await;
+        let agent = agent(&docker, "REGISTRAR_INTERNAL=true").await;
+        let web = docker.service("web");
+        let (mut old, mut old_body) = instance(&docker, &agent, ("web-0", &web), "").await;
+        let (_stays, steady) = instance(&docker, &agent, ("steady", &web), "").await;
+        let host = format!("{web}.test");
+        let applications = [Beside::start(&docker, "one", &host).await, Beside::start(&docker, "two", &host).await];
+        for application in &applications {
+            application.wait_answers(&[&old_body, &steady]).await;
+            application.got("POST").await;
+        }
+
+        // One comes, and one that it replaces goes.
+        for number in 1..=3 {
+            let (new, body) = instance(&docker, &agent, (&format!("web-{number}"), &web), "").await;
+            wait_until(secs(20), "each application reaches the new one", async || {
+                for application in &applications {
+                    let got = application.got("GET").await;
+                    if got["served"][&body].is_null() {
+                        return Err(got.to_string());
+                    }
+                }
+                Ok(())
+            })
+            .await;
+            let said = agent.exec(&["registrar", "stop", old.id()]).await;
+            assert!(said.contains("The container is stopped."), "{said}");
+            (old, old_body) = (new, body);
+        }
+        for application in &applications {
+            let got = application.got("GET").await;
+            let served = got["served"].as_object().unwrap();
+            assert_eq!(got["failures"], serde_json::json!([]), "{got}");
+            assert!(served.len() == 5 && served.values().all(|count| count.as_u64() > Some(0)), "{got}");
+            application.wait_answers(&[&old_body, &steady]).await;
+            // It is on the loopback of that application, and nobody else's.
+            let address = (application.application.own_ip().await, 8080).into();
+            assert_eq!(http::get(address, "/").await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+        }
+
+        // One HAProxy that dies is its application's loss alone.
+        let [one, two] = &applications;
+        one.haproxy.tell("kill").await;
+        wait_until(secs(10), "its application misses it", async || {
+            let got = one.got("GET").await;
+            if got["failures"].as_array().unwrap().is_empty() { Err(got.to_string()) } else { Ok(()) }
+        })
+        .await;
+        two.wait_answers(&[&old_body, &steady]).await;
+        one.haproxy.tell("start").await;
+        one.wait_answers(&[&old_body, &steady]).await;
     })
     .await;
 }

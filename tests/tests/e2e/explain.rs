@@ -4,11 +4,11 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use e2e::backend::Backend;
-use e2e::discoverer::{Discoverer, SOON};
+use e2e::discoverer::{Discoverer, SOON, TemplateFile};
 use e2e::etcd::Etcd;
 use e2e::ports::{free_address, free_port};
 use e2e::process::Finished;
-use e2e::{secs, wait_until, within};
+use e2e::{http, secs, wait_until, within};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -82,6 +82,120 @@ async fn what_is_served_says_yes_at_each_step_and_status_says_that_all_is_well()
         }
         let pid = discoverer.process().pid();
         assert!(e2e::process::is_alive(pid), "asking does it no harm");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_no_rule_leads_to_and_what_no_template_reads_is_noted_and_nothing_is_wrong() {
+    within(60, async {
+        let etcd = Etcd::start().await;
+        let discoverer = Discoverer::supervise(&etcd.url()).args(&["--set", "stats_bnd=:1"]).start();
+        let (web, db, queue) = (Backend::start("web").await, Backend::start("db").await, Backend::start("queue").await);
+        etcd.put(&web.key_in("web"), &at_host("web", "")).await;
+        discoverer.wait_host("web.test", "web").await;
+        discoverer
+            .wait_logged("no template reads this option", &[("option", "stats_bnd"), ("meant", "stats_bind")])
+            .await;
+        wait_status(&discoverer, 0, "No template reads the option stats_bnd of --set").await;
+        // The only one without a host takes what no rule does; of two neither does.
+        etcd.put(&db.key_in("db"), "running").await;
+        etcd.put(&queue.key_in("queue"), "running").await;
+        wait_status(&discoverer, 0, "No rule leads to services db, queue: no request comes to them.").await;
+        wait_status(&discoverer, 0, "All is well besides.").await;
+        wait_no(&discoverer, "db", "file", "leads to backend db", "SERVICE_HOST").await;
+        etcd.put(&db.key_in("db"), &at_host("db", "")).await;
+        discoverer.wait_host("db.test", "db").await;
+        wait_until(SOON, "nothing is said of them any more", async || {
+            let said = discoverer.ask(&["status"]).await;
+            if said.code == Some(0) && !said.stdout.contains("No rule leads") {
+                Ok(())
+            } else {
+                Err(format!("{said:?}"))
+            }
+        })
+        .await;
+    })
+    .await;
+}
+
+/// A template with these rules, and a backend for each service.
+fn with_rules(rules: &str) -> String {
+    format!(
+        "global\n  hard-stop-after 5s\n  stats socket {{{{ haproxy.runtime_socket }}}} level admin\n\
+         defaults\n  mode http\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n\
+         frontend in\n  bind {{{{ options.http_bind }}}}\n  {rules}\n\
+         {{%- for service in services %}}\nbackend {{{{ service.name }}}}\n\
+         {{%- for instance in service.instances %}}\n  \
+         server {{{{ instance.server }}}} {{{{ instance.address }}}}:{{{{ instance.port }}}} weight {{{{ instance.weight }}}}\n\
+         {{%- endfor %}}{{%- endfor %}}\n"
+    )
+}
+
+/// Waits until neither status, nor the API, nor the page says that no rule leads somewhere.
+async fn wait_unnoted(discoverer: &Discoverer, admin: SocketAddr) {
+    wait_until(SOON, "nothing is noted of rules", async || {
+        let said = discoverer.ask(&["status"]).await;
+        let api = http::get(admin, "/api/v1/status").await.map_err(|error| error.to_string())?.body;
+        let page = http::get(admin, "/").await.map_err(|error| error.to_string())?.body;
+        let told: Value = serde_json::from_str(&api).unwrap();
+        let is_silent = ![&said.stdout, &api, &page].iter().any(|text| text.contains("No rule leads"));
+        if said.code == Some(0) && is_silent && told["unrouted"] == serde_json::json!([]) {
+            Ok(())
+        } else {
+            Err(format!("{said:?}: {}", told["unrouted"]))
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_what_an_expression_may_lead_to_nobody_says_that_no_rule_does() {
+    within(90, async {
+        let etcd = Etcd::start().await;
+        let hosts = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(hosts.path(), "web.test web\n").unwrap();
+        let map = format!("%[req.hdr(host),lower,map({})]", hosts.path().display());
+        let template = TemplateFile::new(&with_rules(&format!("use_backend {map}")));
+        let admin = free_address();
+        let discoverer = Discoverer::supervise(&etcd.url()).template(template.path()).admin(admin).start();
+        let (web, db) = (Backend::start("web").await, Backend::start("db").await);
+        etcd.put(&web.key_in("web"), "running").await;
+        etcd.put(&db.key_in("db"), "running").await;
+        let noted = "No rule leads to service db: no request comes to it.";
+        let default = format!("use_backend {map} if {{ path_beg / }}\n  default_backend web");
+        for rules in [format!("use_backend {map}"), default] {
+            // What is told goes with a rule that names its backend.
+            template.replace(&with_rules("use_backend web if { req.hdr(host) -m beg web }"));
+            wait_status(&discoverer, 0, noted).await;
+            wait_no(&discoverer, "db", "file", "leads to backend db", "SERVICE_HOST").await;
+            template.replace(&with_rules(&rules));
+            discoverer.wait_config(&rules).await;
+            discoverer.wait_host("web.test", "web").await;
+            wait_unnoted(&discoverer, admin).await;
+            discoverer.wait_same_in_file().await;
+            let said = discoverer.ask(&["explain", "db"]).await;
+            assert!(said.code == Some(1) && !said.stdout.contains("-> NO"), "{said:?}");
+            let may = "names backend db, and an expression or a variable of the environment may lead there";
+            let line = said.stdout.lines().find(|line| line.contains(may)).unwrap_or_else(|| panic!("{said:?}"));
+            assert!(line.starts_with("   ?    no rule in ") && said.stdout.contains(&map), "{said:?}");
+        }
+        // Now it does lead there.
+        std::fs::write(hosts.path(), "web.test web\ndb.test db\n").unwrap();
+        template.replace(&with_rules(&format!("# again\n  use_backend {map}")));
+        discoverer.wait_host("db.test", "db").await;
+        wait_unnoted(&discoverer, admin).await;
+        // Where all rules stand in another file nobody knows them.
+        template.replace(&with_rules(""));
+        discoverer.wait_host("web.test", "503").await;
+        wait_unnoted(&discoverer, admin).await;
+        discoverer.wait_same_in_file().await;
+        let said = discoverer.ask(&["explain", "db"]).await;
+        assert!(
+            said.stdout.contains("has no rule: those that may lead to backend db stand in another file"),
+            "{said:?}"
+        );
+        assert!(!said.stdout.contains("-> NO"), "{said:?}");
     })
     .await;
 }

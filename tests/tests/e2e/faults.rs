@@ -156,6 +156,9 @@ async fn disk_fails(words: &str, breaks: impl AsyncFn(&Tmpfs), heals: impl Async
     site.etcd.put(&two.flat_key(), "running").await;
     site.discoverer.wait_servers(secs(2), &[flat(&site.one), flat(&two)]).await;
     site.discoverer.wait_logged("file not written", &[("error", words)]).await;
+    let status = async || site.discoverer.ask(&["status"]).await.stdout;
+    let told = status().await;
+    assert!(told.contains("the file does not hold what it runs") && told.contains(words), "{told}");
     // It goes on like that, however long it lasts.
     for weight in [1, 2] {
         site.etcd.put(&three.flat_key(), &format!(r#"{{"weight":{weight}}}"#)).await;
@@ -170,6 +173,8 @@ async fn disk_fails(words: &str, breaks: impl AsyncFn(&Tmpfs), heals: impl Async
     site.discoverer.wait_in_step(&[flat(&site.one), (FLAT, three.address(), 2)]).await;
     load.stop_after(50).await.assert_no_failure(50);
     site.assert_no_reload().await;
+    let told = status().await;
+    assert!(!told.contains("the file does not hold"), "{told}");
     let complaints = site.discoverer.logged("file not written").len();
     assert!(complaints <= 10, "{complaints} complaints");
     assert!(site.discoverer.process().ended().is_none());

@@ -4,8 +4,11 @@ use e2e::backend::Backend;
 use e2e::discoverer::{Discoverer, SOON, field};
 use e2e::etcd::Etcd;
 use e2e::http::encode;
+use e2e::process::{find_workspace_binary, run};
 use e2e::{wait_until, within};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 /// A word that is in each hostile text and must be in no configuration.
 const MARK: &str = "hostile";
@@ -309,6 +312,54 @@ async fn services_named_like_the_templates_own_sections_and_haproxys_words_do_no
         assert_eq!(discoverer.answer("web.test").await, "one");
         assert!(discoverer.logged("file refused").is_empty() && discoverer.logged("service left out").is_empty());
         assert!(discoverer.process().ended().is_none());
+    })
+    .await;
+}
+
+/// A server that answers everything with an error, in words that a terminal would obey. Another user of the host may listen where the
+/// admin address or etcd is looked for.
+async fn hostile_server() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _head = stream.read(&mut [0; 4096]).await;
+            let words = format!("{MARK}\x1b[2J\x07\u{9b}31m\u{202e}\rAll is well.");
+            let head = format!("HTTP/1.1 500 x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", words.len());
+            let _gone = stream.write_all(format!("{head}{words}").as_bytes()).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn no_command_passes_on_to_a_terminal_what_that_would_obey() {
+    within(120, async {
+        let server = hostile_server().await;
+        let (admin, etcd) = (server.to_string(), format!("http://{server}"));
+        let mut quoted = 0;
+        for (program, args) in [
+            ("standalone", &["list", "--admin", &admin] as &[&str]),
+            ("standalone", &["explain", "web", "--admin", &admin]),
+            ("standalone", &["status", "--admin", &admin]),
+            ("standalone", &["render", "--admin", &admin]),
+            ("discoverer", &["status", "--admin", &admin]),
+            ("discoverer", &["explain", "web", "--admin", &admin]),
+            ("discoverer", &["explain", "web", "--admin", &admin, "--etcd", &etcd]),
+            ("discoverer", &["render", "--etcd", &etcd]),
+            ("registrar", &["list", "--etcd", &etcd]),
+            ("registrar", &["explain", "web", "--etcd", &etcd, "--docker", "/nonexistent/docker.sock"]),
+        ] {
+            let done = run(&find_workspace_binary(program), args, &[], SOON).await;
+            assert_ne!(done.code, Some(0), "{program} {args:?}: {done:?}");
+            for text in [&done.stdout, &done.stderr] {
+                let obeyed = |c: char| c.is_control() && c != '\n' || matches!(c, '\u{202a}'..='\u{202e}');
+                assert!(!text.contains(obeyed), "{program} {args:?}: {done:?}");
+                quoted += usize::from(text.contains(MARK));
+            }
+        }
+        assert!(quoted >= 5, "what the server says was quoted by {quoted} only");
     })
     .await;
 }

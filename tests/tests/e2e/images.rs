@@ -109,6 +109,25 @@ async fn the_load_balancer_needs_no_root_and_is_healthy_while_haproxy_takes_conn
 }
 
 #[tokio::test]
+async fn what_is_asked_of_the_discoverers_images_needs_no_place_to_write_but_their_volume() {
+    within(600, async {
+        let docker = Docker::start().await;
+        let etcd = docker.etcd().await;
+        let (_hello, _) = registered(&docker, etcd).await;
+        let (_, beside) = two_images().await;
+        for (number, image) in ["local/haproxy-discoverer", beside].into_iter().enumerate() {
+            for (what, said) in [("check", "good with the registered services"), ("--dry-run", "nothing was written")] {
+                let args = ["--env", "DISCOVERER_ETCD=http://etcd:2379", image, what];
+                let asked = docker.run(&format!("asked-{number}{what}"), &[&HARDENED[..], &args].concat()).await;
+                asked.wait_log(secs(20), &[said]).await;
+                assert_eq!(docker_ok(&["wait", asked.id()]).await.trim(), "0", "{image} {what}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_volume_that_another_user_owns_is_refused_with_the_way_out() {
     within(90, async {
         let docker = Docker::start().await;
@@ -213,33 +232,26 @@ async fn build_copied() {
     build("e2e/copied", &[&directory.path().display().to_string()]).await;
 }
 
+/// The agent in its image, as a user who only has the socket's group, for containers that ask for it by label.
+pub(crate) async fn agent(docker: &Docker, variable: &str) -> Container {
+    use std::os::unix::fs::MetadataExt;
+    let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid().to_string();
+    let user = ["--user", "65532", "--group-add", &group, "--volume", e2e::docker::SOCKET];
+    let etcd = ["--env", "REGISTRAR_ETCD=http://etcd:2379"];
+    let variables = ["--env", "REGISTRAR_EXPLICIT=true", "--env", variable];
+    docker.run("agent", &[&HARDENED[..], &user, &etcd, &variables, &["local/registrar"]].concat()).await
+}
+
 #[tokio::test]
 async fn the_agent_registers_as_a_user_who_only_has_the_sockets_group() {
-    use std::os::unix::fs::MetadataExt;
     within(600, async {
         let docker = Docker::start().await;
         docker.etcd().await;
-        let group = std::fs::metadata("/var/run/docker.sock").unwrap().gid().to_string();
         let service = docker.service("app");
         let _app = docker
             .run("app", &["--publish", "127.0.0.1::8000", "--label", &format!("SERVICE_NAME={service}"), "local/hello"])
             .await;
-        let args = [
-            "--user",
-            "65532",
-            "--group-add",
-            &group,
-            "--volume",
-            e2e::docker::SOCKET,
-            "--env",
-            "REGISTRAR_ETCD=http://etcd:2379",
-            "--env",
-            "REGISTRAR_EXPLICIT=true",
-            "--env",
-            "REGISTRAR_IP=127.0.0.1",
-            "local/registrar",
-        ];
-        let agent = docker.run("agent", &[&HARDENED[..], &args].concat()).await;
+        let agent = agent(&docker, "REGISTRAR_IP=127.0.0.1").await;
         wait_until(secs(30), "the agent knows of it", async || {
             let said = docker_ok(&["exec", agent.id(), "registrar", "list"]).await;
             if said.contains(&service) { Ok(()) } else { Err(said) }

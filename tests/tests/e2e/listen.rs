@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::runtime::{FLAT, Site, WEIGHT, flat};
 
-fn listening(port: u16) -> String {
+pub(crate) fn listening(port: u16) -> String {
     format!(r#"{{"attributes":{{"mode":"tcp","listen":"{port}"}}}}"#)
 }
 
@@ -21,7 +21,7 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-async fn wait_answers(port: u16, name: &str) {
+pub(crate) async fn wait_answers(port: u16, name: &str) {
     wait_until(SOON, &format!("{name} answers on port {port}"), async || {
         let seen = requests(local(port), 1).await;
         if seen.contains_key(name) { Ok(()) } else { Err(format!("{seen:?}")) }

@@ -13,6 +13,7 @@ use e2e::haproxy::{Haproxy, servers};
 use e2e::load::Load;
 use e2e::{secs, stays_true, wait_until, within};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::output::Tmpfs;
 use crate::runtime::{Site, flat};
@@ -23,10 +24,26 @@ const BRIEF: u64 = 1;
 /// Longer than HAProxy needs to find out that a server is dead (`inter 2s fall 2`), and than any question after it.
 const JUDGED: std::time::Duration = secs(6);
 
-/// How often HAProxy was told of servers, or reloaded.
-async fn doings(discoverer: &Discoverer) -> (usize, usize, u64) {
+/// How often HAProxy was told of servers, or reloaded, once the log accounts for so many instances: HAProxy serves a moment before
+/// that is told.
+async fn doings(discoverer: &Discoverer, instances: i64) -> (usize, usize, u64) {
+    wait_until(SOON, &format!("the log tells of {instances} instances"), async || {
+        let events = discoverer.events();
+        if told_instances(&events) == instances { Ok(()) } else { Err(format!("{events:#?}")) }
+    })
+    .await;
     let changes = discoverer.logged("servers changed").len();
     (changes, discoverer.logged("configuration applied").len(), discoverer.reloads().await)
+}
+
+/// How many instances HAProxy has, as the log tells: what was applied as a whole, and what came and went since.
+fn told_instances(events: &[Value]) -> i64 {
+    let number = |event: &Value, name: &str| field(event, name).parse::<i64>().unwrap_or(0);
+    events.iter().fold(0, |count, event| match &*field(event, "message") {
+        "configuration applied" => number(event, "instances"),
+        "servers changed" => count + number(event, "came") - number(event, "went"),
+        _ => count,
+    })
 }
 
 /// Waits until so many keys have expired whose instances stay, as the log tells.
@@ -82,7 +99,7 @@ async fn a_key_that_expires_and_comes_back_tells_haproxy_nothing() {
     within(60, async {
         let site = Site::start(e2e::haproxy::Version::Installed, &[]).await;
         let two = site.second().await;
-        let before = doings(&site.discoverer).await;
+        let before = doings(&site.discoverer, 2).await;
         site.etcd.put_for(&two.flat_key(), "running", BRIEF).await;
         site.etcd.wait_gone(&two.flat_key()).await;
         wait_suspects(&site.discoverer, 1).await;
@@ -91,7 +108,7 @@ async fn a_key_that_expires_and_comes_back_tells_haproxy_nothing() {
         site.discoverer.wait_logged("suspects are registered again", &[("instances", "1")]).await;
         site.etcd.delete(&site.one.flat_key()).await;
         site.discoverer.wait_in_step(&[flat(&two)]).await;
-        let (changes, applied, reloads) = doings(&site.discoverer).await;
+        let (changes, applied, reloads) = doings(&site.discoverer, 1).await;
         assert_eq!((changes, applied, reloads), (before.0 + 1, before.1, before.2), "nothing but the deleted one");
     })
     .await;
@@ -137,7 +154,7 @@ async fn etcd_stopped_for_longer_than_the_keys_live_loses_no_instance() {
         }
         discoverer.wait_serves(&["one", "three", "two"]).await;
         etcd.stop().await;
-        let before = doings(&discoverer).await;
+        let before = doings(&discoverer, 3).await;
         let load = Load::start(discoverer.http());
         stays_true(secs(7), "no request fails while etcd is away", async || match load.failed() {
             0 => Ok(()),
@@ -162,7 +179,7 @@ async fn etcd_stopped_for_longer_than_the_keys_live_loses_no_instance() {
         let report = load.stop_after(200).await;
         report.assert_no_failure(200);
         assert_eq!(report.answers.len(), 3, "{:?}", report.answers);
-        assert_eq!(doings(&discoverer).await, before, "HAProxy was told nothing");
+        assert_eq!(doings(&discoverer, 3).await, before, "HAProxy was told nothing");
         assert_eq!(discoverer.logged("suspects removed").len(), 0);
     })
     .await;
@@ -368,6 +385,10 @@ async fn restarted_with_etcd_away_it_renders_what_it_knew_for_a_haproxy_that_is_
     within(90, async {
         let haproxy = Haproxy::start().await;
         let mut etcd = Etcd::start().await;
+        // So that the index of an etcd that is new is behind, whatever is written to it before it is followed.
+        for number in 0..50 {
+            etcd.put("/elsewhere/key", &number.to_string()).await;
+        }
         let mut discoverer = Discoverer::reload_socket(&etcd.url(), &haproxy).start();
         let one = Backend::start("one").await;
         etcd.put(&one.flat_key(), "running").await;

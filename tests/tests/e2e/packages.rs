@@ -1,147 +1,40 @@
 //! The Debian packages, on Debian 12 and 13 in containers with systemd: they install, start, upgrade without a gap and purge. What
 //! goes into a release beside them.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use e2e::docker::{Container, Docker, SOCKET, SYSTEMD_FLAGS, docker_ok};
-use e2e::process::{Finished, run, target_dir};
-use e2e::{app, secs, wait_until};
-use tokio::sync::OnceCell;
+use e2e::commands::{How, compare};
+use e2e::deb_host::{Host, packages, script, script_ok};
+use e2e::process::{find_program, run};
+use e2e::shown::Shown;
+use e2e::{app, secs, wait_until, workspace};
 
 /// The exposure that `systemd-analyze security` may show of each service, as docs/packages.md says it.
 const EXPOSURE: [(&str, f64); 3] = [("registrar", 1.3), ("discoverer", 2.0), ("standalone", 2.0)];
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// Runs one of the scripts in packaging/.
-async fn script(name: &str, args: &[&str]) -> Finished {
-    // The tool that it wants may have to be built.
-    run(&root().join("packaging").join(name), args, &[], secs(600)).await
-}
-
-async fn script_ok(name: &str, args: &[&str]) -> String {
-    let finished = script(name, args).await;
-    assert_eq!(finished.code, Some(0), "packaging/{name}: {}{}", finished.stdout, finished.stderr);
-    finished.stdout
-}
-
-/// The packages in two versions, made once: those of the first revision, then those of the second.
-async fn packages() -> &'static [Vec<PathBuf>; 2] {
-    static PACKAGES: OnceCell<[Vec<PathBuf>; 2]> = OnceCell::const_new();
-    PACKAGES
-        .get_or_init(async || {
-            let mut made = [Vec::new(), Vec::new()];
-            for (revision, made) in ["1", "2"].into_iter().zip(&mut made) {
-                // A directory holds one version of a package: cargo-deb removes others.
-                let output = target_dir().join("e2e-packages").join(revision);
-                let output = output.to_str().unwrap();
-                let printed = script_ok("build-deb", &["--revision", revision, "--output", output]).await;
-                *made = printed.lines().map(PathBuf::from).collect();
-                assert_eq!(made.len(), 3, "{printed}");
-            }
-            made
-        })
-        .await
-}
-
-/// A Debian host in a container.
-struct Host {
-    docker: Docker,
-    host: Container,
-}
-
-impl Host {
-    async fn start(suite: &str) -> Host {
-        let image = format!("e2e/deb-host:{suite}");
-        let base = run(&root().join("packaging/images/base"), &[suite], &[], secs(600)).await;
-        assert_eq!(base.code, Some(0), "{}", base.stderr);
-        let context = root().join("packaging/images/deb-host");
-        let build = ["build", "--quiet", "--tag", &image, "--build-arg", &format!("SUITE={suite}")];
-        let docker = e2e::process::find_program("docker", "docker.io");
-        let built = run(&docker, &[&build[..], &[context.to_str().unwrap()]].concat(), &[], secs(600)).await;
-        assert_eq!(built.code, Some(0), "{}", built.stderr);
-
-        app::provide_image().await;
-        let docker = Docker::start().await;
-        let socket = SOCKET.split(':').next().unwrap();
-        // Beside the place where systemd mounts its own /run.
-        let volume = format!("--volume={socket}:/srv/docker.sock");
-        let flags = [&SYSTEMD_FLAGS[..], &[&volume, &image]].concat();
-        let host = docker.run("host", &flags).await;
-        let host = Host { docker, host };
-        wait_until(secs(60), "the host has booted", async || {
-            match host.sh("systemctl is-system-running || true").await.trim() {
-                "running" | "degraded" => Ok(()),
-                other => Err(other.to_owned()),
-            }
-        })
-        .await;
-        host
-    }
-
-    /// What a shell script prints there, which must succeed.
-    async fn sh(&self, script: &str) -> String {
-        self.host.exec(&["sh", "-ec", script]).await
-    }
-
-    /// As docs/packages.md has it done, in a directory with these packages.
-    async fn install(&self, packages: &[PathBuf]) -> String {
-        self.sh("rm -rf /root/packages && mkdir /root/packages").await;
-        for package in packages {
-            docker_ok(&["cp", package.to_str().unwrap(), &format!("{}:/root/packages/", self.host.id())]).await;
-        }
-        self.sh("cd /root/packages && DEBIAN_FRONTEND=noninteractive \
-             apt-get install -y --no-install-recommends ./registrar_*.deb ./discoverer_*.deb ./standalone_*.deb 2>&1")
-            .await
-    }
-
-    /// A property of a service, as systemd has it.
-    async fn property(&self, service: &str, property: &str) -> String {
-        self.sh(&format!("systemctl show --property {property} --value {service}")).await.trim().to_owned()
-    }
-
-    async fn is_active(&self, service: &str) {
-        wait_until(secs(30), &format!("{service} is active"), async || {
-            match self.property(service, "ActiveState").await.as_str() {
-                "active" => Ok(()),
-                other => Err(format!(
-                    "{other}\n{}",
-                    self.sh(&format!("journalctl --no-pager --lines 20 --unit {service}")).await
-                )),
-            }
+/// Tells the registrar and the discoverer where etcd and Docker are, and starts them, as docs/packages.md has it.
+async fn configure(host: &Host) {
+    // The group that has the engine's socket, which is the machine's own, has another number there.
+    host.sh("groupmod --non-unique --gid $(stat -c %g /srv/docker.sock) docker").await;
+    // The engine has other tests' containers too, and what becomes of those is not this host's business.
+    let domain = format!("{}.test", host.docker().service("web"));
+    host.sh(&format!(
+        "printf '%s\\n' 'docker = \"/srv/docker.sock\"' 'explicit = true' 'domains = [\"{domain}\"]' >>/etc/registrar/registrar.toml
+         echo REGISTRAR_INTERNAL=true >/etc/default/registrar"
+    ))
+    .await;
+    for (how, command) in Shown::below("packages.md", "Configure").with("10.1.0.101", "127.0.0.1") {
+        let limit = if how == How::Wait { secs(60) } else { Duration::ZERO };
+        wait_until(limit, &format!("{} says what is written of it", command.text), async || {
+            let said = host.type_in(&format!("if {} 2>&1; then echo done; fi", command.text)).await;
+            let Some(said) = said.strip_suffix("done\n") else { return Err(said) };
+            let compared = if command.output.is_empty() { Ok(vec![]) } else { compare(&command.output, said) };
+            compared.map(drop).map_err(|why| format!("{why}\n{said}"))
         })
         .await;
     }
-
-    /// The revisions at which the keys in etcd were made: a key that left etcd and came back has another one.
-    async fn keys(&self) -> BTreeMap<String, u64> {
-        let json = self.sh("ETCDCTL_API=3 etcdctl get --prefix /service/ --write-out json").await;
-        let all: serde_json::Value = serde_json::from_str(&json).unwrap();
-        let kvs = all["kvs"].as_array().cloned().unwrap_or_default();
-        let key = |kv: &serde_json::Value| BASE64_STANDARD.decode(kv["key"].as_str().unwrap()).unwrap();
-        kvs.iter().map(|kv| (String::from_utf8(key(kv)).unwrap(), kv["create_revision"].as_u64().unwrap())).collect()
-    }
-
-    async fn exposure(&self, service: &str) -> f64 {
-        let report = self.sh(&format!("systemd-analyze security --no-pager {service}.service || true")).await;
-        let last =
-            report.lines().rfind(|line| line.contains("Overall exposure level")).unwrap_or_else(|| panic!("{report}"));
-        let figure = last.split_whitespace().find_map(|word| word.parse().ok());
-        figure.unwrap_or_else(|| panic!("{last}"))
-    }
-}
-
-/// The keys of a service: those of others on this engine come and go meanwhile.
-async fn made_at(host: &Host, service: &str) -> BTreeMap<String, u64> {
-    let mut keys = host.keys().await;
-    keys.retain(|key, _| key.starts_with(&format!("/service/{service}/")));
-    keys
 }
 
 /// From the installation to the purge, with traffic over the upgrade.
@@ -150,11 +43,15 @@ async fn lives(suite: &str) {
     let host = Host::start(suite).await;
 
     // Installed, and not configured.
-    host.install(first).await;
+    host.fetch(first).await;
+    for (_, command) in Shown::below("packages.md", "Install") {
+        host.type_in(&command.text).await;
+    }
+    host.type_in("apt-get install ./standalone_*.deb").await;
     for service in ["registrar", "discoverer"] {
         assert_eq!(host.sh(&format!("systemctl is-enabled {service}")).await.trim(), "enabled");
         assert_eq!(host.property(service, "ActiveState").await, "inactive");
-        let journal = host.sh(&format!("journalctl --no-pager --output cat --unit {service}")).await;
+        let journal = host.journal(service).await;
         assert!(journal.contains(&format!("Set etcd in /etc/{service}/{service}.toml")), "{journal}");
         for made in
             [format!("/usr/share/man/man1/{service}.1.gz"), format!("/usr/share/bash-completion/completions/{service}")]
@@ -168,15 +65,7 @@ async fn lives(suite: &str) {
     assert_eq!(host.sh("systemctl is-enabled standalone || true").await.trim(), "disabled");
     assert_eq!(host.property("standalone", "ActiveState").await, "inactive");
 
-    // The group that has the engine's socket, which is the machine's own, has another number there.
-    host.sh("groupmod --non-unique --gid $(stat -c %g /srv/docker.sock) docker").await;
-    host.sh(
-        "sed -i '/^#etcd/s/.*/etcd = [\"http:\\/\\/127.0.0.1:2379\"]/' /etc/registrar/registrar.toml /etc/discoverer/discoverer.toml
-         printf '%s\\n' 'docker = \"/srv/docker.sock\"' 'explicit = true' >>/etc/registrar/registrar.toml
-         echo REGISTRAR_INTERNAL=true >/etc/default/registrar
-         systemctl start registrar discoverer",
-    )
-    .await;
+    configure(&host).await;
     for service in ["registrar", "discoverer"] {
         host.is_active(service).await;
         assert_eq!(host.property(service, "Type").await, "notify");
@@ -186,15 +75,14 @@ async fn lives(suite: &str) {
         "registrar"
     );
 
-    let service = host.docker.service("web");
-    let labels = [format!("SERVICE_NAME={service}"), "SERVICE_HOST=web.test".to_owned()];
-    let _app =
-        host.docker.run("web", &["--expose=8000", "--label", &labels[0], "--label", &labels[1], app::IMAGE]).await;
+    let service = host.docker().service("web");
+    let labels = [format!("SERVICE_NAME={service}"), format!("SERVICE_HOST={service}.test")];
+    let app =
+        host.docker().run("web", &["--expose=8000", "--label", &labels[0], "--label", &labels[1], app::IMAGE]).await;
+    let hello = format!("Hello from {}", app.short_id());
     wait_until(secs(30), "HAProxy routes to the container", async || {
-        let asked = host
-            .sh("curl -sS -m 3 -w '%{http_code}' -o /dev/null -H 'Host: web.test' http://127.0.0.1/ 2>&1 || true")
-            .await;
-        if asked.trim() == "200" { Ok(()) } else { Err(format!("{asked} {:?}", host.keys().await)) }
+        let answer = host.answer(&format!("{service}.test")).await;
+        if answer == hello { Ok(()) } else { Err(format!("{answer} {:?}", host.keys().await)) }
     })
     .await;
     for (service, limit) in EXPOSURE.into_iter().filter(|(service, _)| *service != "standalone") {
@@ -204,14 +92,16 @@ async fn lives(suite: &str) {
     }
 
     // Upgraded, under load.
-    host.sh("cat >/root/load <<'END'
+    host.sh(&format!(
+        "cat >/root/load <<'END'
 #!/bin/sh
 while ! [ -e /root/stop ]; do
-    if curl -sf -m 5 -o /dev/null -H 'Host: web.test' http://127.0.0.1/; then echo good; else echo bad; fi
+    if said=$(curl -sSf -m 5 -o /dev/null -H 'Host: {service}.test' http://127.0.0.1/ 2>&1); then echo good; else date \"+bad %T $said\"; fi
 done >/root/answers
 END
-        systemd-run --quiet --unit load sh /root/load")
-        .await;
+        systemd-run --quiet --unit load sh /root/load"
+    ))
+    .await;
     let answers = async || host.sh("grep -c good /root/answers || true").await.trim().parse::<u32>().unwrap();
     let many_more = async |than: u32| {
         wait_until(secs(30), "the load goes on", async || {
@@ -221,15 +111,18 @@ END
         .await
     };
     let before = many_more(0).await;
-    let keys = made_at(&host, &service).await;
+    let keys = host.keys_of(&service).await;
     let pids = [host.property("registrar", "MainPID").await, host.property("discoverer", "MainPID").await];
     assert_eq!(keys.len(), 1);
     let haproxy = host.property("haproxy", "MainPID").await;
-    host.install(second).await;
+    host.fetch(second).await;
+    for (_, command) in Shown::below("packages.md", "Upgrade") {
+        host.type_in(&command.text).await;
+    }
     for (service, pid) in ["registrar", "discoverer"].into_iter().zip(&pids) {
         host.is_active(service).await;
         assert_ne!(host.property(service, "MainPID").await, *pid, "{service} runs the old program");
-        let version = host.sh(&format!("dpkg-query --show --showformat '${{Version}}' {service}")).await;
+        let version = host.version(service).await;
         assert!(version.ends_with("-2"), "{version}");
     }
     assert_eq!(host.property("haproxy", "MainPID").await, haproxy);
@@ -240,10 +133,10 @@ END
         if now > since / 1_000_000 + 21 { Ok(()) } else { Err(format!("{now} {since}")) }
     })
     .await;
-    assert_eq!(made_at(&host, &service).await, keys, "a key has left etcd");
+    assert_eq!(host.keys_of(&service).await, keys, "a key has left etcd");
     many_more(before).await;
     host.sh("touch /root/stop").await;
-    assert_eq!(host.sh("grep -c bad /root/answers || true").await.trim(), "0");
+    assert_eq!(host.sh("grep bad /root/answers || true").await, "");
 
     // A loop that hangs is started again.
     for service in ["registrar", "discoverer"] {
@@ -261,7 +154,7 @@ END
             if now != pid && now != "0" && state == "active" { Ok(()) } else { Err(format!("{now} {state}")) }
         })
         .await;
-        let journal = host.sh(&format!("journalctl --no-pager --output cat --unit {service}")).await;
+        let journal = host.journal(service).await;
         assert!(journal.contains("Watchdog timeout"), "{journal}");
     }
 
@@ -278,14 +171,14 @@ END
     host.is_active("registrar").await;
 
     // Removed: the keys go, HAProxy goes on; purged: nothing is left.
-    wait_until(secs(20), "the key is there again", async || match made_at(&host, &service).await.len() {
+    wait_until(secs(20), "the key is there again", async || match host.keys_of(&service).await.len() {
         1 => Ok(()),
         other => Err(other.to_string()),
     })
     .await;
     host.sh("apt-get remove -y discoverer registrar 2>&1").await;
     assert!(host.keys().await.is_empty(), "keys are left");
-    host.sh("curl -sf -m 3 -o /dev/null -H 'Host: web.test' http://127.0.0.1/").await;
+    assert_eq!(host.answer(&format!("{service}.test")).await, hello);
     host.sh("test -s /etc/registrar/registrar.toml && test -n \"$(ls /var/lib/registrar)\"").await;
     host.sh("apt-get purge -y discoverer registrar standalone 2>&1").await;
     let left = host
@@ -304,11 +197,17 @@ END
 async fn standalone_lives(suite: &str) {
     let [first, second] = packages().await;
     let host = Host::start(suite).await;
-    host.install(first).await;
+    host.fetch(first).await;
+    for (_, command) in Shown::below("packages.md", "One host without etcd") {
+        host.type_in(&command.text).await;
+    }
+    host.is_active("standalone").await;
+    host.type_in("systemctl disable --quiet --now standalone").await;
+    host.type_in("apt-get install ./registrar_*.deb ./discoverer_*.deb").await;
     for made in ["man/man1/standalone.1.gz", "bash-completion/completions/standalone", "doc/standalone/copyright"] {
         host.sh(&format!("test -s /usr/share/{made}")).await;
     }
-    let service = host.docker.service("web");
+    let service = host.docker().service("web");
     host.sh(&format!(
         "printf '%s\\n' 'docker = \"/srv/docker.sock\"' 'explicit = true' 'internal = true' 'domains = [\"{service}.test\"]' \
              >/root/standalone.toml
@@ -321,15 +220,31 @@ async fn standalone_lives(suite: &str) {
     host.is_active("discoverer").await;
     host.sh("systemctl enable --quiet --now standalone").await;
     assert_eq!(host.property("standalone", "ActiveState").await, "inactive");
-    let journal = host.sh("journalctl --no-pager --output cat --unit standalone").await;
+    let journal = host.journal("standalone").await;
     assert!(journal.contains("Not started: discoverer.service runs, and both would write HAProxy's"), "{journal}");
     host.sh("systemctl disable --quiet --now discoverer && systemctl start standalone").await;
     host.is_active("standalone").await;
     assert_eq!(host.property("standalone", "Type").await, "notify");
+    host.sh("systemctl start discoverer").await;
+    assert_eq!(host.property("discoverer", "ActiveState").await, "inactive");
+    let journal = host.sh("journalctl --no-pager --output cat --unit discoverer").await;
+    assert!(journal.contains("Not started: standalone.service runs, and both would write HAProxy's"), "{journal}");
+    // Whichever is first where both are started at once, it is one.
+    for round in 0..5 {
+        let (first, second) = if round % 2 == 0 { ("standalone", "discoverer") } else { ("discoverer", "standalone") };
+        host.sh(&format!(
+            "systemctl stop standalone discoverer; systemctl start {first} & systemctl start {second} & wait"
+        ))
+        .await;
+        let states = [host.property(first, "ActiveState").await, host.property(second, "ActiveState").await];
+        assert!(states == ["active", "inactive"] || states == ["inactive", "active"], "{first}, {second}: {states:?}");
+    }
+    host.sh("systemctl stop discoverer; systemctl start standalone").await;
+    host.is_active("standalone").await;
 
     let labels = [format!("SERVICE_NAME={service}"), format!("SERVICE_HOST={service}.test")];
     let app =
-        host.docker.run("web", &["--expose=8000", "--label", &labels[0], "--label", &labels[1], app::IMAGE]).await;
+        host.docker().run("web", &["--expose=8000", "--label", &labels[0], "--label", &labels[1], app::IMAGE]).await;
     let is_served = async || {
         let get = "curl -sS -m 3 -w '%{http_code}' -o /dev/null -H";
         let asked = host.sh(&format!("{get} 'Host: {service}.test' http://127.0.0.1/ 2>&1 || true")).await;
@@ -351,7 +266,8 @@ async fn standalone_lives(suite: &str) {
 
     // The new one finds what the old one has left, and HAProxy has not noticed.
     let (pid, haproxy) = (host.property("standalone", "MainPID").await, host.property("haproxy", "MainPID").await);
-    host.install(second).await;
+    host.fetch(second).await;
+    host.type_in("apt-get install ./registrar_*.deb ./discoverer_*.deb ./standalone_*.deb").await;
     host.is_active("standalone").await;
     assert_ne!(host.property("standalone", "MainPID").await, pid, "it runs the old program");
     is_served().await.unwrap();
@@ -381,6 +297,126 @@ async fn standalone_lives(suite: &str) {
     let left = host.sh(&format!("find / -xdev -name '*standalone*' {elsewhere}")).await;
     assert_eq!(left, "", "left after the purge");
     host.sh("registrar --version && discoverer --version && test -d /var/lib/discoverer").await;
+}
+
+/// Back to a lower revision, away and back, and beside a user that the packages did not make.
+#[tokio::test]
+async fn the_packages_go_and_come_again_with_what_is_the_administrators() {
+    let [first, second] = packages().await;
+    let host = Host::start("bookworm").await;
+    let names = ["registrar", "discoverer", "standalone"];
+    let none_runs = async || {
+        for name in names {
+            assert_eq!(host.property(name, "ActiveState").await, "inactive", "{name}");
+        }
+    };
+    let versions_end_in = async |revision: &str| {
+        for name in names {
+            let version = host.version(name).await;
+            assert!(version.ends_with(revision), "{name} {version}");
+        }
+    };
+
+    // Upgraded while nothing is configured.
+    host.install(first).await;
+    let file = host.sh("sha256sum /etc/haproxy/haproxy.cfg").await;
+    host.install(second).await;
+    versions_end_in("-2").await;
+    none_runs().await;
+    assert_eq!(host.sh("systemctl --failed --no-legend --plain").await, "");
+    assert_eq!(host.sh("sha256sum /etc/haproxy/haproxy.cfg").await, file);
+
+    let service = host.docker().service("web");
+    let labels = [format!("SERVICE_NAME={service}"), format!("SERVICE_HOST={service}.test")];
+    let app =
+        host.docker().run("web", &["--expose=8000", "--label", &labels[0], "--label", &labels[1], app::IMAGE]).await;
+    let is_served = async || {
+        let answer = host.answer(&format!("{service}.test")).await;
+        if answer == format!("Hello from {}", app.short_id()) { Ok(()) } else { Err(answer) }
+    };
+    let wait_served = async || wait_until(secs(30), "HAProxy routes to the container", is_served).await;
+    configure(&host).await;
+    wait_served().await;
+    host.sh("echo '# mine' | tee -a /etc/registrar/registrar.toml /etc/discoverer/discoverer.toml \
+             /etc/discoverer/templates/haproxy.cfg.tera /etc/standalone/standalone.toml")
+        .await;
+    let settings = async || {
+        let files = "find /etc/registrar /etc/discoverer /etc/standalone /etc/default/registrar -type f";
+        host.sh(&format!("{files} -exec sha256sum {{}} + | sort")).await
+    };
+    let mine = settings().await;
+
+    // Down, and up again.
+    let (keys, haproxy) = (host.keys_of(&service).await, host.property("haproxy", "MainPID").await);
+    for (revision, packages) in [("-1", first), ("-2", second)] {
+        let pids = [host.property("registrar", "MainPID").await, host.property("discoverer", "MainPID").await];
+        host.install_with("--allow-downgrades", packages).await;
+        versions_end_in(revision).await;
+        for (name, pid) in ["registrar", "discoverer"].into_iter().zip(&pids) {
+            host.is_active(name).await;
+            assert_ne!(host.property(name, "MainPID").await, *pid, "{name} runs the other program");
+        }
+        is_served().await.unwrap();
+        assert_eq!(settings().await, mine);
+    }
+    assert_eq!(host.keys_of(&service).await, keys, "a key has left etcd");
+    assert_eq!(host.property("haproxy", "MainPID").await, haproxy);
+
+    // Removed, and installed again: as it was.
+    host.sh("apt-get remove -y registrar discoverer standalone 2>&1").await;
+    assert!(host.keys_of(&service).await.is_empty(), "keys are left");
+    assert_eq!(settings().await, mine);
+    host.install(second).await;
+    for name in ["registrar", "discoverer"] {
+        host.is_active(name).await;
+    }
+    wait_served().await;
+    assert_eq!(settings().await, mine);
+
+    // Purged, and installed again: as new.
+    let purge = async || host.sh("apt-get purge -y registrar discoverer standalone 2>&1").await;
+    purge().await;
+    host.sh("test ! -e /etc/registrar -a ! -e /etc/discoverer -a ! -e /etc/standalone -a ! -e /var/lib/registrar")
+        .await;
+    host.install(first).await;
+    none_runs().await;
+    assert!(!host.sh("cat /etc/registrar/* /etc/discoverer/*.toml").await.contains("mine"));
+    assert_eq!(host.sh("systemctl is-enabled registrar").await.trim(), "enabled");
+    configure(&host).await;
+    wait_served().await;
+
+    // A user of that name that was there before is used, and left.
+    purge().await;
+    host.sh("! getent passwd registrar && useradd --uid 1500 --create-home --comment Somebody registrar").await;
+    host.install(first).await;
+    configure(&host).await;
+    host.is_active("registrar").await;
+    let uid = host.sh("stat -c %u /proc/$(systemctl show --property MainPID --value registrar)").await;
+    assert_eq!(uid.trim(), "1500");
+    wait_served().await;
+    let said = purge().await;
+    assert!(said.contains("the user registrar stays"), "{said}");
+    assert_eq!(host.sh("id -un 1500 && id -gn 1500 && stat -c %U /home/registrar").await, "registrar\n".repeat(3));
+    host.sh("test ! -e /etc/registrar -a ! -e /var/lib/registrar").await;
+}
+
+#[tokio::test]
+async fn the_packages_keep_to_debians_policy() {
+    let [first, _] = packages().await;
+    let debs: Vec<&str> = first.iter().map(|deb| deb.to_str().unwrap()).collect();
+    let flags = ["--fail-on", "error,warning", "--allow-root", "--no-cfg"];
+    let judged = run(&find_program("lintian", "lintian"), &[&flags[..], &debs].concat(), &[], secs(300)).await;
+    assert_eq!(judged.code, Some(0), "{}{}", judged.stdout, judged.stderr);
+    for deb in debs {
+        let changelog = format!(
+            "dpkg-deb --fsys-tarfile '{deb}' | tar -xO --wildcards './usr/share/doc/*/changelog.Debian.gz' | gzip -d"
+        );
+        let told = run(Path::new("/bin/sh"), &["-ec", &changelog], &[], secs(60)).await.stdout;
+        assert!(
+            told.contains("-1) unstable; urgency=medium\n\n  * ") && told.contains("\n -- The maintainers"),
+            "{told}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -422,7 +458,16 @@ async fn a_package_is_not_made_of_what_is_no_static_program() {
 async fn a_release_says_of_what_it_is_made_and_can_be_verified() {
     let directory = tempfile::Builder::new().prefix("release-files").tempdir().unwrap();
     let output = directory.path().to_str().unwrap();
-    script_ok("sbom", &[output]).await;
+    let mut shown = Shown::below("packages.md", "Releases").with("target/release-files", output);
+    let (verify, make) = (shown.next_text(), shown.next_text());
+    // The tests' own packages are made in the same place: before, and not meanwhile.
+    packages().await;
+    let in_directory = async |directory: &str, script: &str| {
+        let script = format!("cd '{directory}'\n{script}");
+        run(Path::new("/bin/sh"), &["-ec", &script], &[], secs(900)).await
+    };
+    let made = in_directory(workspace().to_str().unwrap(), &make).await;
+    assert_eq!(made.code, Some(0), "{}{}", made.stdout, made.stderr);
     for (program, crates) in
         [("registrar", ["bollard", "rustls"]), ("discoverer", ["tera", "rustls"]), ("standalone", ["tera", "bollard"])]
     {
@@ -437,31 +482,25 @@ async fn a_release_says_of_what_it_is_made_and_can_be_verified() {
                 "{found}"
             );
         }
-        assert!(!text.contains(root().canonicalize().unwrap().to_str().unwrap()), "it says where it was built");
+        assert!(!text.contains(workspace().canonicalize().unwrap().to_str().unwrap()), "it says where it was built");
     }
     let again = tempfile::tempdir().unwrap();
-    let mut archives = Vec::new();
-    for directory in [output, again.path().to_str().unwrap()] {
-        let archive = script_ok("build-tarball", &["--output", directory]).await;
-        archives.push(fs::read(archive.trim()).unwrap());
-    }
-    assert!(archives[0] == archives[1], "the same programs give other bytes");
-    script_ok("checksums", &[output]).await;
-    let check = async || {
-        let script = format!("cd '{output}' && sha256sum --check --strict --ignore-missing SHA256SUMS");
-        run(Path::new("/bin/sh"), &["-ec", &script], &[], secs(60)).await
-    };
-    let good = check().await;
+    let archive = script_ok("build-tarball", &["--output", again.path().to_str().unwrap()]).await;
+    let archive = Path::new(archive.trim());
+    let first = directory.path().join(archive.file_name().unwrap());
+    assert!(fs::read(first).unwrap() == fs::read(archive).unwrap(), "the same programs give other bytes");
+    let good = in_directory(output, &verify).await;
     assert_eq!(good.code, Some(0), "{}{}", good.stdout, good.stderr);
-    assert_eq!(good.stdout.lines().count(), 4);
+    // Three packages, one archive, three lists of crates.
+    assert_eq!(good.stdout.lines().count(), 7, "{}", good.stdout);
     fs::write(directory.path().join("registrar.cdx.json"), "{}").unwrap();
-    assert_eq!(check().await.code, Some(1));
+    assert_eq!(in_directory(output, &verify).await.code, Some(1));
 }
 
 /// actionlint is not among Debian's packages: what GitHub itself would refuse in the workflows' vocabulary is not seen here.
 #[test]
 fn the_workflows_can_be_read_and_call_what_is_there() {
-    let directory = root().join(".github/workflows");
+    let directory = workspace().join(".github/workflows");
     let mut calls = 0;
     for entry in fs::read_dir(&directory).unwrap() {
         let path = entry.unwrap().path();
@@ -480,7 +519,7 @@ fn the_workflows_can_be_read_and_call_what_is_there() {
                 {
                     if word.starts_with("packaging/") || word.starts_with("./") {
                         calls += 1;
-                        assert!(root().join(word).is_file(), "{path:?}: {name} calls {word}, which is not there");
+                        assert!(workspace().join(word).is_file(), "{path:?}: {name} calls {word}, which is not there");
                     }
                 }
             }

@@ -89,6 +89,8 @@ fn each_error_and_refusal_is_in_the_reference() {
         ("discoverer/src/haproxy/reload.rs", "ReloadError"),
         ("discoverer/src/snapshot.rs", "SnapshotError"),
         ("discoverer/src/client.rs", "ApiError"),
+        ("observe/src/admin/address.rs", "AddressError"),
+        ("observe/src/admin/address.rs", "BindError"),
     ];
     let row = |message: &str| format!("| `` {} `` | ", message.replace('|', "\\|"));
     let mut wanted = BTreeSet::new();

@@ -1,10 +1,12 @@
 //! Where a reload must be: one, with its reason, that loses nothing. What servers are is set from the registry after it, and only
 //! their health is carried over.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use e2e::backend::Backend;
-use e2e::discoverer::{Discoverer, SOON, field};
+use e2e::discoverer::{Builder, Discoverer, SOON, field};
+use e2e::etcd::Etcd;
 use e2e::haproxy::{Haproxy, Version, cli, servers, worker};
 use e2e::load::Load;
 use e2e::ports::free_address;
@@ -335,6 +337,115 @@ async fn an_haproxy_that_somebody_else_restarts_is_brought_to_what_etcd_has() {
             site.etcd.put(&site.one.flat_key(), "running").await;
             site.discoverer.wait_in_step(&[flat(&site.one), flat(&two)]).await;
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_haproxy_that_reads_another_file_is_not_said_to_run_what_it_was_reloaded_for() {
+    let by_socket = |etcd: &str, haproxy: &Haproxy| Discoverer::reload_socket(etcd, haproxy);
+    within(90, reads_another_file(Haproxy::start().await, by_socket)).await;
+    let by_command = |etcd: &str, haproxy: &Haproxy| Discoverer::reload_command(etcd, haproxy, &signal_to(haproxy));
+    within(90, reads_another_file(Haproxy::start().await, by_command)).await;
+}
+
+/// A command that ends before the new worker is there.
+fn signal_to(haproxy: &Haproxy) -> String {
+    format!("kill -USR2 $(cat {})", haproxy.pid_file().display())
+}
+
+#[tokio::test]
+async fn a_reload_command_that_does_not_wait_is_judged_by_the_worker_that_comes_of_it() {
+    within(90, async {
+        let (etcd, haproxy, one) = (Etcd::start().await, Haproxy::start().await, Backend::start("one").await);
+        let discoverer =
+            Discoverer::reload_command(&etcd.url(), &haproxy, &signal_to(&haproxy)).runtime(&haproxy).start();
+        for number in 0..6 {
+            let record = format!(r#"{{"attributes":{{"host":"s{number}.test"}}}}"#);
+            etcd.put(&one.key_in(&format!("s{number}")), &record).await;
+            discoverer.wait_host(&format!("s{number}.test"), "one").await;
+        }
+        // One of somebody else's just before.
+        wait_until(SOON, "its master listens again", async || cli(&haproxy.master_socket(), "reload").await).await;
+        etcd.put(&one.key_in("last"), r#"{"attributes":{"host":"last.test"}}"#).await;
+        discoverer.wait_host("last.test", "one").await;
+        discoverer.wait_logged("configuration applied", &[("services", "7")]).await;
+        for trouble in ["not applied", "reload failed"] {
+            assert_eq!(discoverer.logged(trouble), Vec::<serde_json::Value>::new());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reload_command_that_reloads_nobody_is_told_and_what_needs_no_reload_goes_on() {
+    within(180, async {
+        let (etcd, haproxy) = (Etcd::start().await, Haproxy::start().await);
+        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+        let gate = haproxy.config().with_file_name("gate");
+        let command = format!("if test -e {}; then {}; fi", gate.display(), signal_to(&haproxy));
+        e2e::process::touch(&gate);
+        let discoverer = Discoverer::reload_command(&etcd.url(), &haproxy, &command).runtime(&haproxy).start();
+        etcd.put(&one.key_in("web"), r#"{"attributes":{"host":"web.test"}}"#).await;
+        discoverer.wait_host("web.test", "one").await;
+        std::fs::remove_file(&gate).unwrap();
+        etcd.put(&one.key_in("shop"), r#"{"attributes":{"host":"shop.test"}}"#).await;
+        let error = wait_until(secs(45), "it is told", async || {
+            discoverer.logged("reload failed").pop().ok_or_else(|| "not yet".to_owned())
+        })
+        .await;
+        assert!(error.to_string().contains("is still the same 30 s later"), "{error}");
+        // Meanwhile that worker is told of what it can be told.
+        etcd.put(&two.key_in("web"), r#"{"attributes":{"host":"web.test"}}"#).await;
+        wait_until(secs(45), "the other instance is served too", async || {
+            match discoverer.answer("web.test").await.as_str() {
+                "two" => Ok(()),
+                other => Err(other.to_owned()),
+            }
+        })
+        .await;
+        let status = discoverer.ask(&["status"]).await;
+        assert!(status.code == Some(1) && status.stdout.contains("is still the same"), "{status:?}");
+        e2e::process::touch(&gate);
+        wait_until(secs(45), "it is reloaded when it can be", async || {
+            match discoverer.answer("shop.test").await.as_str() {
+                "one" => Ok(()),
+                other => Err(other.to_owned()),
+            }
+        })
+        .await;
+    })
+    .await;
+}
+
+async fn reads_another_file(haproxy: Haproxy, by: impl Fn(&str, &Haproxy) -> Builder) {
+    let socket = haproxy.runtime_socket();
+    let mut elsewhere = std::fs::read_to_string(haproxy.config()).unwrap();
+    writeln!(elsewhere, "global\n stats socket {} level admin", socket.display()).unwrap();
+    std::fs::write(haproxy.config(), elsewhere).unwrap();
+    cli(&haproxy.master_socket(), "reload").await.unwrap();
+    wait_until(SOON, "it has its stats socket", async || worker(&socket).await).await;
+
+    let (etcd, one) = (Etcd::start().await, Backend::start("one").await);
+    etcd.put(&one.flat_key(), "running").await;
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("haproxy.cfg");
+    let mut discoverer = by(&etcd.url(), &haproxy).output(&output).runtime(&haproxy).start();
+    let error = discoverer.wait_logged("not applied", &[]).await;
+    let error = field(&error, "error");
+    for part in ["has not read", &output.display().to_string(), "is missing", "start it with -f"] {
+        assert!(error.contains(part), "{part:?} in {error}");
+    }
+    assert!(discoverer.logged("configuration applied").is_empty());
+    let status = discoverer.ask(&["status"]).await;
+    assert!(status.stdout.contains("has not read"), "{status:?}");
+
+    std::fs::copy(&output, haproxy.config()).unwrap();
+    discoverer.wait_serves(&["one"]).await;
+    // The worker that serves is looked at before it is said to run what is wanted.
+    wait_until(SOON, "status says that all is well", async || {
+        let status = discoverer.ask(&["status"]).await;
+        if status.code == Some(0) { Ok(()) } else { Err(status.stdout) }
     })
     .await;
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use e2e::docker::{Container, Docker};
 use e2e::etcd::Etcd;
+use e2e::fake_docker::{FakeDocker, Sickness, Spec};
 use e2e::haproxy::{Haproxy, servers};
 use e2e::load::Load;
 use e2e::ports::free_address;
@@ -335,13 +336,101 @@ async fn a_supervised_standalone_says_what_it_has_and_why_from_its_memory() {
         let said = standalone.tell(&["drain"]).await;
         assert!(said.code == Some(2) && said.stderr.contains("docker stop"), "{}", said.stderr);
 
+        // A health check that knows none of the flags, with a file that is not good any more.
+        let bad = File::new("no-such-key = 1\n");
+        let state = standalone.dir.path().join("state").display().to_string();
+        let env = [("STANDALONE_STATE_DIR", state.as_str()), ("STANDALONE_CONFIG", &bad.shown())];
+        let asks = async |args: &[&str]| run(&find_workspace_binary("standalone"), args, &env, secs(20)).await;
+        let said = asks(&["health"]).await;
+        assert!(said.code == Some(0) && said.stdout.contains(&standalone.http.to_string()), "{said:?}");
+        let said = asks(&["health", "--output", "/no/such/file"]).await;
+        assert!(said.code == Some(1) && said.stderr.lines().any(|line| line.starts_with("standalone: ")), "{said:?}");
+
         // HAProxy goes with it, and there is nobody to ask.
         standalone.stop().await;
+        let said = standalone.tell(&["status"]).await;
+        assert!(said.code == Some(3) && said.stderr.starts_with("standalone: "), "{said:?}");
         assert!(http::get(standalone.http, "/").await.is_err());
         let said = standalone.tell(&["list"]).await;
         assert!(said.code == Some(3) && said.stderr.contains("admin"), "{}", said.stderr);
         let said = standalone.tell(&["check"]).await;
         assert!(said.code == Some(0) && said.stderr.contains("without what is registered now"), "{}", said.stderr);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_standalone_whose_docker_does_not_answer_says_so_until_it_does() {
+    within(120, async {
+        let mut docker = FakeDocker::absent();
+        let path = docker.path().display().to_string();
+        let standalone = Standalone::start("nobody.test", free_address(), &["--docker", &path]);
+        let says = async |code: i32, text: &str| {
+            wait_until(secs(30), &format!("status says {text:?}"), async || {
+                let said = standalone.tell(&["status"]).await;
+                if said.code == Some(code) && said.stdout.contains(text) { Ok(()) } else { Err(format!("{said:?}")) }
+            })
+            .await;
+        };
+        let trouble = "Docker does not tell which containers run. What is registered stays.";
+        says(1, trouble).await;
+        // It has a stream of events, which is only half of it.
+        docker.falls_ill("/containers/json", Sickness::Says500);
+        docker.listen();
+        says(1, "layer does not exist").await;
+        docker.recovers();
+        says(0, "All is well.").await;
+        docker.close();
+        says(1, trouble).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_standalone_explains_says_no_once_names_its_own_commands_and_says_where_docker_is_away() {
+    within(120, async {
+        let mut docker = FakeDocker::start();
+        // HAProxy's check is content with one that is not spoken to.
+        let application = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = application.local_addr().unwrap().port();
+        let spec = |name: &str, port: u16| {
+            let spec = Spec::new(name, name, (std::net::Ipv4Addr::LOCALHOST, 8000), port);
+            spec.label("SERVICE_HOST", &format!("{name}.nobody.test")).label("SERVICE_CHECK_NONE", "true")
+        };
+        docker.run(&spec("good", port));
+        docker.run(&spec("heavy", port + 1).label("SERVICE_WEIGHT", "heavy"));
+        let path = docker.path().display().to_string();
+        let standalone = Standalone::start("nobody.test", free_address(), &["--docker", &path]);
+        let explain = async |name: &str| standalone.tell(&["explain", name]).await;
+        let wait_good = async |text: &str| {
+            wait_until(SERVED, &format!("it is served, and explained with {text:?}"), async || {
+                let said = explain("good").await;
+                let is_it = said.code == Some(0) && said.stdout.contains(text) && !said.stdout.contains("-> NO");
+                if is_it { Ok(()) } else { Err(format!("{said:?}")) }
+            })
+            .await;
+        };
+        wait_good("From Docker to the registry:\n   yes  Docker knows container good").await;
+        let said = explain("heavy").await;
+        assert_eq!((said.code, said.stdout.matches("-> NO").count()), (Some(1), 1), "{}", said.stdout);
+        assert!(said.stdout.contains("-> NO   port 8000: SERVICE_WEIGHT"), "{}", said.stdout);
+        assert!(
+            said.stdout.ends_with("From the registry to HAProxy:\n        not asked: the way ends before it\n"),
+            "{}",
+            said.stdout
+        );
+        let said = explain("goood").await;
+        assert_eq!((said.code, said.stdout.matches("-> NO").count()), (Some(1), 1), "{}", said.stdout);
+        assert!(
+            said.stdout.contains("one of these meant: good") && said.stdout.contains("`standalone list`"),
+            "{}",
+            said.stdout
+        );
+        for text in ["`discoverer", "`registrar"] {
+            assert!(!said.stdout.contains(text), "its image has no {text}: {}", said.stdout);
+        }
+        docker.close();
+        wait_good("From Docker to the registry:\n        there is no Docker").await;
     })
     .await;
 }

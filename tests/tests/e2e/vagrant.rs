@@ -3,8 +3,10 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use e2e::commands::{Command, How};
 use e2e::docker::{docker, docker_ok, share_images};
 use e2e::process::{Finished, find_program, run, tail};
+use e2e::shown::{Here, Shown};
 use e2e::{secs, wait_until, within, workspace};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -55,6 +57,10 @@ impl Hosts {
     }
 
     async fn vagrant_with(&self, args: &[&str], more: &[(&str, &str)]) -> Finished {
+        self.run_with("vagrant", "vagrant", args, more).await
+    }
+
+    async fn run_with(&self, program: &str, package: &str, args: &[&str], more: &[(&str, &str)]) -> Finished {
         let (home, state) = (self.path("home"), self.path("state"));
         let cwd = workspace().display().to_string();
         let mut variables = vec![
@@ -68,8 +74,8 @@ impl Hosts {
         ];
         variables.extend(more);
         let start = Instant::now();
-        let finished = run(&find_program("vagrant", "vagrant"), args, &variables, secs(600)).await;
-        println!("{:6.1} s  vagrant {}", start.elapsed().as_secs_f64(), args.join(" "));
+        let finished = run(&find_program(program, package), args, &variables, secs(600)).await;
+        println!("{:6.1} s  {program} {}", start.elapsed().as_secs_f64(), args.join(" "));
         finished
     }
 
@@ -85,6 +91,47 @@ impl Hosts {
         assert_eq!(finished.code, Some(0), "{command} on {name}: {finished:?}");
         println!("host-{host}$ {command}\n{}", finished.stdout);
         finished.stdout.trim().to_owned()
+    }
+
+    /// Runs what docs/vagrant.md, or the README, has below one of its headings, as it stands there but for the hosts' addresses,
+    /// and containers' ids and ports. Gives all that was said.
+    async fn play(&self, shown: Shown) -> String {
+        let (mut here, mut all) = (Here::default(), String::new());
+        for (how, command) in shown.with("10.1.0.", &format!("{}.", self.subnet)) {
+            let limit = if how == How::Wait { secs(60) } else { Duration::ZERO };
+            let what = format!("{} does what is written of it", command.text);
+            let said = wait_until(limit, &what, async || self.type_in(&mut here, &command).await).await;
+            all.push_str(&said);
+        }
+        all
+    }
+
+    /// One command on this machine, or in the host whose prompt it stands behind.
+    async fn type_in(&self, here: &mut Here, command: &Command) -> Result<String, String> {
+        let text = here.command(&command.text);
+        let finished = match &command.host {
+            Some(host) => self.vagrant_with(&["ssh", host, "--command", &text], &[]).await,
+            // What follows is typed in there.
+            None if text.starts_with("vagrant ssh ") && !text.contains(" -c ") => {
+                self.run_with("bash", "bash", &["-c", &format!("{text} -c true")], &[]).await
+            }
+            None => self.run_with("bash", "bash", &["-c", &text], &[]).await,
+        };
+        println!("{}", finished.stdout);
+        if finished.code != Some(0) {
+            return Err(format!("{finished:?}"));
+        }
+        if !command.output.is_empty() {
+            here.compare(&command.output, &finished.stdout)
+                .map_err(|why| format!("{why}\n{}", tail(&finished.stdout)))?;
+        }
+        Ok(finished.stdout)
+    }
+
+    /// The ids of the containers of the example that run in a host, the newest first.
+    async fn containers(&self, host: u8) -> Vec<String> {
+        let listed = self.look(host, "docker ps --no-trunc --quiet --filter ancestor=local/dockreg").await;
+        listed.lines().map(str::to_owned).collect()
     }
 
     /// A question that is asked again and again, without the second that `vagrant ssh` takes.
@@ -249,15 +296,15 @@ async fn the_hosts_come_up_play_the_tour_survive_what_befalls_hosts_and_leave_no
     let images = share_images().await;
     let mut hosts = Hosts::new();
     hosts.remove_host_image = docker(&["image", "inspect", "local/vagrant-host"]).await.code != Some(0);
-    within(1500, async {
+    within(1700, async {
         // host-2 alone says whom it waits for, and does not hold up the command for ever.
         let waits = said(&hosts.vagrant_with(&["up", "host-2"], &[("HOSTS_WAIT", "6")]).await, Some(0));
         assert!(waits.contains("Waiting for the etcd of host-1") && waits.contains("vagrant up host-1"), "{waits}");
-        hosts.vagrant(&["up", "host-1", "host-2"]).await;
+        hosts.play(Shown::below("../README.md", "Two hosts")).await;
         hosts.wait_whole().await;
         hosts.vagrant(&["destroy", "--force"]).await;
 
-        hosts.vagrant(&["up", "host-1", "host-2"]).await;
+        hosts.play(Shown::below("vagrant.md", "Two hosts by one command")).await;
         hosts.wait_whole().await;
         let volumes = hosts.volumes().await;
         let again = hosts.vagrant(&["up", "host-1", "host-2"]).await;
@@ -269,12 +316,17 @@ async fn the_hosts_come_up_play_the_tour_survive_what_befalls_hosts_and_leave_no
         // A host that is destroyed takes leave, so that the other one goes on.
         let destroyed = hosts.vagrant(&["destroy", "--force", "host-2"]).await;
         assert!(destroyed.contains("has left the cluster"), "{destroyed}");
-        the_tour(&hosts).await;
+        let healthy = format!("curl -sS -m 3 http://{}:2379/health", hosts.ip(1));
+        hosts.wait("a healthy etcd", 1, &healthy, |seen| seen.contains("true")).await;
+        hosts.vagrant(&["destroy", "--force"]).await;
+
+        hosts.play(Shown::below("vagrant.md", "The tour")).await;
+        after_the_tour(&hosts).await;
         lost_and_found(&hosts).await;
         bad_input(&hosts).await;
 
         let all = [volumes, hosts.volumes().await].concat();
-        hosts.vagrant(&["destroy", "--force"]).await;
+        hosts.play(Shown::below("vagrant.md", "Removing it")).await;
         hosts.assert_nothing_is_left(&all).await;
     })
     .await;
@@ -282,52 +334,27 @@ async fn the_hosts_come_up_play_the_tour_survive_what_befalls_hosts_and_leave_no
     drop(images);
 }
 
-/// What docs/vagrant.md walks through, from the point where host-1 is up.
-async fn the_tour(hosts: &Hosts) {
-    let (ip1, ip2) = (hosts.ip(1), hosts.ip(2));
-    let ps = hosts.ssh(1, "docker ps").await;
-    assert!(ps.contains("local/etcd") && ps.trim_end().ends_with(" etcd"), "{ps}");
-    for port in [2379, 4001] {
-        let machines = hosts.ssh(1, &format!("curl -sS http://{ip1}:{port}/v2/machines")).await;
-        assert_eq!(machines, format!("http://{ip1}:2379"));
-    }
-
-    // By the link's variables.
-    let first = hosts.ssh(1, &format!("{RUN} -e IP={ip1} --link etcd:etcd local/dockreg")).await;
-    let key1 = key_of(hosts, 1, &first).await;
-    hosts.wait_keys(secs(30), 1, &[&key1]).await;
-    hosts.ssh(1, &format!("curl -sS http://{ip1}:4001/v2/keys/service")).await;
-    let keys = hosts.keys(1).await;
-    assert!(keys[0].1 == "running" && (1..=20).contains(&keys[0].2), "{keys:?}");
-    let instance = key1.trim_start_matches("/service/");
-    assert_eq!(hosts.ssh(1, &format!("curl -sS http://{instance}/")).await, format!("Hello from {}", &first[..12]));
-    hosts.wait_answers(1, &[&first]).await;
-
-    hosts.vagrant(&["up", "host-2"]).await;
-    hosts.wait_whole().await;
-    hosts.ssh(2, &format!("curl -sS http://{ip2}:2379/v2/machines")).await;
-    hosts.wait_keys(secs(10), 2, &[&key1]).await;
-    hosts.wait_answers(2, &[&first]).await;
-
-    // Without the link, from ETCD.
-    let second =
-        hosts.ssh(2, &format!("{RUN} -e IP={ip2} -e ETCD=http://{ip2}:2379,http://{ip1}:2379 local/dockreg")).await;
-    let third = hosts.ssh(2, &format!("{RUN} -e IP={ip2} --link etcd:etcd local/dockreg")).await;
+/// What docs/vagrant.md says of it beside the commands, where the tour has led: the first container is stopped, two run on host-2, and
+/// the plain one.
+async fn after_the_tour(hosts: &Hosts) {
+    let ip1 = hosts.ip(1);
+    let first = hosts.look(1, "docker ps --all --no-trunc --quiet --filter ancestor=local/dockreg").await;
+    let [third, second] = <[String; 2]>::try_from(hosts.containers(2).await).unwrap();
     let (key2, key3) = (key_of(hosts, 2, &second).await, key_of(hosts, 2, &third).await);
-    for host in [1, 2] {
-        hosts.wait_keys(secs(30), host, &[&key1, &key2, &key3]).await;
-        hosts.wait_answers(host, &[&first, &second, &third]).await;
+    // In either host, on either port of etcd's, and through either HAProxy.
+    for port in [2379, 4001] {
+        let machines = hosts.look(1, &format!("curl -sS http://{ip1}:{port}/v2/machines")).await;
+        assert!(machines.contains(&ip1) && machines.contains(&hosts.ip(2)), "{machines}");
     }
-    hosts.ssh(2, &format!("curl -sS http://{ip2}:2379/v2/keys/service")).await;
-
-    // A plain image, which the agent of host-2 registers from its labels; the other host's HAProxy balances to it.
-    let labels = "-l SERVICE_NAME=hello -l SERVICE_HOST=hello.example";
-    let hello = hosts.ssh(2, &format!("docker run -d --init -p 8000 {labels} local/hello")).await;
-    let ask = format!("curl -sS -m 3 -H 'Host: hello.example' http://{ip1}/");
-    hosts.wait("the plain image answers", 1, &ask, |seen| seen == format!("Hello from {}", &hello[..12])).await;
-    let list = hosts.ssh(2, &format!("registrar list --etcd http://{ip2}:2379")).await;
-    assert!(list.contains("hello") && list.contains("host-2"), "{list}");
-    hosts.ssh(2, &format!("docker rm -f {hello}")).await;
+    for host in [1, 2] {
+        hosts.wait_keys(secs(10), host, &[&key2, &key3]).await;
+        hosts.wait_answers(host, &[&second, &third]).await;
+    }
+    let keys = hosts.keys(1).await;
+    assert!(keys.iter().all(|(_, value, ttl)| value == "running" && (1..=20).contains(ttl)), "{keys:?}");
+    hosts.ssh(1, &format!("docker start {first}")).await;
+    let key1 = key_of(hosts, 1, &first).await;
+    hosts.wait_keys(secs(30), 2, &[&key1, &key2, &key3]).await;
 
     // The stop returns after the key has gone: there is nothing to wait for.
     hosts.ssh(2, &format!("docker stop {second}")).await;
@@ -370,7 +397,13 @@ async fn key_of(hosts: &Hosts, host: u8, container: &str) -> String {
 
 /// A host that is destroyed while it cannot take leave leaves the other one without a quorum, and there is a way out.
 async fn lost_and_found(hosts: &Hosts) {
-    // It is host-1, which must not take the other's silence meanwhile for a reason to begin a cluster.
+    hosts.vagrant(&["halt", "host-2"]).await;
+    hosts.vagrant(&["destroy", "--force", "host-2"]).await;
+    let alone = hosts.play(Shown::below("vagrant.md", "What the hosts do when things happen")).await;
+    assert!(alone.contains("the only member"), "{alone}");
+    hosts.wait_whole().await;
+
+    // The other way round, it is host-1, which must not take the other's silence meanwhile for a reason to begin a cluster.
     hosts.vagrant(&["halt", "host-1"]).await;
     hosts.vagrant(&["destroy", "--force", "host-1"]).await;
     let refused = said(&hosts.vagrant_with(&["up", "host-1"], &[]).await, Some(1));
@@ -483,6 +516,77 @@ fn routes_over_and_under_the_hosts_addresses_are_seen() {
     assert!(!meets([10, 70, 2, 0], [255, 255, 255, 0], "10.70.3"));
     assert!(!meets([10, 64, 0, 0], [255, 252, 0, 0], "10.70.3"));
     assert!(line("Gateway", "Mask").is_none());
+}
+
+/// The end of `vagrant/provision` on a host whose etcd, and all else that it asks, is made of shell functions. The clock is bash's own, which its
+/// `sleep` turns on, so that nobody waits. Gives the exit code, and all that was said.
+fn settled(scene: &str) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let script = format!(
+        r#"
+set -euo pipefail
+name=host-1 ip=10.1.0.101 other=host-2 other_ip=10.1.0.102 wait_limit=5 program=host-1 again="vagrant provision host-1" root=.
+. packaging/lib.sh
+. vagrant/settled.sh
+member_status={dir}/status joining={dir}/joining
+SECONDS=0
+sleep() {{ SECONDS=$((SECONDS + 1)); }}
+docker() {{ :; }}
+discoverer_is_ready() {{ true; }}
+etcd-member() {{ :; }}
+healthy() {{ true; }}
+members() {{ printf '["one"]'; }}
+get() {{
+    case $* in
+    *:2379/health) if healthy; then printf '{{"health":"true"}}'; else printf '{{"health":"false"}}'; fi ;;
+    *$ip:2380/members) members ;;
+    *$other_ip:2380/members) return 7 ;;
+    *) printf 'http://%s:2379' "$ip" ;;
+    esac
+}}
+{scene}
+check 2>&1
+"#,
+        dir = directory.path().display()
+    );
+    let bash = find_program("bash", "bash");
+    let done = std::process::Command::new(bash).args(["-c", &script]).current_dir(workspace()).output().unwrap();
+    (done.status.code(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+}
+
+#[test]
+fn a_host_is_ready_though_the_other_one_joins_right_after_it_was_seen_healthy() {
+    let joins = r"etcd-member() { : >$joining; }
+healthy() { [ ! -e $joining ]; }";
+    let (code, said) = settled(joins);
+    assert!(code == Some(0) && said.contains("host-1 is ready"), "{code:?} {said}");
+}
+
+#[test]
+fn a_cluster_that_changes_at_the_end_of_the_wait_has_its_time_from_then_on() {
+    let healthy_at = |second: u32| format!("healthy() {{ [ $SECONDS -ge {second} ]; }}");
+    let joins = r#"members() { if [ $SECONDS -lt 4 ]; then printf '["one"]'; else printf '["one","two"]'; fi; }"#;
+    for (scene, code, words) in [
+        (healthy_at(8), 1, "The etcd of this host is not healthy after 5 s"),
+        (format!("{joins}\n{}", healthy_at(8)), 0, "host-1 is ready"),
+        // The other one, which never comes, has had its time too.
+        (format!("{joins}\n{}", healthy_at(99)), 0, "host-2 is down: etcd answers reads only"),
+    ] {
+        let (ended, said) = settled(&scene);
+        assert!(ended == Some(code) && said.contains(words), "{scene}: {ended:?} {said}");
+    }
+}
+
+#[test]
+fn a_host_that_waits_says_so_though_what_it_waits_for_comes_right_then() {
+    let scene = r#"printf 'Waiting for the etcd of host-2' >"$member_status"
+healthy() { false; }
+etcd-member() { printf 'Joining the etcd cluster of host-2' >"$member_status"; }"#;
+    let (code, said) = settled(scene);
+    assert!(code == Some(0) && said.contains("host-1 goes on waiting in the background"), "{code:?} {said}");
+    // One whose etcd runs and does not become healthy waits for nobody.
+    let (code, said) = settled("printf 'etcd runs' >\"$member_status\"\nhealthy() { false; }");
+    assert!(code == Some(1) && said.contains("is not healthy after 5 s: etcd runs"), "{code:?} {said}");
 }
 
 #[tokio::test]

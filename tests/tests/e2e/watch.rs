@@ -94,3 +94,55 @@ async fn a_renewed_certificate_is_served_by_itself_and_a_half_written_one_harms_
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_certificate_that_is_bad_by_now_keeps_no_server_from_coming_and_the_file_follows_when_it_is_good() {
+    within(180, async {
+        let (etcd, secure) = (Etcd::start().await, free_address());
+        let live = tempfile::tempdir().unwrap();
+        let file = live.path().join("web.pem");
+        let (_, whole) = certificate();
+        fs::write(&file, &whole).unwrap();
+        let mut discoverer = Discoverer::supervise(&etcd.url())
+            .args(&["--set", &format!("certificates={}", live.path().display())])
+            .args(&["--set", &format!("https_bind={secure}")])
+            .start();
+        let (one, two, three) =
+            (Backend::start("one").await, Backend::start("two").await, Backend::start("three").await);
+        etcd.put(&one.flat_key(), "running").await;
+        // What is asked for without TLS is sent on to it, but for this.
+        let path = "/.well-known/acme-challenge/x";
+        let reaches = async |backend: &Backend| {
+            let before = backend.requests();
+            let load = Load::of(discoverer.http(), path, 4);
+            load.wait_served(20).await;
+            load.stop_after(20).await.assert_no_failure(20);
+            if backend.requests() > before { Ok(()) } else { Err("not asked".to_owned()) }
+        };
+        wait_until(SOON, "the first one is in HAProxy", async || {
+            let applied = discoverer.logged("configuration applied");
+            if applied.is_empty() { Err("nothing applied".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        discoverer.wait_config(&one.address().to_string()).await;
+        let reloads = discoverer.reloads().await;
+
+        fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+        for next in [&two, &three] {
+            etcd.put(&next.flat_key(), "running").await;
+            wait_until(SOON, "an instance that comes is asked", async || reaches(next).await).await;
+        }
+        discoverer
+            .wait_logged("file not written", &[("error", "now also the one that it took before"), ("error", "web.pem")])
+            .await;
+        let told = discoverer.ask(&["status"]).await.stdout;
+        assert!(told.contains("the file does not hold what it runs") && told.contains("web.pem"), "{told}");
+        fs::write(&file, &whole).unwrap();
+        discoverer.wait_config(&three.address().to_string()).await;
+        assert_eq!(discoverer.reloads().await, reloads);
+        let told = discoverer.ask(&["status"]).await.stdout;
+        assert!(!told.contains("the file does not hold"), "{told}");
+        assert!(discoverer.process().ended().is_none());
+    })
+    .await;
+}

@@ -29,6 +29,7 @@ macro_rules! long_on {
 mod all;
 mod members;
 mod programs;
+mod soak;
 
 use std::time::Duration;
 
