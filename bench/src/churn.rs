@@ -32,13 +32,19 @@ pub(crate) async fn changes(tools: &Tools, amount: &Amount) -> anyhow::Result<Ve
     let app = App::start("app")?;
     let (mut all, mut right, mut reloads, mut settled) = (Report::default(), 0, Vec::new(), Times::default());
     let (mut wrong, mut why) = (Vec::new(), Vec::new());
+    // Of requests while nothing changes: the floor of those while much does.
+    let (mut quiet, mut cpu) = (Report::default(), Duration::ZERO);
     for run in 1..=amount.churn_runs {
         let prefix = tools.prefix();
         tools.fill(&keys(&prefix, SERVERS, app.port(), ""))?;
         let subject = Subject::start(tools, &prefix, SERVERS).await?;
         let before = subject.reloads().await?;
         let load = Load::start(subject.http, CLIENTS)?;
+        sleep(AFTER).await;
+        quiet.add(load.stop()?);
+        let load = Load::start(subject.http, CLIENTS)?;
         sleep(AFTER / 2).await;
+        let cpu_before = subject.process().cpu_time();
         change_at_random(tools, &prefix, app.port()).await?;
         let wanted = in_etcd(tools.etcd.address(), &prefix)?;
         let end = wait("etcd, HAProxy and the file agree", || {
@@ -65,6 +71,7 @@ pub(crate) async fn changes(tools: &Tools, amount: &Amount) -> anyhow::Result<Ve
             Err(error) => wrong.push(error.to_string()),
         }
         sleep(AFTER).await;
+        cpu += subject.process().cpu_time() - cpu_before;
         let report = load.stop()?;
         let count = subject.reloads().await? - before;
         reloads.push(count);
@@ -81,11 +88,17 @@ pub(crate) async fn changes(tools: &Tools, amount: &Amount) -> anyhow::Result<Ve
         settled.shown(),
         wrong.join("; ")
     );
-    Ok(vec![Row::new(
-        "200 changes at 20/s, 1000 servers, 24 clients",
-        "0 reloads, 0 failed, right in 20 of 20",
-        measured,
-    )])
+    #[allow(clippy::cast_precision_loss)]
+    let each = cpu.as_secs_f64() * 1000.0 / (CHANGES * amount.churn_runs) as f64;
+    Ok(vec![
+        Row::new("200 changes at 20/s, 1000 servers, 24 clients", "0 reloads, 0 failed, right in 20 of 20", measured),
+        Row::new(
+            "the requests meanwhile",
+            "",
+            format!("{}; floor, while nothing changes: {}", all.times.shown(), quiet.times.shown()),
+        ),
+        Row::new("the discoverer's CPU time for each of these changes", "", format!("{each:.1} ms")),
+    ])
 }
 
 async fn change_at_random(tools: &Tools, prefix: &str, port: u16) -> anyhow::Result<()> {

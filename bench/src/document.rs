@@ -1,4 +1,4 @@
-//! docs/performance.md: what was measured goes between two marks, `<!-- measured: NAME -->` and `<!-- end of NAME -->`; all else in it is
+//! docs/performance.md and docs/scaling.md: what was measured goes between two marks, `<!-- measured: NAME -->` and `<!-- end of NAME -->`; all else in it is
 //! written by hand, and stays.
 
 use std::fs;
@@ -11,16 +11,21 @@ pub(crate) fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md")
 }
 
+/// The document about large sites.
+pub(crate) fn scaling() -> PathBuf {
+    path().with_file_name("scaling.md")
+}
+
 /// Puts what a measurement gave into the text, in place of what it gave before.
 ///
 /// # Errors
 /// The text has no such marks, or not in this order.
 pub(crate) fn with(text: &str, name: &str, measured: &str) -> anyhow::Result<String> {
     let (begin, end) = (format!("<!-- measured: {name} -->\n"), format!("<!-- end of {name} -->"));
-    let missing = || format!("docs/performance.md has no {begin:?} with {end:?} behind it");
+    let missing = || format!("the document has no {begin:?} with {end:?} behind it");
     let (before, rest) = text.split_once(&begin).with_context(missing)?;
     let (_, after) = rest.split_once(&end).with_context(missing)?;
-    ensure!(!after.contains(&begin), "docs/performance.md has {begin:?} twice");
+    ensure!(!after.contains(&begin), "the document has {begin:?} twice");
     Ok(format!("{before}{begin}{measured}\n{end}{after}"))
 }
 
@@ -29,9 +34,14 @@ pub(crate) fn with(text: &str, name: &str, measured: &str) -> anyhow::Result<Str
 /// # Errors
 /// As [`with`]; the document cannot be read or written.
 pub(crate) fn write(name: &str, measured: &str) -> anyhow::Result<()> {
-    let path = path();
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    fs::write(&path, with(&text, name, measured)?).with_context(|| path.display().to_string())
+    write_into(&path(), name, measured)
+}
+
+/// As [`write`], into another document.
+pub(crate) fn write_into(path: &Path, name: &str, measured: &str) -> anyhow::Result<()> {
+    let shown = || path.display().to_string();
+    let text = fs::read_to_string(path).with_context(shown)?;
+    fs::write(path, with(&text, name, measured).with_context(shown)?).with_context(shown)
 }
 
 #[cfg(test)]
@@ -51,6 +61,33 @@ mod tests {
         let text = fs::read_to_string(path()).unwrap();
         for name in crate::ALL {
             with(&text, &name.as_flag(), "").unwrap();
+        }
+        with(&fs::read_to_string(scaling()).unwrap(), crate::scale::NAME, "").unwrap();
+    }
+
+    /// The numbers of a text, such as `0`, `1.75` and `303,933`.
+    fn numbers(text: &str) -> Vec<&str> {
+        let is_part = |c: char| c.is_ascii_digit() || c == '.' || c == ',';
+        let words = text.split(|c| !is_part(c)).map(|word| word.trim_matches(['.', ',']));
+        words.filter(|word| !word.is_empty()).collect()
+    }
+
+    #[test]
+    fn each_figure_beside_a_target_is_one_of_the_measurement_that_is_named() {
+        let text = fs::read_to_string(path()).unwrap();
+        let (_, table) = text.split_once("| what | target | measured | by |\n|---|---|---|---|\n").unwrap();
+        let rows: Vec<&str> = table.lines().take_while(|line| line.starts_with('|')).collect();
+        assert!(rows.len() > 20, "{}", rows.len());
+        for row in rows {
+            let [_, _, _, measured, by, _] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else {
+                panic!("{row}")
+            };
+            let (_, section) = text.split_once(&format!("<!-- measured: {by} -->")).unwrap_or_else(|| panic!("{row}"));
+            let (section, _) = section.split_once(&format!("<!-- end of {by} -->")).unwrap();
+            let there = numbers(section);
+            for number in numbers(&measured.replace("v2", "")) {
+                assert!(there.contains(&number), "{number} of {row}");
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::Context as _;
+use e2e::process::memory_kib;
 use nix::unistd::Pid;
 
 use crate::world::Tools;
@@ -40,8 +41,6 @@ pub(crate) fn cpu_ms(pid: Pid) -> anyhow::Result<u64> {
 
 /// A size of its memory in MiB: `VmRSS` or `VmHWM`.
 pub(crate) fn memory_mb(pid: Pid, name: &str) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with(name)).context("/proc/PID/status")?;
-    let kib: f64 = line.split_whitespace().nth(1).context("/proc/PID/status")?.parse()?;
-    Ok(kib / 1024.0)
+    let kib = memory_kib(pid, name).with_context(|| format!("/proc/{pid}/status does not tell {name}"))?;
+    Ok(kib as f64 / 1024.0)
 }

@@ -22,6 +22,7 @@ mod plot;
 mod propagation;
 mod registrar;
 mod rolling;
+mod scale;
 mod servers;
 mod startup;
 mod stats;
@@ -76,6 +77,8 @@ enum Command {
         /// The number of instances
         instances: usize,
     },
+    /// Measures one large site on etcd's v3 API, and where v2 ends: docs/scaling.md
+    Scale(scale::Size),
 }
 
 impl Flags {
@@ -222,6 +225,11 @@ fn main() -> anyhow::Result<ExitCode> {
         pipeline::once(part, instances)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(Command::Scale(size)) = &flags.command {
+        let discoverer = program("discoverer", size.discoverer.as_deref())?;
+        let programs = world::Programs { discoverer: Some(discoverer), registrar: None };
+        return until_stopped(run_scale(size, programs));
+    }
     let any = |needs: fn(Name) -> bool| ALL.into_iter().any(|name| flags.measures(name) && needs(name));
     let programs = world::Programs {
         discoverer: any(Name::needs_discoverer)
@@ -229,10 +237,14 @@ fn main() -> anyhow::Result<ExitCode> {
             .transpose()?,
         registrar: any(Name::needs_registrar).then(|| program("registrar", flags.registrar.as_deref())).transpose()?,
     };
+    until_stopped(run(&flags, programs))
+}
+
+fn until_stopped(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
-            result = run(&flags, programs) => result.map(|()| ExitCode::SUCCESS),
+            result = work => result.map(|()| ExitCode::SUCCESS),
             _ = tokio::signal::ctrl_c() => {
                 eprintln!("stopped");
                 Ok(ExitCode::from(130))
@@ -294,6 +306,18 @@ async fn run(flags: &Flags, programs: world::Programs) -> anyhow::Result<()> {
         eprintln!("{name:?}: {:.0} s, load average {}", start.elapsed().as_secs_f64(), machine::load_average());
     }
     println!("\n{}", stats::table(&rows));
+    Ok(())
+}
+
+async fn run_scale(size: &scale::Size, programs: world::Programs) -> anyhow::Result<()> {
+    let tools = world::Tools::new(programs).await?;
+    println!("{}\n", machine::describe(&tools).await);
+    let measured = Measured::of(scale::measure(&tools, size).await?);
+    if size.write {
+        let text = section(&tools, &size.command(), &measured).await?;
+        document::write_into(&document::scaling(), scale::NAME, &text)?;
+    }
+    println!("\n{}", stats::table(&measured.rows));
     Ok(())
 }
 

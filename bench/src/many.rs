@@ -59,6 +59,10 @@ impl Keeper {
             "off",
             "--min-interval",
             "100ms",
+            // Each change is a reload here, since there is no runtime API; twenty within a minute would be as many as an old worker
+            // survives, and the next one would wait for it.
+            "--set",
+            "mworker_max_reloads=1000",
         ]
         .map(str::to_owned);
         fs::create_dir(dir.path().join("state"))?;

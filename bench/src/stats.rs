@@ -16,6 +16,11 @@ impl Times {
         self.0.push(time);
     }
 
+    /// Takes in others.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// The last one, in milliseconds; 0 where there is none.
     pub(crate) fn last(&self) -> f64 {
         self.0.last().map_or(0.0, |time| time.as_secs_f64() * 1000.0)

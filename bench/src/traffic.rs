@@ -15,6 +15,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
+use crate::stats::Times;
+
 /// Between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(20);
 /// The limit on one request, connecting included.
@@ -100,6 +102,8 @@ pub(crate) struct Report {
     pub(crate) failed: u64,
     /// What failed, by kind of client and error.
     pub(crate) failures: BTreeMap<String, u64>,
+    /// How long what was served took, connecting included.
+    pub(crate) times: Times,
 }
 
 impl Report {
@@ -109,6 +113,7 @@ impl Report {
         for (what, count) in other.failures {
             *self.failures.entry(what).or_default() += count;
         }
+        self.times.add(other.times);
     }
 
     /// `0 of 12345`, and what failed.
@@ -174,7 +179,10 @@ async fn client(address: SocketAddr, keeps: bool, stop: Arc<AtomicBool>) -> Repo
         let began = Instant::now();
         let reply = tokio::time::timeout(LIMIT, ask(address, keeps, &mut kept)).await;
         match reply.unwrap_or_else(|_| Err("no reply in 10 s".to_owned())) {
-            Ok(200) => report.served += 1,
+            Ok(200) => {
+                report.served += 1;
+                report.times.push(began.elapsed());
+            }
             Ok(status) => fail(&mut report, keeps, &format!("status {status}")),
             Err(error) => {
                 kept = None;

@@ -47,7 +47,16 @@ pub(crate) fn build(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Waits until a condition holds; it says what is there instead.
-pub(crate) async fn wait(what: &str, mut condition: impl FnMut() -> Result<bool, String>) -> anyhow::Result<Duration> {
+pub(crate) async fn wait(what: &str, condition: impl FnMut() -> Result<bool, String>) -> anyhow::Result<Duration> {
+    wait_within(LIMIT, what, condition).await
+}
+
+/// As [`wait`], with another limit.
+pub(crate) async fn wait_within(
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<bool, String>,
+) -> anyhow::Result<Duration> {
     let start = Instant::now();
     loop {
         let seen = match condition() {
@@ -55,7 +64,7 @@ pub(crate) async fn wait(what: &str, mut condition: impl FnMut() -> Result<bool,
             Ok(false) => String::new(),
             Err(seen) => seen,
         };
-        ensure!(start.elapsed() < LIMIT, "waited {LIMIT:?}, but not: {what}; {seen}");
+        ensure!(start.elapsed() < limit, "waited {limit:?}, but not: {what}; {seen}");
         sleep(LOOK_AGAIN).await;
     }
 }
@@ -227,13 +236,35 @@ impl Subject {
         Self::start_with(tools, Api::V2, prefix, count, &page.to_string()).await
     }
 
+    /// One of a large site, with v3, whose file checks no server: HAProxy has no file descriptors for so many checks. What no rule takes
+    /// goes to `service`. It is there once HAProxy answers.
+    pub(crate) async fn start_large(tools: &Tools, prefix: &str, service: &str) -> anyhow::Result<Self> {
+        Self::launch(tools, Api::V3, prefix, "off", Some(service)).await
+    }
+
     async fn start_with(tools: &Tools, api: Api, prefix: &str, count: usize, admin: &str) -> anyhow::Result<Self> {
+        let subject = Self::launch(tools, api, prefix, admin, None).await?;
+        wait("the discoverer's HAProxy has all servers", || match subject.count() {
+            Ok(seen) if seen == count => Ok(true),
+            seen => Err(format!("{seen:?} of {count}; {}", subject.last_words())),
+        })
+        .await?;
+        Ok(subject)
+    }
+
+    async fn launch(tools: &Tools, api: Api, prefix: &str, admin: &str, large: Option<&str>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("bench-discoverer-").tempdir()?;
         let (http, stats) = (free_address(), free_address());
         let template = copy_templates(&dir.path().join("templates"))?;
+        if large.is_some() {
+            let server = template.with_file_name("server.tera");
+            let text = fs::read_to_string(&server)?;
+            ensure!(text.contains(CHECK), "server.tera has no {CHECK:?}");
+            fs::write(server, text.replace(CHECK, ""))?;
+        }
         let path = |name: &str| dir.path().join(name).display().to_string();
         fs::create_dir_all(dir.path().join("state"))?;
-        let args = [
+        let mut args = [
             "--supervise",
             "--etcd",
             &tools.etcd.url(),
@@ -258,16 +289,17 @@ impl Subject {
             "--admin",
             admin,
         ]
-        .map(str::to_owned);
+        .map(str::to_owned)
+        .to_vec();
+        if let Some(service) = large {
+            args.extend(["--set".to_owned(), format!("default_service={service}")]);
+        }
         let log = dir.path().join("log");
         let process = Process::start("discoverer", tools.discoverer()?, &args, &log, dir.path());
-        let served_after = served(http).await?;
-        let subject = Self { process, http, served_after, stats, template, dir };
-        wait("the discoverer's HAProxy has all servers", || match subject.count() {
-            Ok(seen) if seen == count => Ok(true),
-            seen => Err(format!("{seen:?} of {count}; {}", subject.last_words())),
-        })
-        .await?;
+        let mut subject = Self { process, http, served_after: Duration::ZERO, stats, template, dir };
+        let limit = if large.is_some() { LIMIT * 5 } else { LIMIT };
+        let answers = || get_once(http).map(|_| true).map_err(|error| format!("{error}; {}", subject.last_words()));
+        subject.served_after = wait_within(limit, "HAProxy answers", answers).await?;
         Ok(subject)
     }
 
@@ -339,6 +371,9 @@ impl Subject {
         bad[bad.len().saturating_sub(3)..].join(" / ")
     }
 }
+
+/// What the template has for a server's check.
+const CHECK: &str = " check inter 2s fall 2 rise 1";
 
 /// Waits until HAProxy answers.
 async fn served(http: SocketAddr) -> anyhow::Result<Duration> {
