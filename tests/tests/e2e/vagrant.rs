@@ -518,8 +518,9 @@ fn routes_over_and_under_the_hosts_addresses_are_seen() {
     assert!(line("Gateway", "Mask").is_none());
 }
 
-/// The end of `vagrant/provision` on a host whose etcd, and all else that it asks, is made of shell functions. The clock is bash's own, which its
-/// `sleep` turns on, so that nobody waits. Gives the exit code, and all that was said.
+/// The end of `vagrant/provision` on a host whose etcd, and all else that it asks, is made of shell functions. `SECONDS` is
+/// an ordinary variable, as it is once it has been unset, that nothing but `sleep` turns on: nobody waits, and how fast this machine is does not matter.
+/// Gives the exit code, and all that was said.
 fn settled(scene: &str) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let script = format!(
@@ -529,6 +530,7 @@ name=host-1 ip=10.1.0.101 other=host-2 other_ip=10.1.0.102 wait_limit=5 program=
 . packaging/lib.sh
 . vagrant/settled.sh
 member_status={dir}/status joining={dir}/joining
+unset SECONDS
 SECONDS=0
 sleep() {{ SECONDS=$((SECONDS + 1)); }}
 docker() {{ :; }}
