@@ -135,7 +135,7 @@ impl Haproxy {
 
     /// Waits until it was reloaded at least `least` times, as its master tells.
     pub async fn wait_reloads(&self, least: u64) {
-        wait_until(secs(10), &format!("haproxy was reloaded {least} times"), async || {
+        wait_until(secs(30), &format!("haproxy was reloaded {least} times"), async || {
             let count = reloads(&self.master_socket()).await?;
             if count >= least { Ok(()) } else { Err(count.to_string()) }
         })
@@ -167,6 +167,16 @@ pub async fn reloads(master_socket: &Path) -> Result<u64, String> {
         .find(|line| line.split_whitespace().nth(1) == Some("master"))
         .and_then(|line| line.split_whitespace().nth(2)?.parse().ok())
         .ok_or_else(|| format!("no master in show proc:\n{table}"))
+}
+
+/// The process id of the master that answers on a master socket: that of its own line in `show proc`.
+///
+/// Not to be taken from the processes that the discoverer has: `haproxy -c`, its check of a file, may be among them.
+pub async fn master(master_socket: &Path) -> Result<u32, String> {
+    let table = cli(master_socket, "show proc").await?;
+    let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let pid = rows.find(|row| row.get(1) == Some(&"master")).and_then(|row| row[0].parse().ok());
+    pid.ok_or_else(|| format!("no master in show proc:\n{table}"))
 }
 
 /// The process id of the worker that answers on a stats socket.

@@ -3,6 +3,7 @@
 use e2e::backend::Backend;
 use e2e::discoverer::{Discoverer, SOON};
 use e2e::etcd::Etcd;
+use e2e::haproxy::{master, worker};
 use e2e::http;
 use e2e::load::requests;
 use e2e::process::{command_line, is_alive};
@@ -19,7 +20,7 @@ async fn one_served(etcd: &Etcd) -> (Backend, Discoverer) {
 }
 
 async fn wait_none_alive(family: &[Pid]) {
-    wait_until(secs(5), "no haproxy is left", async || {
+    wait_until(SOON, "no haproxy is left", async || {
         let left: Vec<_> = family.iter().filter(|pid| is_alive(**pid)).map(|pid| command_line(*pid)).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
@@ -55,7 +56,7 @@ async fn told_to_stop_it_lets_the_open_request_end_and_takes_haproxy_with_it() {
             let before = one.requests();
             let http = discoverer.http();
             let slow = tokio::spawn(async move { http::get(http, "/slow").await });
-            wait_until(secs(5), "the slow request has come through", async || {
+            wait_until(SOON, "the slow request has come through", async || {
                 if one.requests() > before { Ok(()) } else { Err("not yet".to_owned()) }
             })
             .await;
@@ -76,11 +77,14 @@ async fn a_killed_haproxy_is_started_again_and_serves_what_etcd_holds_by_then() 
         let etcd = Etcd::start().await;
         let (_one, mut discoverer) = one_served(&etcd).await;
         for name in ["two", "three", "four"] {
-            let master = discoverer.haproxy_master().expect("a master runs");
-            let worker =
-                discoverer.process().descendants().into_iter().find(|pid| *pid != master).expect("a worker runs");
+            let (cli, stats) = (discoverer.master_socket(), discoverer.runtime_socket());
             // Once the master, once the worker: the master gives up when its worker dies.
-            let victim = if name == "three" { worker } else { master };
+            let victim = wait_until(SOON, "the victim says who it is", async || match name {
+                "three" => worker(&stats).await,
+                _ => master(&cli).await,
+            })
+            .await;
+            let victim = Pid::from_raw(victim.cast_signed());
             kill(victim, Signal::SIGKILL).unwrap();
             let backend = Backend::start(name).await;
             etcd.put(&backend.flat_key(), "running").await;
@@ -110,7 +114,7 @@ async fn an_haproxy_that_cannot_start_is_tried_again_with_pauses_and_serves_when
         // The port is taken while HAProxy is down.
         let address = discoverer.http();
         drop(discoverer.take_process());
-        let holder = wait_until(secs(5), "the port is free", async || {
+        let holder = wait_until(SOON, "the port is free", async || {
             tokio::net::TcpListener::bind(address).await.map_err(|error| error.to_string())
         })
         .await;
@@ -143,7 +147,7 @@ async fn an_haproxy_that_does_not_stay_up_is_an_end_with_an_exit_code_of_its_own
         discoverer.wait_serves(&["one"]).await;
         let address = discoverer.http();
         drop(discoverer.take_process());
-        let _holder = wait_until(secs(5), "the port is free", async || {
+        let _holder = wait_until(SOON, "the port is free", async || {
             tokio::net::TcpListener::bind(address).await.map_err(|error| error.to_string())
         })
         .await;

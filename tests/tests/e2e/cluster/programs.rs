@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use e2e::discoverer::SOON;
+use e2e::haproxy::{master, worker};
 use e2e::load::{Kind, Report};
 use e2e::process::is_alive;
 use e2e::{wait_until, within};
@@ -70,9 +71,12 @@ async fn a_worker_or_a_master_of_haproxy_that_is_killed_costs_what_was_in_flight
         let mut kills = 0;
         for kills_master in [false, true] {
             site.wait_changes(20).await;
-            let master = site.discoverer.haproxy_master().expect("a master runs");
-            let family = site.discoverer.process().descendants();
-            let worker = family.into_iter().find(|pid| *pid != master).expect("a worker runs");
+            let (cli, stats) = (site.discoverer.master_socket(), site.discoverer.runtime_socket());
+            let (master, worker) = wait_until(SOON, "master and worker say who they are", async || {
+                let pid = |pid: u32| Pid::from_raw(pid.cast_signed());
+                Ok((pid(master(&cli).await?), pid(worker(&stats).await?)))
+            })
+            .await;
             kill(if kills_master { master } else { worker }, Signal::SIGKILL).unwrap();
             kills += 1;
             wait_haproxy_after(&mut site, &[master, worker]).await;
