@@ -16,7 +16,7 @@ use serde_json::Value;
 async fn explain_and_list_agree_with_what_the_agent_has_done() {
     within(90, async {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
-        let agent = Agent::start(&etcd, &[]);
+        let agent = Agent::start(&etcd, &["--timeout", "3s"]);
         let web = docker.service("web");
         let name = format!("SERVICE_NAME={web}");
         let app = docker.app("web", &["--label", &name, "--label", "SERVICE_CHECK_HTTP=/well"]).await;
@@ -38,7 +38,7 @@ async fn explain_and_list_agree_with_what_the_agent_has_done() {
         assert_eq!(of_web.unwrap()["id"], app.id());
 
         app.tell("pause").await;
-        wait_none(&etcd, &web, secs(5)).await;
+        wait_none(&etcd, &web, secs(20)).await;
         let said = agent.explain(app.id()).await;
         assert!(said.code == Some(1) && said.stdout.contains("-> NO   it is not running: it is paused"), "{said:?}");
         app.tell("unpause").await;
@@ -94,10 +94,10 @@ async fn what_does_not_run_in_docker_is_routed_to_as_long_as_it_answers() {
         let mut fixed = Process::start("registrar static", &program, &args, &dir.path().join("log"), dir.path());
         discoverer.wait_host("old.example", &format!("Hello from {}\n", app.short_id())).await;
         docker_ok(&["stop", app.id()]).await;
-        wait_none(&etcd, "old", secs(10)).await;
+        wait_none(&etcd, "old", secs(20)).await;
         app.tell("start").await;
         fixed.signal(Signal::SIGTERM);
-        assert_eq!(fixed.wait(secs(10)).await.code(), Some(0));
+        assert_eq!(fixed.wait(secs(20)).await.code(), Some(0));
     })
     .await;
 }

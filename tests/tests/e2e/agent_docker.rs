@@ -12,7 +12,7 @@ use e2e::{secs, wait_until, within};
 use nix::sys::signal::Signal;
 
 /// What follows, on a machine that is busy with other tests.
-const SOON: Duration = secs(5);
+const SOON: Duration = secs(20);
 /// Without an event, a change is found by the next list.
 const BY_THE_LIST: Duration = secs(100);
 
@@ -36,7 +36,7 @@ fn start(etcd: &Etcd, docker: &FakeDocker) -> Agent {
 
 #[tokio::test]
 async fn docker_away_at_the_start_or_later_is_waited_for() {
-    within(60, async {
+    within(120, async {
         let (etcd, app, mut docker) = (Etcd::start().await, application().await, FakeDocker::absent());
         let mut agent = start(&etcd, &docker);
         let history = History::start(etcd.address()).await;
@@ -50,7 +50,7 @@ async fn docker_away_at_the_start_or_later_is_waited_for() {
         stays(&etcd, "web", 1, secs(2)).await;
         let (_two, _) = (docker.run(&spec("other", 2, &app)), docker.stop(&one));
         docker.listen();
-        wait_at(&etcd, "other", mapped(2), secs(10)).await;
+        wait_at(&etcd, "other", mapped(2), SOON).await;
         wait_none(&etcd, "web", SOON).await;
         assert!(history.of("other").iter().all(Event::is_running));
         agent.assert_runs();
@@ -85,7 +85,7 @@ async fn what_docker_says_wrong_is_told_once_and_changes_nothing() {
             docker.run(&spec("late", number, &app));
             stays(&etcd, "web", 1, Duration::from_millis(1500)).await;
             docker.recovers();
-            wait_instances(&etcd, "late", usize::from(number) - 1, secs(10)).await;
+            wait_instances(&etcd, "late", usize::from(number) - 1, SOON).await;
             agent.assert_runs();
             let mut new = told(&mut agent).split_off(before);
             assert!(!new.is_empty(), "{sickness:?}, and the stream has ended");
@@ -119,7 +119,7 @@ async fn a_container_that_is_gone_before_it_is_inspected_is_no_trouble() {
 
 #[tokio::test]
 async fn a_container_of_which_docker_says_too_much_is_named_and_left_out_and_costs_no_memory() {
-    within(60, async {
+    within(90, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
         let mut agent = start(&etcd, &docker);
         docker.run(&spec("web", 1, &app));
@@ -151,7 +151,7 @@ async fn a_container_of_which_docker_says_too_much_is_named_and_left_out_and_cos
 
 #[tokio::test]
 async fn a_list_or_an_event_without_end_is_as_a_docker_that_does_not_answer_and_costs_no_memory() {
-    within(90, async {
+    within(150, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
         let mut agent = start(&etcd, &docker);
         let web = docker.run(&spec("web", 1, &app));
@@ -169,7 +169,7 @@ async fn a_list_or_an_event_without_end_is_as_a_docker_that_does_not_answer_and_
         agent.wait_logged(SOON, &["does not tell what happens", "more than 1 MiB", "docker ps --no-trunc"]).await;
         docker.run(&spec("after", 3, &app));
         wait_at(&etcd, "after", mapped(3), SOON).await;
-        agent.wait_logged(secs(10), &["Docker answers again"]).await;
+        agent.wait_logged(SOON, &["Docker answers again"]).await;
 
         docker.falls_ill("/events", Sickness::Endless);
         docker.ends_streams();
@@ -179,51 +179,55 @@ async fn a_list_or_an_event_without_end_is_as_a_docker_that_does_not_answer_and_
         })
         .await;
         docker.run_unseen(&spec("listed", 4, &app));
-        wait_at(&etcd, "listed", mapped(4), secs(15)).await;
+        wait_at(&etcd, "listed", mapped(4), SOON).await;
         let peak = agent.process().peak_memory();
         assert!(peak < 100, "{peak} MiB");
         docker.recovers();
 
         docker.falls_ill("/containers/json", Sickness::Endless);
         docker.ends_streams();
-        agent.wait_logged(secs(15), &["does not list its containers", "more than 32 MiB"]).await;
+        agent.wait_logged(SOON, &["does not list its containers", "more than 32 MiB"]).await;
         docker.run(&spec("told", 5, &app));
-        wait_at(&etcd, "told", mapped(5), secs(15)).await;
+        wait_at(&etcd, "told", mapped(5), SOON).await;
         stays(&etcd, "web", 1, secs(2)).await;
         let peak = agent.process().peak_memory();
         assert!(peak < 150, "{peak} MiB");
         docker.recovers();
         docker.run_unseen(&spec("unseen", 6, &app));
-        wait_at(&etcd, "unseen", mapped(6), secs(15)).await;
+        wait_at(&etcd, "unseen", mapped(6), SOON).await;
         agent.assert_runs();
     })
     .await;
 }
 
 #[tokio::test]
-async fn one_inspection_that_hangs_or_fails_delays_nobody_and_is_tried_again() {
-    within(60, async {
+async fn inspections_that_hang_or_fail_delay_nobody_and_are_tried_again() {
+    within(90, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
         let _agent = start(&etcd, &docker);
         docker.run(&spec("first", 1, &app));
         wait_at(&etcd, "first", mapped(1), REGISTERED).await;
-        let (hangs, fails) = (docker.run_unseen(&spec("hangs", 2, &app)), docker.run_unseen(&spec("fails", 3, &app)));
-        docker.falls_ill(&hangs, Sickness::Silent);
+        for number in 2..=4 {
+            let hangs = docker.run_unseen(&spec("hangs", number, &app));
+            docker.falls_ill(&hangs, Sickness::Silent);
+            docker.says("start", &hangs, &[]);
+        }
+        let fails = docker.run_unseen(&spec("fails", 5, &app));
         docker.falls_ill(&fails, Sickness::Says500);
-        docker.says("start", &hangs, &[]);
         docker.says("start", &fails, &[]);
-        docker.run(&spec("web", 4, &app));
-        wait_at(&etcd, "web", mapped(4), secs(3)).await;
+        docker.run(&spec("web", 6, &app));
+        // One inspection is given up after 5 s: three, one after the other, would take longer than this.
+        wait_at(&etcd, "web", mapped(6), secs(12)).await;
         docker.recovers();
-        wait_at(&etcd, "fails", mapped(3), secs(20)).await;
-        wait_at(&etcd, "hangs", mapped(2), secs(20)).await;
+        wait_at(&etcd, "fails", mapped(5), secs(20)).await;
+        wait_instances(&etcd, "hangs", 3, secs(20)).await;
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_stream_that_ended_is_opened_again_and_what_was_missed_is_seen() {
-    within(60, async {
+    within(120, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
         let _agent = start(&etcd, &docker);
         let one = docker.run(&spec("web", 1, &app));
@@ -267,7 +271,7 @@ async fn events_that_docker_refuses_are_told_once_and_the_lists_go_on() {
 
 #[tokio::test]
 async fn a_clock_that_is_set_back_hides_no_event() {
-    within(60, async {
+    within(90, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
         let _agent = start(&etcd, &docker);
         let one = docker.run(&spec("web", 1, &app));
@@ -316,7 +320,7 @@ async fn an_old_version_of_the_api_is_spoken() {
 
 #[tokio::test]
 async fn of_two_that_claim_one_key_the_newest_has_it_and_the_other_is_told() {
-    within(60, async {
+    within(90, async {
         let (etcd, app, docker) = (Etcd::start().await, application().await, FakeDocker::start());
         let agent = start(&etcd, &docker);
         let history = History::start(etcd.address()).await;
@@ -388,10 +392,11 @@ async fn five_hundred_containers_are_registered_in_seconds_and_removed_in_second
         let begun = Instant::now();
         wait_instances(&etcd, "web", 500, secs(30)).await;
         println!("500 registered in {:?}", begun.elapsed());
-        for id in &ids[..100] {
+        for id in &ids[..400] {
             docker.stop(id);
         }
-        wait_instances(&etcd, "web", 400, secs(10)).await;
+        wait_instances(&etcd, "web", 100, secs(30)).await;
+        // So many are withdrawn within the time that it gives to this, on a busy machine too.
         agent.process().signal(Signal::SIGTERM);
         assert_eq!(agent.process().wait(secs(15)).await.code(), Some(0));
         assert_eq!(instances(etcd.address(), "web").await.len(), 0);

@@ -133,7 +133,7 @@ async fn the_scripted_docker_says_what_the_agent_relies_on() {
 
 #[tokio::test]
 async fn the_scripted_docker_falls_ill_and_recovers() {
-    within(20, async {
+    within(60, async {
         let mut fake = FakeDocker::absent();
         assert!(ask(fake.path(), "/version").await.is_err());
         fake.listen();
@@ -148,7 +148,8 @@ async fn the_scripted_docker_falls_ill_and_recovers() {
             (Sickness::WrongType, "200 {\"Id\":5"),
         ] {
             fake.falls_ill(&id, sickness);
-            let answer = match tokio::time::timeout(Duration::from_millis(300), ask(fake.path(), &path)).await {
+            let limit = if seen == "silence" { Duration::from_millis(300) } else { secs(10) };
+            let answer = match tokio::time::timeout(limit, ask(fake.path(), &path)).await {
                 Err(_) => "silence".to_owned(),
                 Ok(Ok(reply)) => format!("{} {}", reply.status, reply.body),
                 Ok(Err(error)) => error.to_string(),
@@ -208,7 +209,7 @@ async fn the_tests_application_does_as_it_is_told() {
         let app = docker.app("app", &flags).await;
         let own = std::net::SocketAddr::new(app.own_ip().await, 8000);
         for address in [app.published(8000).await, app.published(8001).await, own] {
-            wait_until(secs(5), "it answers", async || match http::get(address, "/").await {
+            wait_until(secs(20), "it answers", async || match http::get(address, "/").await {
                 Ok(reply) if reply.body == format!("Hello from {}\n", app.short_id()) => Ok(()),
                 other => Err(format!("{other:?}")),
             })
@@ -221,7 +222,7 @@ async fn the_tests_application_does_as_it_is_told() {
         assert_ne!(e2e::docker::docker(&["exec", app.id(), "/e2e-app", "is-well"]).await.code, Some(0));
         assert_eq!(http::get(own, "/become/200").await.unwrap().status, 200);
         assert_eq!(http::get(own, "/become/deaf").await.unwrap().status, 200);
-        wait_until(secs(5), "its port is closed", async || match http::get(own, "/").await {
+        wait_until(secs(20), "its port is closed", async || match http::get(own, "/").await {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
             other => Err(format!("{other:?}")),
         })
@@ -229,11 +230,10 @@ async fn the_tests_application_does_as_it_is_told() {
         // Docker's own proxy on the host's address takes the connection all the same.
         let published = app.published(8000).await;
         assert!(tokio::net::TcpStream::connect(published).await.is_ok());
-        let before = std::time::Instant::now();
         app.tell("stop").await;
-        assert!(before.elapsed() < secs(5), "it ends when it is told to");
+        // One that Docker had to kill has another code.
         let status = docker_ok(&["inspect", "--format", "{{.State.ExitCode}}", app.id()]).await;
-        assert_eq!(status.trim(), "0");
+        assert_eq!(status.trim(), "0", "it ends when it is told to");
     })
     .await;
 }

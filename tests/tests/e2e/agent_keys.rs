@@ -10,7 +10,7 @@ use e2e::{secs, stays_true, wait_until, within};
 use nix::sys::signal::Signal;
 
 /// What follows, on a machine that is busy with other tests.
-const SOON: Duration = secs(5);
+const SOON: Duration = secs(20);
 
 /// Keys that others wrote: by hand, by a sidekick, by another host's agent, and what is no instance.
 const FOREIGN: [(&str, &str); 4] = [
@@ -112,7 +112,7 @@ async fn after_kill_9_the_keys_of_the_dead_go_and_those_of_the_living_were_never
 
 #[tokio::test]
 async fn etcd_away_and_back_and_everything_is_registered_within_seconds() {
-    within(90, async {
+    within(180, async {
         let (mut etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
         let mut agent = Agent::start(&etcd, &[]);
         let (one, two) = (docker.app("one", &[]).await, docker.app("two", &[]).await);
@@ -130,8 +130,8 @@ async fn etcd_away_and_back_and_everything_is_registered_within_seconds() {
         wait_none(&etcd, &docker.service("one"), SOON).await;
         // Everything lost: written again.
         etcd.wipe().await;
-        wait_at(&etcd, &docker.service("two"), two.published(8000).await, secs(10)).await;
-        wait_at(&etcd, &docker.service("three"), three.published(8000).await, secs(10)).await;
+        wait_at(&etcd, &docker.service("two"), two.published(8000).await, secs(30)).await;
+        wait_at(&etcd, &docker.service("three"), three.published(8000).await, secs(30)).await;
         agent.assert_runs();
     })
     .await;
@@ -178,9 +178,9 @@ async fn a_key_that_is_gone_is_written_again_and_one_that_is_anothers_is_left_al
 
 #[tokio::test]
 async fn an_operators_draining_record_is_adopted_and_kept() {
-    within(60, async {
+    within(120, async {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
-        let mut agent = Agent::start(&etcd, &["--ttl", "3s", "--keep-on-exit"]);
+        let mut agent = Agent::start(&etcd, &["--ttl", "10s", "--keep-on-exit"]);
         let (app, web) = (docker.app("web", &[]).await, docker.service("web"));
         let one = wait_at(&etcd, &web, app.published(8000).await, REGISTERED).await;
         let mut record = one.record.clone();
@@ -196,14 +196,14 @@ async fn an_operators_draining_record_is_adopted_and_kept() {
             }
         };
         wait_until(SOON, "it is adopted", is_kept).await;
-        stays_true(secs(5), "it is refreshed as it is", is_kept).await;
+        stays_true(secs(12), "it is refreshed as it is", is_kept).await;
         // So does the agent's successor keep it.
         agent.stop().await;
         agent.start_again();
-        stays_true(secs(4), "the next one keeps it", is_kept).await;
+        stays_true(secs(12), "the next one keeps it", is_kept).await;
         record["status"] = "running".into();
         etcd.put(&one.key, &record.to_string()).await;
-        stays_true(secs(4), "it runs again", async || {
+        stays_true(secs(12), "it runs again", async || {
             let found = instances(etcd.address(), &web).await;
             if found.len() == 1 && found[0].status() == "running" { Ok(()) } else { Err(format!("{found:?}")) }
         })
@@ -216,18 +216,20 @@ async fn an_operators_draining_record_is_adopted_and_kept() {
 
 #[tokio::test]
 async fn an_agent_that_was_frozen_for_longer_than_the_time_to_live_goes_on() {
-    within(60, async {
+    within(120, async {
         let (etcd, docker) = (Etcd::start().await, Docker::for_apps().await);
         let mut agent = Agent::start(&etcd, &["--ttl", "2s"]);
         let (one, two) = (docker.app("one", &[]).await, docker.app("two", &[]).await);
         wait_at(&etcd, &docker.service("one"), one.published(8000).await, REGISTERED).await;
         wait_at(&etcd, &docker.service("two"), two.published(8000).await, REGISTERED).await;
         agent.process().signal(Signal::SIGSTOP);
-        wait_none(&etcd, &docker.service("one"), secs(10)).await;
-        wait_none(&etcd, &docker.service("two"), secs(10)).await;
+        wait_none(&etcd, &docker.service("one"), SOON).await;
+        wait_none(&etcd, &docker.service("two"), SOON).await;
         one.tell("kill").await;
         agent.process().signal(Signal::SIGCONT);
         wait_at(&etcd, &docker.service("two"), two.published(8000).await, SOON).await;
+        // It may write what it knew before it is told of the kill.
+        wait_none(&etcd, &docker.service("one"), SOON).await;
         stays(&etcd, &docker.service("one"), 0, secs(1)).await;
         agent.assert_runs();
     })

@@ -9,7 +9,7 @@ use e2e::ports::free_port;
 use e2e::{secs, wait_until, within};
 
 /// What follows an event of Docker's, on a machine that is busy with other tests.
-const SOON: std::time::Duration = secs(5);
+const SOON: std::time::Duration = secs(20);
 
 /// `--label NAME=VALUE` for each.
 fn labels(pairs: &[(&str, &str)]) -> Vec<String> {

@@ -24,7 +24,7 @@ async fn metrics(address: SocketAddr) -> Result<String, String> {
 
 /// Waits until a metric is at least that.
 async fn wait_at_least(address: SocketAddr, name: &str, least: f64) -> String {
-    wait_until(REGISTERED, &format!("{name} is at least {least}"), async || {
+    wait_until(secs(30), &format!("{name} is at least {least}"), async || {
         let text = metrics(address).await?;
         if value(&text, name).is_some_and(|value| value >= least) { Ok(text) } else { Err(text) }
     })
@@ -64,7 +64,7 @@ async fn an_agent_counts_its_containers_probes_and_keys_and_a_key_that_it_regain
         etcd.delete(&one.key).await;
         let text = wait_at_least(admin, r#"registrar_keys_regained_total{api="v2"}"#, 1.0).await;
         assert!(value(&text, r#"registrar_keys_lost_total{api="v2"}"#).unwrap() >= 1.0, "{text}");
-        wait_one(&etcd, &web, REGISTERED).await;
+        wait_one(&etcd, &web, secs(30)).await;
     })
     .await;
 }

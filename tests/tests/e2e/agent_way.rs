@@ -29,7 +29,7 @@ async fn docker_stop_under_load_loses_no_request() {
         let _agent = Agent::start(&etcd, &["no --ip", "--internal", "--network", &network]);
         let web = docker.service("web");
         let name = format!("SERVICE_8000_NAME={web}");
-        let flags = ["--network", &network, "--expose", "8000", "--label", &name, "--env", "LINGER_MS=300", IMAGE];
+        let flags = ["--network", &network, "--expose", "8000", "--label", &name, "--env", "LINGER_MS=5000", IMAGE];
         let (one, two) = (docker.run("one", &flags).await, docker.run("two", &flags).await);
         wait_instances(&etcd, &web, 2, REGISTERED).await;
         wait_answers(&mut discoverer, &[&one, &two]).await;
@@ -38,7 +38,7 @@ async fn docker_stop_under_load_loses_no_request() {
         load.wait_served(100).await;
         for _ in 0..2 {
             one.tell("stop").await;
-            wait_instances(&etcd, &web, 1, secs(5)).await;
+            wait_instances(&etcd, &web, 1, secs(20)).await;
             wait_answers(&mut discoverer, &[&two]).await;
             load.wait_served(100).await;
             one.tell("start").await;
