@@ -50,7 +50,10 @@ async fn what_is_registered_is_shown_with_haproxys_check_and_what_is_refused_wit
         assert_eq!((&up["status"], &up["name"]), (&Value::from("up"), &Value::from("<i>web</i>")), "{up}");
         discoverer.wait_host("web.test", "web").await;
 
-        let refused = instance(admin, "web", "127.0.0.1:1".parse().unwrap()).await.unwrap();
+        let refused = wait_until(SOON, "the refused one is shown", async || {
+            instance(admin, "web", "127.0.0.1:1".parse().unwrap()).await
+        })
+        .await;
         assert_eq!(refused["status"], "refused", "{refused}");
         assert!(refused["reason"].as_str().unwrap().contains("999"), "{refused}");
         let status = json(admin, "/api/v1/status").await.unwrap();

@@ -18,7 +18,10 @@ use e2e::registrar::{Registrar, run_registrar};
 use e2e::{secs, wait_until, within};
 
 const REAL: &str = "/var/run/docker.sock";
-/// How long nothing more is waited for after an answer.
+/// An answer that is due, on a machine that is busy with other tests. With [`CLOSE`] the proxy ends the connection behind it.
+const ANSWERED: Duration = secs(20);
+const CLOSE: &str = "Connection: close\r\n";
+/// How long something is waited for where silence is an answer too.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// An agent behind the proxy of the real Docker.
@@ -53,7 +56,7 @@ fn request(line: &str, headers: &str, body: &str) -> String {
 
 #[tokio::test]
 async fn the_proxy_lets_through_what_the_registrar_asks_of_the_real_docker() {
-    within(60, async {
+    within(90, async {
         let docker = Docker::for_apps().await;
         let app = docker.app("app", &[]).await;
         let proxy = DockerProxy::start(Path::new(REAL)).await;
@@ -67,10 +70,10 @@ async fn the_proxy_lets_through_what_the_registrar_asks_of_the_real_docker() {
             ("GET", format!("/v1.41/containers/{}/json", app.id())),
             ("GET", format!("/containers/{}-app/json", docker.name())),
         ] {
-            let reply = proxy.raw(request(&format!("{method} {path}"), "", "").as_bytes(), PATIENCE).await;
+            let reply = proxy.raw(request(&format!("{method} {path}"), CLOSE, "").as_bytes(), ANSWERED).await;
             assert_eq!(answers(&reply), [(200, false)], "{method} {path}: {reply}");
         }
-        let reply = proxy.raw(request("GET /containers/no-such-one/json", "", "").as_bytes(), PATIENCE).await;
+        let reply = proxy.raw(request("GET /containers/no-such-one/json", CLOSE, "").as_bytes(), ANSWERED).await;
         assert_eq!(answers(&reply), [(404, false)], "{reply}");
         assert!(reply.contains("No such container"), "Docker's own words come through: {reply}");
         assert_eq!(proxy.log(), "", "what is allowed is no news");
@@ -187,8 +190,8 @@ async fn the_proxy_refuses_all_else_and_docker_hears_nothing_of_it() {
         // One behind the other on one connection: each is judged by itself.
         let get = request("GET /version", "", "");
         for ended_by in ["\r\n\r\n", "\n\n", "\r\nX: y\r\n Content-Length: 90\r\n\r\n"] {
-            let both = get.trim_end().to_owned() + ended_by + &stop + &get;
-            let reply = proxy.raw(both.as_bytes(), PATIENCE).await;
+            let both = get.trim_end().to_owned() + ended_by + &stop + &request("GET /version", CLOSE, "");
+            let reply = proxy.raw(both.as_bytes(), ANSWERED).await;
             assert_eq!(answers(&reply)[..2], [(200, false), (403, true)], "{reply}");
             assert_eq!(docker.requests("stop"), 0);
         }
@@ -199,7 +202,7 @@ async fn the_proxy_refuses_all_else_and_docker_hears_nothing_of_it() {
 #[tokio::test]
 async fn behind_the_proxy_the_agent_registers_explains_and_drains() {
     within(120, async {
-        let Behind { docker, etcd, proxy, socket, agent } = Behind::start(&[]).await;
+        let Behind { docker, etcd, proxy, socket, agent } = Behind::start(&["--timeout", "3s"]).await;
         let (app, service) = (docker.app("app", &[]).await, docker.service("app"));
         wait_at(&etcd, &service, app.published(8000).await, REGISTERED).await;
         let explained = agent.explain(app.id()).await;
@@ -214,7 +217,7 @@ async fn behind_the_proxy_the_agent_registers_explains_and_drains() {
             assert_eq!(instances(etcd.address(), &service).await[0].status(), status);
         }
         app.tell("stop").await;
-        wait_none(&etcd, &service, secs(5)).await;
+        wait_none(&etcd, &service, secs(20)).await;
         assert_eq!(agent.logged(&["ERROR"]), Vec::<String>::new());
         assert_eq!(proxy.log(), "", "nothing was refused");
     })
@@ -289,12 +292,12 @@ async fn behind_the_proxy_reload_container_says_what_is_to_be_allowed_and_the_fi
 async fn behind_the_proxy_checks_by_exec_are_told_at_the_start_and_by_explain() {
     within(90, async {
         let Behind { docker, etcd, agent, proxy: _proxy, .. } = Behind::start(&["--allow-exec"]).await;
-        let said = agent.wait_logged(secs(10), &["--allow-exec is of no use here"]).await;
+        let said = agent.wait_logged(secs(20), &["--allow-exec is of no use here"]).await;
         for words in ["ERROR", "does not allow", "SERVICE_CHECK_HTTP", "--docker"] {
             assert!(said.contains(words), "{words}: {said}");
         }
         let app = docker.app("app", &["--label", "SERVICE_CHECK_SCRIPT=/e2e-app is-well"]).await;
-        let explained = wait_until(secs(10), "explain tells it", async || {
+        let explained = wait_until(secs(20), "explain tells it", async || {
             let explained = agent.explain(app.id()).await.stdout;
             if explained.contains("does not allow to run a command") { Ok(explained) } else { Err(explained) }
         })
@@ -336,11 +339,11 @@ async fn docker_away_behind_the_proxy_is_told_as_docker_away_and_waited_for() {
         let mut docker = FakeDocker::absent();
         let proxy = DockerProxy::start(docker.path()).await;
         let agent = Agent::start(&etcd, &["--docker", &proxy.path().display().to_string()]);
-        let said = agent.wait_logged(secs(10), &["Docker does not answer at"]).await;
+        let said = agent.wait_logged(secs(20), &["Docker does not answer at"]).await;
         assert!(said.contains("503") && !said.contains('<'), "{said}");
         docker.listen();
         docker.run(&Spec::new("web", "web", (Ipv4Addr::new(127, 77, 0, 1), app.address().port()), 40_001));
-        wait_at(&etcd, "web", SocketAddr::from((Ipv4Addr::LOCALHOST, 40_001)), secs(15)).await;
+        wait_at(&etcd, "web", SocketAddr::from((Ipv4Addr::LOCALHOST, 40_001)), secs(20)).await;
     })
     .await;
 }
