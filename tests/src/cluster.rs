@@ -6,21 +6,23 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
-use crate::http::{self, Connection, Reply};
+use crate::http::{self, Reply};
 use crate::network::Network;
 use crate::ports::free_port;
 use crate::process::{Process, find_program};
 use crate::{secs, wait_until};
 
 /// An election, on a machine that is busy with other tests.
-const ELECTED: std::time::Duration = secs(20);
+const ELECTED: Duration = secs(20);
 
 /// So much may the members' databases hold of what v3 keeps, where a test fills them up.
 const QUOTA: &str = "--quota-backend-bytes=2097152";
@@ -46,6 +48,33 @@ impl Api {
 
 /// How many members.
 pub const MEMBERS: usize = 3;
+
+/// Writes so often to a key that is nobody's, by the v2 API of one etcd: several at a time, since each waits for a disk.
+pub async fn write_elsewhere(client: SocketAddr, times: usize) {
+    const AT_ONCE: usize = 16;
+    let mut writers = JoinSet::new();
+    for writer in 0..AT_ONCE {
+        writers.spawn(async move {
+            for number in (writer..times).step_by(AT_ONCE) {
+                write_one_elsewhere(client, number).await;
+            }
+        });
+    }
+    writers.join_all().await;
+}
+
+/// Tries again where it is refused, as in an election.
+async fn write_one_elsewhere(client: SocketAddr, number: usize) {
+    let (start, value) = (Instant::now(), format!("value={number}"));
+    let form = [("Content-Type", "application/x-www-form-urlencoded")];
+    loop {
+        match http::request(client, "PUT", "/v2/keys/elsewhere/key", &form, &value).await {
+            Ok(reply) if reply.status < 300 => return,
+            other => assert!(start.elapsed() < secs(60), "etcd takes no write: {other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
 
 /// The cluster. Its addresses stay the same over stop and start; dropping it ends all members and removes their data.
 pub struct Cluster {
@@ -248,12 +277,7 @@ impl Cluster {
             self.compact().await;
             return;
         }
-        let mut connection = Connection::open(self.members[0].client).await.expect("etcd answers");
-        for number in 0..1100 {
-            let form = [("Content-Type", "application/x-www-form-urlencoded")];
-            let reply = connection.exchange("PUT", "/v2/keys/elsewhere/key", &form, &format!("value={number}")).await;
-            assert!(reply.as_ref().is_ok_and(|reply| reply.status < 300), "{reply:?}");
-        }
+        write_elsewhere(self.members[0].client, 1100).await;
     }
 
     /// Fills the database of v3 up, until etcd refuses whatever makes it grow (alarm NOSPACE).

@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 
 use e2e::backend::Backend;
+use e2e::cluster::write_elsewhere;
 use e2e::discoverer::{Discoverer, field};
 use e2e::etcd::Etcd;
 use e2e::fake_etcd::{FakeEtcd, Illness};
 use e2e::load::{Load, requests};
 use e2e::{secs, stays_true, wait_until, within};
 use nix::sys::signal::Signal;
+use tokio::net::TcpListener;
 
 #[tokio::test]
 async fn etcd_stopped_for_10_s_removes_nothing_and_the_next_key_arrives_by_itself() {
@@ -182,7 +184,7 @@ async fn wiped_is_followed(etcd: &mut Etcd, another_cluster: bool) {
 
 #[tokio::test]
 async fn what_was_missed_during_a_freeze_with_1100_other_writes_is_there_after_it() {
-    within(90, async {
+    within(240, async {
         let etcd = Etcd::start().await;
         let mut discoverer = Discoverer::supervise(&etcd.url()).start();
         let (one, two, three) =
@@ -194,9 +196,7 @@ async fn what_was_missed_during_a_freeze_with_1100_other_writes_is_there_after_i
         etcd.put(&three.flat_key(), "running").await;
         etcd.delete(&one.flat_key()).await;
         // etcd's v2 API remembers 1000 events (api v2, "Waiting for a change").
-        for number in 0..1100 {
-            etcd.put(&format!("/elsewhere/{}", number % 10), &number.to_string()).await;
-        }
+        write_elsewhere(etcd.address(), 1100).await;
         discoverer.process().signal(Signal::SIGCONT);
         // That somebody deleted a key is no longer to be known: what answers is served on, what does not is gone.
         discoverer.wait_serves(&["one", "three", "two"]).await;
@@ -210,15 +210,13 @@ async fn what_was_missed_during_a_freeze_with_1100_other_writes_is_there_after_i
 
 #[tokio::test]
 async fn more_than_1000_writes_elsewhere_while_it_waits_lose_nothing() {
-    within(90, async {
+    within(240, async {
         let etcd = Etcd::start().await;
         let mut discoverer = Discoverer::supervise(&etcd.url()).start();
         let (one, two) = (Backend::start("one").await, Backend::start("two").await);
         etcd.put(&one.flat_key(), "running").await;
         discoverer.wait_serves(&["one"]).await;
-        for number in 0..1100 {
-            etcd.put("/elsewhere/key", &number.to_string()).await;
-        }
+        write_elsewhere(etcd.address(), 1100).await;
         etcd.put(&two.flat_key(), "running").await;
         discoverer.wait_serves(&["one", "two"]).await;
     })
@@ -240,7 +238,14 @@ async fn an_ill_first_endpoint_costs_an_attempt_and_the_second_one_is_used() {
             discoverer.wait_serves(&["one", "two"]).await;
             etcd.delete(&two.flat_key()).await;
             discoverer.wait_serves(&["one"]).await;
-            assert!(fake.requests() <= 3, "{illness:?}: the ill endpoint was asked {} times", fake.requests());
+            // It is asked again where the good one does not answer in time either: on a busy machine, and that is told.
+            let away = ["registry unreachable", "etcd does not take what this discoverer says of itself"];
+            let away: usize = away.iter().map(|message| discoverer.logged(message).len()).sum();
+            let (asked, most) = (fake.requests(), 3 + 20 * u64::try_from(away).unwrap());
+            assert!(
+                asked <= most,
+                "{illness:?}: the ill endpoint was asked {asked} times, the good one away {away} times"
+            );
         }
     })
     .await;
@@ -278,7 +283,7 @@ async fn an_etcd_that_falls_ill_is_named_and_followed_again_when_it_is_well() {
             })
             .await;
             assert!((1..=60).contains(&fake.requests()), "{illness:?}: asked {} times in 4 s", fake.requests());
-            wait_until(secs(5), &format!("{illness:?} is in the log, with the endpoint"), async || {
+            wait_until(secs(20), &format!("{illness:?} is in the log, with the endpoint"), async || {
                 let events = discoverer.logged("registry unreachable");
                 let mut seen = String::new();
                 for event in events.iter().skip(told) {
@@ -288,6 +293,11 @@ async fn an_etcd_that_falls_ill_is_named_and_followed_again_when_it_is_well() {
             })
             .await;
             drop(fake);
+            // That only asks for its end.
+            wait_until(secs(20), "the port is free", async || {
+                TcpListener::bind(etcd.address()).await.map(drop).map_err(|error| error.to_string())
+            })
+            .await;
             etcd.start_again().await;
             let (comes, goes) = if round % 2 == 0 { (&two, &one) } else { (&one, &two) };
             etcd.put(&comes.flat_key(), "running").await;

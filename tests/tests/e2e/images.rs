@@ -59,14 +59,18 @@ pub(crate) async fn registered(docker: &Docker, etcd: std::net::SocketAddr) -> (
     (hello, body)
 }
 
-async fn health(lb: &Container) -> (Option<i32>, String) {
-    health_by(lb, "discoverer").await
+/// Waits until the health check ends with this code and says this: HAProxy of a busy machine may answer late.
+async fn wait_health(lb: &Container, program: &str, code: i32, is_said: impl Fn(&str) -> bool) {
+    wait_until(SERVED, &format!("{program} health ends with {code}"), async || {
+        let told = docker(&["exec", lb.id(), program, "health"]).await;
+        let is_it = told.code == Some(code) && is_said(&format!("{}{}", told.stdout, told.stderr));
+        if is_it { Ok(()) } else { Err(format!("{told:?}")) }
+    })
+    .await;
 }
 
-async fn health_by(lb: &Container, program: &str) -> (Option<i32>, String) {
-    let finished = docker(&["exec", lb.id(), program, "health"]).await;
-    (finished.code, format!("{}{}", finished.stdout, finished.stderr))
-}
+/// What it says of one that does.
+const TAKES: &str = "HAProxy takes connections at 127.0.0.1:80\n";
 
 #[tokio::test]
 async fn the_load_balancer_needs_no_root_and_is_healthy_while_haproxy_takes_connections() {
@@ -88,18 +92,13 @@ async fn the_load_balancer_needs_no_root_and_is_healthy_while_haproxy_takes_conn
         // Without etcd HAProxy serves what it knows, and is to be left alone.
         docker_ok(&["stop", "--time", "2", &format!("{}-etcd", docker.name())]).await;
         lb.wait_log(secs(20), &["registry unreachable"]).await;
-        assert_eq!(health(&lb).await, (Some(0), "HAProxy takes connections at 127.0.0.1:80\n".to_owned()));
+        wait_health(&lb, "discoverer", 0, |said| said == TAKES).await;
 
         // The kernel goes on taking connections for a worker that hangs.
         lb.exec(&["sh", "-c", "kill -STOP $(pidof haproxy)"]).await;
-        let (code, said) = health(&lb).await;
-        assert!(code == Some(1) && said.contains("HAProxy does not answer"), "{code:?} {said}");
+        wait_health(&lb, "discoverer", 1, |said| said.contains("HAProxy does not answer")).await;
         lb.exec(&["sh", "-c", "kill -CONT $(pidof haproxy)"]).await;
-        wait_until(secs(10), "it is healthy again", async || match health(&lb).await {
-            (Some(0), _) => Ok(()),
-            other => Err(format!("{other:?}")),
-        })
-        .await;
+        wait_health(&lb, "discoverer", 0, |_| true).await;
 
         // Started again with etcd still away, it serves from its volume.
         lb.tell("restart").await;
@@ -287,13 +286,12 @@ async fn standalone_needs_no_root_and_is_healthy_while_haproxy_takes_connections
             if shown.trim() == "healthy" { Ok(()) } else { Err(shown) }
         })
         .await;
-        assert_eq!(lb.exec(&["standalone", "health"]).await, "HAProxy takes connections at 127.0.0.1:80\n");
+        wait_health(&lb, "standalone", 0, |said| said == TAKES).await;
         let checked = lb.exec(&["standalone", "check"]).await;
         assert!(checked.contains("good with the registered services"), "{checked}");
 
         lb.exec(&["sh", "-c", "kill -STOP $(pidof haproxy)"]).await;
-        let said = health_by(&lb, "standalone").await;
-        assert!(said.0 == Some(1) && said.1.contains("HAProxy does not answer"), "{said:?}");
+        wait_health(&lb, "standalone", 1, |said| said.contains("HAProxy does not answer")).await;
         lb.exec(&["sh", "-c", "kill -CONT $(pidof haproxy)"]).await;
 
         // It begins again with what lies in its volume.

@@ -114,7 +114,7 @@ async fn a_cluster_that_is_restarted_whole_costs_no_request_and_no_change(api: A
 }
 
 async fn events_that_etcd_has_forgotten_are_made_good_by_a_listing(api: Api) {
-    within(120, async {
+    within(240, async {
         let mut site = Site::start(Cluster::start(api).await, Plan::default()).await;
         let before = site.effort().await;
         site.discoverer.process().signal(Signal::SIGSTOP);
