@@ -62,8 +62,9 @@ async fn new_service(version: Version) {
 
 #[tokio::test]
 async fn services_that_come_together_share_their_reloads_and_no_request_fails() {
-    within(60, async {
-        let site = Site::start(Version::Installed, &[]).await;
+    within(120, async {
+        // A reload waits for as long as a slow machine may need for all ten.
+        let site = Site::start(Version::Installed, &["--min-interval", "10s"]).await;
         let load = Load::start(site.discoverer.http());
         let mut wanted = vec![flat(&site.one)];
         for service in ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9"] {
@@ -71,6 +72,7 @@ async fn services_that_come_together_share_their_reloads_and_no_request_fails() 
             site.etcd.put(&format!("/service/{service}/{address}"), "running").await;
             wanted.push((service, address, WEIGHT));
         }
+        site.discoverer.wait_servers(secs(60), &wanted).await;
         site.discoverer.wait_in_step(&wanted).await;
         load.stop_after(10).await.assert_no_failure(10);
         let reloads = site.discoverer.reloads().await - site.reloads;
@@ -160,18 +162,18 @@ async fn set_by_hand(version: Version) {
 
 #[tokio::test]
 async fn a_tunnel_lives_through_a_reload_until_the_drain_timeout() {
-    within(60, async {
-        let site = Site::start(Version::Installed, &["--drain-timeout", "3s"]).await;
+    within(120, async {
+        let site = Site::start(Version::Installed, &["--drain-timeout", "15s"]).await;
         let mut tunnel = site.tunnel_to(&site.one).await;
         let shop = Backend::start("shop").await;
+        let asked = Instant::now();
         site.etcd.put(&shop.key_in("shop"), SHOP).await;
         wait_reloaded(&site, site.reloads).await;
-        let reloaded = Instant::now();
         site.discoverer.wait_host("shop.test", "shop").await;
         tunnel.echo().await.unwrap();
         tunnel.ended().await;
-        let lasted = reloaded.elapsed();
-        assert!((Duration::from_millis(2500)..secs(7)).contains(&lasted), "the tunnel was cut after {lasted:?}");
+        let lasted = asked.elapsed();
+        assert!(lasted >= Duration::from_millis(14_900), "the tunnel was cut {lasted:?} after the change that cost it");
     })
     .await;
 }
@@ -283,14 +285,17 @@ async fn somebody_reloads(version: Version) {
     let older = site.discoverer.config();
     let two = site.second().await;
     let load = Load::start(site.discoverer.http());
-    for _ in 0..2 {
+    for round in 1..=2 {
         std::fs::write(haproxy.config(), &older).unwrap();
-        cli(&haproxy.master_socket(), "reload").await.unwrap();
-        // That it notices is seen in what it does about it.
-        site.discoverer.wait_servers(SOON, &[flat(&site.one)]).await;
+        // While the master starts itself anew, it refuses.
+        wait_until(SOON, "somebody's reload is taken", async || cli(&haproxy.master_socket(), "reload").await).await;
+        wait_until(SOON, "it notices", async || {
+            let told = site.discoverer.logged("HAProxy was restarted or reloaded by somebody else");
+            if told.len() == round { Ok(()) } else { Err(format!("{told:?}")) }
+        })
+        .await;
         site.discoverer.wait_in_step(&[flat(&site.one), flat(&two)]).await;
     }
-    site.discoverer.wait_logged("HAProxy was restarted or reloaded by somebody else", &[]).await;
     let three = Backend::start("three").await;
     site.etcd.put(&three.flat_key(), "running").await;
     site.discoverer.wait_in_step(&[flat(&site.one), flat(&two), flat(&three)]).await;

@@ -162,9 +162,9 @@ async fn an_application_that_stops_answering_loses_its_key_and_gets_it_back() {
         wait_registered(etcd, &[&one], REGISTERED).await;
         signal_node(&one, "STOP").await;
         // Asked every 5 s, 3 s to answer.
-        wait_nobody(etcd, secs(12)).await;
+        wait_nobody(etcd, secs(30)).await;
         signal_node(&one, "CONT").await;
-        wait_registered(etcd, &[&one], secs(12)).await;
+        wait_registered(etcd, &[&one], secs(30)).await;
     })
     .await;
 }

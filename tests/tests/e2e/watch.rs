@@ -10,8 +10,11 @@ use e2e::etcd::Etcd;
 use e2e::load::Load;
 use e2e::ports::free_address;
 use e2e::process::{find_program, run};
-use e2e::{secs, wait_until, within};
+use e2e::{http, secs, wait_until, within};
 use rcgen::{CertificateParams, KeyPair};
+
+/// What is asked for without TLS is sent on to it, but for this.
+const CHALLENGE: &str = "/.well-known/acme-challenge/x";
 
 /// A certificate that is valid by itself, and the same with its key behind it, as HAProxy takes them.
 fn certificate() -> (String, String) {
@@ -28,6 +31,16 @@ async fn shows(address: SocketAddr, certificate: &Path) -> Result<(), String> {
         ["-sS", "--max-time", "5", "--noproxy", "*", "--connect-to", &connect, "--cacert", &ca, "https://a.localhost/"];
     let got = run(&find_program("curl", "curl"), &args, &[], secs(10)).await;
     if got.code == Some(0) { Ok(()) } else { Err(format!("{:?} {}", got.code, got.stderr)) }
+}
+
+/// Waits until the one instance is in HAProxy, and answers.
+async fn wait_applied(discoverer: &Discoverer) {
+    discoverer.wait_logged("configuration applied", &[("instances", "1")]).await;
+    wait_until(SOON, "it answers", async || match http::get(discoverer.http(), CHALLENGE).await {
+        Ok(reply) if reply.status == 200 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -48,6 +61,8 @@ async fn a_renewed_certificate_is_served_by_itself_and_a_half_written_one_harms_
         let (first, whole) = made("first");
         fs::write(&file, whole).unwrap();
         let shown = live.display().to_string();
+        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+        etcd.put(&one.flat_key(), "running").await;
         let discoverer = Discoverer::supervise(&etcd.url())
             .args(&[
                 "--set",
@@ -58,10 +73,9 @@ async fn a_renewed_certificate_is_served_by_itself_and_a_half_written_one_harms_
                 &shown,
             ])
             .start();
-        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
-        etcd.put(&one.flat_key(), "running").await;
         wait_until(SOON, "it is served over TLS", async || shows(secure, &first).await).await;
-        let load = Load::of(discoverer.http(), "/.well-known/acme-challenge/x", 4);
+        wait_applied(&discoverer).await;
+        let load = Load::of(discoverer.http(), CHALLENGE, 4);
         load.wait_served(20).await;
 
         let (second, whole) = made("second");
@@ -103,27 +117,21 @@ async fn a_certificate_that_is_bad_by_now_keeps_no_server_from_coming_and_the_fi
         let file = live.path().join("web.pem");
         let (_, whole) = certificate();
         fs::write(&file, &whole).unwrap();
+        let (one, two, three) =
+            (Backend::start("one").await, Backend::start("two").await, Backend::start("three").await);
+        etcd.put(&one.flat_key(), "running").await;
         let mut discoverer = Discoverer::supervise(&etcd.url())
             .args(&["--set", &format!("certificates={}", live.path().display())])
             .args(&["--set", &format!("https_bind={secure}")])
             .start();
-        let (one, two, three) =
-            (Backend::start("one").await, Backend::start("two").await, Backend::start("three").await);
-        etcd.put(&one.flat_key(), "running").await;
-        // What is asked for without TLS is sent on to it, but for this.
-        let path = "/.well-known/acme-challenge/x";
         let reaches = async |backend: &Backend| {
             let before = backend.requests();
-            let load = Load::of(discoverer.http(), path, 4);
+            let load = Load::of(discoverer.http(), CHALLENGE, 4);
             load.wait_served(20).await;
             load.stop_after(20).await.assert_no_failure(20);
             if backend.requests() > before { Ok(()) } else { Err("not asked".to_owned()) }
         };
-        wait_until(SOON, "the first one is in HAProxy", async || {
-            let applied = discoverer.logged("configuration applied");
-            if applied.is_empty() { Err("nothing applied".to_owned()) } else { Ok(()) }
-        })
-        .await;
+        wait_applied(&discoverer).await;
         discoverer.wait_config(&one.address().to_string()).await;
         let reloads = discoverer.reloads().await;
 
@@ -135,13 +143,21 @@ async fn a_certificate_that_is_bad_by_now_keeps_no_server_from_coming_and_the_fi
         discoverer
             .wait_logged("file not written", &[("error", "now also the one that it took before"), ("error", "web.pem")])
             .await;
-        let told = discoverer.ask(&["status"]).await.stdout;
-        assert!(told.contains("the file does not hold what it runs") && told.contains("web.pem"), "{told}");
+        wait_until(SOON, "status says so", async || {
+            let told = discoverer.ask(&["status"]).await.stdout;
+            let is_it = told.contains("the file does not hold what it runs") && told.contains("web.pem");
+            if is_it { Ok(()) } else { Err(told) }
+        })
+        .await;
         fs::write(&file, &whole).unwrap();
         discoverer.wait_config(&three.address().to_string()).await;
         assert_eq!(discoverer.reloads().await, reloads);
-        let told = discoverer.ask(&["status"]).await.stdout;
-        assert!(!told.contains("the file does not hold"), "{told}");
+        wait_until(SOON, "status says so no more", async || {
+            let told = discoverer.ask(&["status"]).await;
+            let is_it = told.code == Some(0) && !told.stdout.contains("the file does not hold");
+            if is_it { Ok(()) } else { Err(format!("{told:?}")) }
+        })
+        .await;
         assert!(discoverer.process().ended().is_none());
     })
     .await;
