@@ -12,7 +12,7 @@ use registrar::keeper::{Claim, Keeper, Told};
 use registrar::metrics::{Daemon, Metrics};
 use registry::{Api, Entry, InstanceKey, Ownership, Record, Status, Store};
 use support::etcd::Etcd;
-use support::{entries, eventually, paths, store_of};
+use support::{entries, eventually, paths, store_of, store_within};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -21,8 +21,12 @@ use tokio::task::{JoinHandle, JoinSet};
 const TTL: Duration = Duration::from_secs(20);
 /// Refreshed three times a second.
 const SHORT_TTL: Duration = Duration::from_secs(1);
-/// Long enough for a busy machine to renew forty keys in time.
-const BUSY_TTL: Duration = Duration::from_secs(3);
+/// Long enough for keys to be renewed in time on a machine that stands still for seconds.
+const BUSY_TTL: Duration = Duration::from_secs(10);
+/// After this time a key of [`BUSY_TTL`] is gone where nobody has renewed it.
+const OUTLIVED: Duration = Duration::from_secs(12);
+/// After this time it has been renewed.
+const RENEWED: Duration = Duration::from_secs(4);
 
 fn key(at: u16) -> InstanceKey {
     InstanceKey::parse(&"service".parse().unwrap(), &format!("/service/web/10.0.0.1:{at}")).unwrap()
@@ -46,7 +50,7 @@ fn keeper(api: Api, etcd: &Etcd, ttl: Duration) -> Keeper {
 
 fn keeper_at(api: Api, url: &str, ttl: Duration) -> Keeper {
     Keeper::new(
-        store_of(api, url),
+        store_within(Duration::from_secs(1), api, url),
         "service".parse().unwrap(),
         Duration::from_secs(1),
         Claim::Own("a1".to_owned()),
@@ -329,14 +333,14 @@ async fn what_others_have_written_is_left_alone_until_it_is_gone(api: Api) {
 
 async fn an_operators_word_in_our_key_is_told_whether_it_was_set_or_changed_in_place(api: Api) {
     let etcd = Etcd::start();
-    let (store, mut keeper) = (store_of(api, &etcd.url()), AtWork::start(keeper(api, &etcd, SHORT_TTL)));
+    let (store, mut keeper) = (store_of(api, &etcd.url()), AtWork::start(keeper(api, &etcd, BUSY_TTL)));
     keeper.want(1, Some(running())).await;
     eventually_holds(&store, 1, Some(&running())).await;
     // Set anew.
     put(&store, &key(1), &draining(), TTL).await;
     assert_eq!(found(&mut keeper.told).await, Status::Draining);
     keeper.want(1, Some(draining())).await;
-    tokio::time::sleep(SHORT_TTL).await;
+    tokio::time::sleep(RENEWED).await;
     // Changed in place.
     let entry = store.get(&key(1)).await.unwrap().unwrap();
     assert_eq!(entry.value, *draining());
@@ -347,16 +351,16 @@ async fn an_operators_word_in_our_key_is_told_whether_it_was_set_or_changed_in_p
 async fn a_key_of_an_earlier_run_is_taken_over_in_place(api: Api) {
     let etcd = Etcd::start();
     let store = store_of(api, &etcd.url());
-    put(&store, &key(1), &running(), SHORT_TTL).await;
-    put(&store, &key(2), &running(), SHORT_TTL).await;
+    put(&store, &key(1), &running(), BUSY_TTL).await;
+    put(&store, &key(2), &running(), BUSY_TTL).await;
     let before = entries(&store).await;
-    let mut keeper = keeper(api, &etcd, SHORT_TTL);
+    let mut keeper = keeper(api, &etcd, BUSY_TTL);
     keeper.take_over(&key(1), &before[0]);
     let mut keeper = AtWork::start(keeper);
     // One that was not found at the start is found when it is written.
     keeper.want(2, Some(running())).await;
     assert_eq!(found(&mut keeper.told).await, Status::Running);
-    tokio::time::sleep(SHORT_TTL * 2).await;
+    tokio::time::sleep(OUTLIVED).await;
     let created = |entries: &[Entry]| entries.iter().map(Entry::created_index).collect::<Vec<_>>();
     assert_eq!(created(&entries(&store).await), created(&before));
     keeper.want(1, None).await;
@@ -377,7 +381,7 @@ async fn after_an_outage_of_etcd_everything_is_there_within_seconds(api: Api) {
     etcd.run();
     let back = Instant::now();
     eventually("all of them", async || paths(&store).await.len() == 99).await;
-    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
+    assert!(back.elapsed() < Duration::from_secs(15), "{:?}", back.elapsed());
     assert_eq!(value(&store, 1).await, None);
 }
 
@@ -396,7 +400,7 @@ async fn all_is_removed_at_the_end_and_what_cannot_be_is_left_in_time(api: Api) 
         }
         let start = Instant::now();
         keeper.withdraw(Duration::ZERO).await;
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
         assert!(is_frozen || paths(&store).await.is_empty());
         etcd.thaw();
     }
@@ -414,7 +418,7 @@ async fn the_others_go_on(etcd: &Etcd, keeper: &AtWork) {
     eventually("all others", async || Vec::len(&all().await) == 40).await;
     let created = |entries: &[Entry]| entries.iter().map(Entry::created_index).collect::<Vec<_>>();
     let before: Vec<Entry> = all().await;
-    tokio::time::sleep(BUSY_TTL * 2).await;
+    tokio::time::sleep(OUTLIVED).await;
     assert_eq!(created(&all().await), created(&before), "none was ever gone");
     keeper.want(5, None).await;
     eventually_holds(&store, 5, None).await;
@@ -462,7 +466,7 @@ async fn a_directory_in_the_place_of_a_key_is_waited_for_with_patience() {
 async fn a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word(api: Api) {
     let etcd = Etcd::start();
     let (store, way) = (store_of(api, &etcd.url()), Way::to(&etcd, Fault::None).await);
-    let mut keeper = AtWork::start(keeper_at(api, &way.url, SHORT_TTL));
+    let mut keeper = AtWork::start(keeper_at(api, &way.url, BUSY_TTL));
     keeper.want(1, Some(running())).await;
     eventually_holds(&store, 1, Some(&running())).await;
     way.has(Fault::LosesReplies);
@@ -476,7 +480,7 @@ async fn a_write_whose_answer_was_lost_is_not_taken_for_an_operators_word(api: A
     way.has(Fault::None);
     eventually_holds(&store, 1, Some(&running())).await;
     eventually_holds(&store, 2, Some(&running())).await;
-    tokio::time::sleep(SHORT_TTL * 2).await;
+    tokio::time::sleep(RENEWED).await;
     while let Ok(told) = keeper.told.try_recv() {
         assert!(matches!(told, Told::NotWritten(_)), "{told:?}");
     }
@@ -486,10 +490,10 @@ async fn a_key_that_is_let_go_is_left_to_its_time_to_live(api: Api) {
     let etcd = Etcd::start();
     let store = store_of(api, &etcd.url());
     for at in [1, 2] {
-        put(&store, &key(at), &running(), SHORT_TTL * 2).await;
+        put(&store, &key(at), &running(), BUSY_TTL).await;
     }
     let before = entries(&store).await;
-    let mut keeper = keeper(api, &etcd, SHORT_TTL * 2);
+    let mut keeper = keeper(api, &etcd, BUSY_TTL);
     for (at, entry) in [1, 2].into_iter().zip(&before) {
         keeper.take_over(&key(at), entry);
     }
@@ -504,7 +508,7 @@ async fn a_key_that_is_let_go_is_left_to_its_time_to_live(api: Api) {
 async fn a_key_that_is_let_go_does_not_live_on_with_those_that_are_kept(api: Api) {
     let etcd = Etcd::start();
     let store = store_of(api, &etcd.url());
-    let keeper = AtWork::start(keeper(api, &etcd, SHORT_TTL * 2));
+    let keeper = AtWork::start(keeper(api, &etcd, BUSY_TTL));
     for at in [1, 2] {
         keeper.want(at, Some(running())).await;
         eventually_holds(&store, at, Some(&running())).await;
@@ -515,7 +519,7 @@ async fn a_key_that_is_let_go_does_not_live_on_with_those_that_are_kept(api: Api
     keeper.let_go(&key(1));
     let keeper = AtWork::start(keeper);
     eventually_holds(&store, 1, None).await;
-    tokio::time::sleep(SHORT_TTL).await;
+    tokio::time::sleep(RENEWED).await;
     assert_eq!(created(2).await, before, "the other was never gone");
     drop(keeper);
 }
@@ -567,17 +571,17 @@ async fn a_lease_found_gone_when_a_key_is_written_brings_all_its_keys_back_at_on
 async fn a_lease_that_has_kept_nothing_for_a_while_is_renewed_with_the_next_key() {
     let etcd = Etcd::start();
     let store = store_of(Api::V3, &etcd.url());
-    let keeper = AtWork::start(keeper(Api::V3, &etcd, BUSY_TTL));
+    let keeper = AtWork::start(keeper(Api::V3, &etcd, TTL));
     keeper.want(1, Some(running())).await;
     eventually_holds(&store, 1, Some(&running())).await;
     keeper.want(1, None).await;
     eventually_holds(&store, 1, None).await;
     // Longer than a third of its time, in which it is renewed where it keeps anything, and shorter than it is used for.
-    tokio::time::sleep(BUSY_TTL / 2).await;
+    tokio::time::sleep(TTL * 2 / 5).await;
     keeper.want(2, Some(running())).await;
     eventually_holds(&store, 2, Some(&running())).await;
     let written = store.get(&key(2)).await.unwrap().unwrap().ownership();
-    tokio::time::sleep(BUSY_TTL).await;
+    tokio::time::sleep(TTL).await;
     assert_eq!(
         store.get(&key(2)).await.unwrap().unwrap().ownership(),
         written,
@@ -589,7 +593,7 @@ async fn a_lease_that_has_kept_nothing_for_a_while_is_renewed_with_the_next_key(
 async fn a_key_that_etcd_writes_late_does_not_live_on_by_the_lease_of_the_others() {
     let etcd = Etcd::start();
     let store = store_of(Api::V3, &etcd.url());
-    let keeper = AtWork::start(keeper(Api::V3, &etcd, SHORT_TTL));
+    let keeper = AtWork::start(keeper(Api::V3, &etcd, SHORT_TTL * 3));
     keeper.want(1, Some(running())).await;
     eventually_holds(&store, 1, Some(&running())).await;
     // What a member does that stood still with a request of ours, when its key is no longer wanted.
@@ -601,6 +605,6 @@ async fn a_key_that_etcd_writes_late_does_not_live_on_by_the_lease_of_the_others
     raw_v3(&etcd, "kv/put", late.to_string()).await;
     assert!(value(&store, 2).await.is_some());
     eventually_holds(&store, 2, None).await;
-    assert_eq!(value(&store, 1).await.as_deref(), Some(&*running()));
+    eventually_holds(&store, 1, Some(&running())).await;
     drop(keeper);
 }

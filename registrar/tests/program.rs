@@ -170,5 +170,5 @@ async fn without_etcd_and_docker_it_stops_at_once_when_told_to() {
     let start = Instant::now();
     program.signal(Signal::SIGTERM);
     assert_eq!(program.ended().await, Some(0));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }

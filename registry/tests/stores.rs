@@ -348,15 +348,22 @@ async fn a_key_whose_time_ran_out_is_expired(world: World) {
 
 async fn a_key_that_is_kept_does_not_expire(world: World) {
     let store = &world.store;
-    let lease = store.grant(Duration::from_secs(2)).await.unwrap();
+    let lease = store.grant(Duration::from_secs(10)).await.unwrap();
     let (kept, left) = (key("10.0.0.1:80"), key("10.0.0.2:80"));
     let mut owned = store.put(&kept, "running", &lease).await.unwrap();
-    put_for(store, &left, Duration::from_secs(2)).await;
+    put_for(store, &left, Duration::from_secs(10)).await;
     let mut changes = store.changes(&prefix(), store.list(&prefix()).await.unwrap().position);
+    let mut keeping = JoinSet::new();
+    let (at_work, by, key) = (store.clone(), lease, kept.clone());
+    keeping.spawn(async move {
+        loop {
+            owned = at_work.keep(&[(key.clone(), owned)], &by).await.unwrap().remove(0).unwrap().ownership;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
     // Until the other one has gone, and some time after it.
     let mut after = 0;
     while after < 2 {
-        owned = store.keep(&[(kept.clone(), owned)], &lease).await.unwrap().remove(0).unwrap().ownership;
         match changes.next().await.unwrap() {
             Poll::Quiet(_) => after += usize::from(after > 0),
             Poll::Events(events, _) => {
@@ -366,6 +373,7 @@ async fn a_key_that_is_kept_does_not_expire(world: World) {
             Poll::ListAgain(reason) => panic!("{reason}"),
         }
     }
+    assert!(keeping.try_join_next().is_none(), "it could not be kept");
     assert!(store.get(&kept).await.unwrap().is_some());
 }
 
@@ -420,11 +428,12 @@ async fn a_history_that_is_gone_means_list_again_and_nothing_is_lost(world: Worl
 async fn what_was_missed_is_told_with_its_cause_before_the_first_listing(world: World) {
     let store = &world.store;
     let gone = put(store, &key("10.0.0.1:80"), "x").await.unwrap();
-    put_for(store, &key("10.0.0.2:80"), Duration::from_secs(1)).await;
+    // It is there while the listing is made, and when the other one is deleted.
+    put_for(store, &key("10.0.0.2:80"), Duration::from_secs(6)).await;
     let since = store.list(&prefix()).await.unwrap().position;
     store.delete(&key("10.0.0.1:80"), &gone).await.unwrap();
     while store.get(&key("10.0.0.2:80")).await.unwrap().is_some() {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     put(store, &key("10.0.0.3:80"), "x").await.unwrap();
     let told = async |since| {

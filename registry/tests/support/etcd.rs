@@ -12,7 +12,7 @@ mod ports;
 pub(crate) use ports::free_port;
 
 /// How long etcd may take to answer after its start.
-const START_LIMIT: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// A running etcd.
 pub(crate) struct Etcd {
