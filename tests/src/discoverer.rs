@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -14,7 +13,7 @@ use crate::haproxy::{Haproxy, Version, reloads, servers, servers_of};
 use crate::http;
 use crate::load::requests;
 use crate::ports::free_address;
-use crate::process::{Finished, Process, command_line, find_workspace_binary, run, tail};
+use crate::process::{Finished, Process, find_workspace_binary, run, tail};
 use crate::{default_template, secs, wait_until};
 
 /// A change is served within this time, a reload included, on a machine that is busy with something else: HAProxy's master was
@@ -314,11 +313,6 @@ impl Discoverer {
     pub async fn reloads(&self) -> u64 {
         let socket = self.master_socket();
         wait_until(SOON, "HAProxy's master tells its reloads", async || reloads(&socket).await).await
-    }
-
-    /// The `haproxy` processes that it started: the master is the one that is its own child.
-    pub fn haproxy_master(&mut self) -> Option<Pid> {
-        self.process().descendants().into_iter().find(|pid| command_line(*pid).contains("haproxy"))
     }
 
     /// Its log: one JSON object a line; lines of HAProxy's own are left out.

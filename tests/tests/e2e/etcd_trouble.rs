@@ -266,8 +266,16 @@ async fn a_first_endpoint_where_nobody_listens_is_passed_over() {
 
 #[tokio::test]
 async fn an_etcd_that_falls_ill_is_named_and_followed_again_when_it_is_well() {
+    falls_ill_and_is_followed_again(Etcd::start().await).await;
+}
+
+#[tokio::test]
+async fn an_etcd_of_v3_that_falls_ill_is_named_and_followed_again_when_it_is_well() {
+    falls_ill_and_is_followed_again(Etcd::start_v3().await).await;
+}
+
+async fn falls_ill_and_is_followed_again(mut etcd: Etcd) {
     within(150, async {
-        let mut etcd = Etcd::start().await;
         let mut discoverer = Discoverer::supervise(&etcd.url()).start();
         let (one, two) = (Backend::start("one").await, Backend::start("two").await);
         etcd.put(&one.flat_key(), "running").await;
