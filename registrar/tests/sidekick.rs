@@ -30,7 +30,7 @@ impl Running {
     fn start(etcd: &str, socket: &Path, port: u16, flags: &str) -> Self {
         let socket = socket.to_str().unwrap();
         let mut all = format!("registrar --etcd {etcd} --port {port} --docker {socket} --container app {flags}");
-        for (flag, value) in [("--interval", "100ms"), ("--timeout", "80ms"), ("--linger", "1ms")] {
+        for (flag, value) in [("--interval", "100ms"), ("--timeout", "500ms"), ("--linger", "1ms")] {
             if !flags.split(' ').any(|given| given == flag) {
                 all += &format!(" {flag} {value}");
             }
