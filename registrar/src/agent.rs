@@ -5,6 +5,13 @@
 
 mod container;
 mod containers;
+/// What the kernel shows of the id of the container that this is in. The host's name is no sign of one.
+fn own_ids() -> Arc<[Candidate]> {
+    let mut found = candidates(None, &docker::traces_of_this_process());
+    found.retain(|candidate| matches!(candidate, Candidate::Id(_)));
+    found.into()
+}
+
 #[cfg(test)]
 mod tests;
 mod work;
@@ -28,12 +35,13 @@ use tracing::{error, info, warn};
 use crate::Ending;
 use crate::config::{AdminError, AgentConfig, AgentFlags, ScopeFlags};
 use crate::docker::events::{News, WELL_AFTER, follow};
-use crate::docker::{Client, Docker, DockerError};
+use crate::docker::{self, Client, Docker, DockerError};
 use crate::host::{self, IdError, ResolveError};
 use crate::keeper::{Claim, Told, ended, until};
 use crate::keepers::{self, Keepers, Stores};
 use crate::metrics::{Daemon, Metrics, Overview};
 use crate::operator::{Desk, Operator};
+use crate::own::{Candidate, candidates};
 use crate::probe::{ProbeError, Prober};
 use crate::service::{DefaultAddress, Scope};
 use containers::Containers;
@@ -236,6 +244,10 @@ struct Agent {
     scope: Option<Arc<Scope>>,
     /// The address of the default route is that of a container.
     is_in_container: bool,
+    /// The addresses of the containers that run, as they were listed last.
+    of_containers: BTreeSet<IpAddr>,
+    /// The ids that may be this container's, where this is one.
+    own: Arc<[Candidate]>,
     host: Chore,
     /// The host is to be read once more when that is done which goes on: it was begun with other settings.
     host_again: bool,
@@ -283,6 +295,8 @@ impl Agent {
             docker_well_at: None,
             scope: None,
             is_in_container: false,
+            of_containers: BTreeSet::new(),
+            own: own_ids(),
             host: Chore::new(Some(now)),
             host_again: false,
             list: Chore::new(None),
@@ -341,7 +355,7 @@ impl Agent {
         if let Some(client) = &self.client
             && self.list.is_due(now)
         {
-            self.work.spawn(work::list(client.clone(), now));
+            self.work.spawn(work::list(client.clone(), now, Arc::clone(&self.own)));
         }
         // Not before it is known what an earlier run has left, so that this goes on without a gap.
         if let (Some(client), Some(scope), true, true) = (&self.client, &self.scope, self.is_listed, self.is_left_asked)
@@ -529,6 +543,7 @@ impl Agent {
             Ok(scope) => {
                 self.host.done(Some(HOST_EVERY));
                 self.judge_by(scope);
+                self.doubt_address();
             }
             Err(error) => {
                 let error = error.to_string();
@@ -633,7 +648,8 @@ impl Agent {
                     self.unread = (0..self.keeper.stores().len()).collect();
                 }
                 self.containers.listed(&digests, begun.into_std());
-                self.doubt_address(&addresses);
+                self.of_containers = addresses;
+                self.doubt_address();
             }
             Err(error) => {
                 let error = error.to_string();
@@ -646,9 +662,9 @@ impl Agent {
     }
 
     /// An agent in a container of its own takes that container for the host.
-    fn doubt_address(&mut self, of_containers: &BTreeSet<IpAddr>) {
+    fn doubt_address(&mut self) {
         let Some(scope) = &self.scope else { return };
-        let Some(address) = scope.default_address.any_of(of_containers) else { return };
+        let Some(address) = scope.default_address.any_of(&self.of_containers) else { return };
         if self.is_read_here {
             self.is_in_container = true;
             return self.judge_by(scope.as_ref().clone());

@@ -25,6 +25,7 @@ pub use check::{Check, CheckKind, Expected, HttpCheck};
 pub use domains::{DomainError, Domains};
 pub use mapping::{MappingError, address};
 pub use ports::ContainerPort;
+pub(crate) use ports::own_addresses;
 pub use refusal::{Reason, Refusal};
 pub use rule::RuleError;
 

@@ -908,9 +908,15 @@ async fn the_default_address_that_was_known_stays_while_there_is_none() {
         assert_eq!(known(&agent), expected.default_address);
     }
     // That of a container is none, also the one before.
-    agent.doubt_address(&["10.0.0.2".parse().unwrap()].into());
+    let listed = || super::Listed { digests: BTreeMap::new(), addresses: ["10.0.0.2".parse().unwrap()].into() };
+    agent.listed(tokio::time::Instant::now(), Ok(listed()));
     assert_eq!(known(&agent), DefaultAddress::default());
     agent.judge_by(with(Some(2), None));
+    assert_eq!(known(&agent), DefaultAddress::default());
+    // Also where the containers are known before the host is.
+    let mut agent = self::agent();
+    agent.listed(tokio::time::Instant::now(), Ok(listed()));
+    agent.host(Ok(with(Some(2), None)));
     assert_eq!(known(&agent), DefaultAddress::default());
 }
 

@@ -18,8 +18,9 @@ use crate::docker::events::ContainerId;
 use crate::docker::{Client, DockerError, addresses};
 use crate::host::ResolveError;
 use crate::keepers;
+use crate::own::{Candidate, is_this};
 use crate::probe::Prober;
-use crate::service::{Scope, services};
+use crate::service::{Scope, own_addresses, services};
 
 /// What came of it.
 #[derive(Debug)]
@@ -49,8 +50,21 @@ pub(super) struct Listed {
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
-pub(super) async fn list(client: Client, begun: Instant) -> Work {
-    Work::Listed(begun, client.running().await.map(|containers| read_list(&containers)))
+/// `own`: the ids that may be this container's, where this is one.
+pub(super) async fn list(client: Client, begun: Instant, own: Arc<[Candidate]>) -> Work {
+    let list = async {
+        let mut listed = read_list(&client.running().await?);
+        // Docker lists a container some time after its first process has begun, and that asks here. An inspection waits for it.
+        for candidate in own.iter().filter(|candidate| !listed.digests.contains_key(candidate.name())) {
+            if let Ok(Some(container)) = client.inspect(candidate.name()).await
+                && is_this(candidate, &container)
+            {
+                listed.addresses.extend(own_addresses(&container));
+            }
+        }
+        Ok(listed)
+    };
+    Work::Listed(begun, list.await)
 }
 
 fn read_list(containers: &[ContainerSummary]) -> Listed {

@@ -285,7 +285,7 @@ fn addresses(network: &EndpointSettings) -> impl Iterator<Item = IpAddr> {
     texts.into_iter().flatten().filter_map(|text| text.parse().ok()).filter(|ip: &IpAddr| !ip.is_unspecified())
 }
 
-fn own_addresses(container: &ContainerInspectResponse) -> Vec<IpAddr> {
+pub(crate) fn own_addresses(container: &ContainerInspectResponse) -> Vec<IpAddr> {
     networks(container).values().flat_map(|network| addresses(network)).collect()
 }
 

@@ -25,6 +25,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// How long a command that only looks is repeated.
 const WAIT: Duration = Duration::from_secs(40);
 
+/// The last words of each container, for whoever has to find out why a command failed.
+const LOGS: &str = "docker ps -a; for name in $(docker ps -a --format '{{.Names}}'); do echo \"--- $name\"; docker logs --tail 30 $name 2>&1; done";
+
 /// As many blocks may be shown without being run anywhere.
 const SHOWN_ONLY_LIMIT: usize = 3;
 
@@ -327,7 +330,10 @@ async fn play(stage: &Stage, page: &Page, count: &mut Count) {
                     .chain(block.commands.iter().map(|command| (command.clone(), block.how.clone())))
                 {
                     if let Err(why) = shell.carry_out(&how, &command).await {
-                        count.wrong.push(format!("docs/{}:{}: {}\n{why}", page.name, command.line, command.text));
+                        let logs = shell.tell(LOGS, true, LIMIT).await;
+                        count
+                            .wrong
+                            .push(format!("docs/{}:{}: {}\n{why}\n{logs:?}", page.name, command.line, command.text));
                         return;
                     }
                 }

@@ -99,7 +99,8 @@ async fn dead_stays_down(version: Version) {
     let is_up = async || {
         let servers = servers(&socket).await?;
         let server = servers.values().find(|server| server.address == dead).ok_or("it is missing")?;
-        Ok::<_, String>(server.up)
+        // One that has just been added is not up either, and not ready.
+        if server.ready { Ok(server.up) } else { Err(format!("{server:?}")) }
     };
     wait_until(SOON, "the check has it down", async || match is_up().await {
         Ok(false) => Ok(()),
