@@ -5,13 +5,6 @@
 
 mod container;
 mod containers;
-/// What the kernel shows of the id of the container that this is in. The host's name is no sign of one.
-fn own_ids() -> Arc<[Candidate]> {
-    let mut found = candidates(None, &docker::traces_of_this_process());
-    found.retain(|candidate| matches!(candidate, Candidate::Id(_)));
-    found.into()
-}
-
 #[cfg(test)]
 mod tests;
 mod work;
@@ -49,6 +42,8 @@ use work::{Listed, Work};
 
 /// How often all containers are listed and compared with what the events told.
 const LIST_EVERY: Duration = Duration::from_secs(60);
+/// The same where it is not known yet whether this host's address is a container's.
+const LIST_SOON: Duration = Duration::from_secs(1);
 /// How often the host's address is read again.
 const HOST_EVERY: Duration = Duration::from_secs(30);
 /// The pauses while Docker or etcd cannot be asked for a list, or the resolver for a name.
@@ -640,8 +635,8 @@ impl Agent {
     fn listed(&mut self, begun: Instant, result: Result<Listed, DockerError>) {
         self.metrics.docker_asked("list", result.is_ok());
         match result {
-            Ok(Listed { digests, addresses }) => {
-                self.list.done(Some(LIST_EVERY));
+            Ok(Listed { digests, addresses, lacks_own }) => {
+                self.list.done(Some(if lacks_own { LIST_SOON } else { LIST_EVERY }));
                 self.is_listed = true;
                 if std::mem::take(&mut self.has_given_up) {
                     self.left.at = Some(Instant::now());
@@ -688,4 +683,11 @@ impl Agent {
             self.keeper.withdraw(self.config.linger).await;
         }
     }
+}
+
+/// What the kernel shows of the id of the container that this is in. The host's name is no sign of one.
+fn own_ids() -> Arc<[Candidate]> {
+    let mut found = candidates(None, &docker::traces_of_this_process());
+    found.retain(|candidate| matches!(candidate, Candidate::Id(_)));
+    found.into()
 }

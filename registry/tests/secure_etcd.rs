@@ -15,6 +15,7 @@ use registry::{
 use support::DEADLINE;
 use support::certs::{Ca, Pair};
 use support::etcd::Etcd;
+use support::follower::Follower;
 use support::script::{Server, Step};
 use support::users;
 
@@ -364,6 +365,22 @@ async fn a_password_file_that_is_mended_is_used_from_then_on() {
         fs::write(&file, format!("{}\n", users::REGISTRAR)).unwrap();
         until("the right password is used", async || store.list(&prefix()).await.is_ok()).await;
     }
+}
+
+#[tokio::test]
+async fn who_follows_with_a_token_goes_on_when_etcd_has_forgotten_it() {
+    let mut etcd = etcd_with_users(Api::V3);
+    let registrar = speaking(Api::V3, &etcd.url(), with_user("registrar", users::REGISTRAR));
+    put(&registrar).await;
+    let discoverer = speaking(Api::V3, &etcd.url(), with_user("discoverer", users::DISCOVERER));
+    let mut follower = Follower::start(&discoverer, prefix());
+    follower.until(|f| f.listings == 1).await;
+    etcd.stop();
+    follower.until(|f| !f.outages.is_empty()).await;
+    etcd.run();
+    let lease = registrar.grant(Duration::from_secs(20)).await.unwrap();
+    registrar.put(&key(), "after", &lease).await.unwrap();
+    follower.until(|f| f.knows(&key().path(), "after")).await;
 }
 
 #[tokio::test]

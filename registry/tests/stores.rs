@@ -515,7 +515,7 @@ async fn what_happened_while_etcd_was_out_of_reach_is_told_as_it_happened_before
     let url = world.etcd.as_ref().unwrap().url();
     let mut gate = Gate::open(&url).await;
     let removed_later = put(&world.store, &key("10.0.0.1:80"), "goes").await.unwrap();
-    put_for(&world.store, &key("10.0.0.2:80"), Duration::from_secs(2)).await;
+    put_for(&world.store, &key("10.0.0.2:80"), Duration::from_secs(8)).await;
     let (sender, mut updates) = mpsc::channel(16);
     tokio::spawn(watch(store_of(choice(world.kind), &[&gate.url()]), prefix(), sender));
     assert!(matches!(next(&mut updates).await, Update::Listing(listing) if listing.entries.len() == 2));

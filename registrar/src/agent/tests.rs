@@ -908,7 +908,11 @@ async fn the_default_address_that_was_known_stays_while_there_is_none() {
         assert_eq!(known(&agent), expected.default_address);
     }
     // That of a container is none, also the one before.
-    let listed = || super::Listed { digests: BTreeMap::new(), addresses: ["10.0.0.2".parse().unwrap()].into() };
+    let listed = || super::Listed {
+        digests: BTreeMap::new(),
+        addresses: ["10.0.0.2".parse().unwrap()].into(),
+        lacks_own: false,
+    };
     agent.listed(tokio::time::Instant::now(), Ok(listed()));
     assert_eq!(known(&agent), DefaultAddress::default());
     agent.judge_by(with(Some(2), None));
@@ -929,7 +933,7 @@ async fn what_is_wrong_with_dockers_events_and_with_its_list_is_told_as_long_as_
     let mut agent = agent();
     let heard = agent.docker_trouble.subscribe();
     let list = |result| move |agent: &mut super::Agent| agent.listed(tokio::time::Instant::now(), result);
-    let there = || super::Listed { digests: BTreeMap::new(), addresses: [].into() };
+    let there = || super::Listed { digests: BTreeMap::new(), addresses: [].into(), lacks_own: false };
     let steps: Vec<(Step, Option<&str>)> = vec![
         (Box::new(list(Err(at("no list")))), Some("no list")),
         // The stream may be there all the same.
@@ -963,7 +967,7 @@ async fn what_an_earlier_run_left_is_given_up_without_docker_and_looked_for_when
     agent.give_up_left_at = tokio::time::Instant::now();
     agent.begin();
     assert!(!agent.is_left_asked && agent.left.at.is_none(), "it waits for Docker");
-    let listed = super::Listed { digests: BTreeMap::new(), addresses: [].into() };
+    let listed = super::Listed { digests: BTreeMap::new(), addresses: [].into(), lacks_own: false };
     agent.listed(tokio::time::Instant::now(), Ok(listed));
     assert!(agent.left.at.is_some(), "and looks what is still there");
 }

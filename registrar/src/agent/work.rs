@@ -10,6 +10,7 @@ use std::time::Duration;
 use bollard::models::ContainerSummary;
 use jiff::Timestamp;
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::container::Facts;
 use super::containers::{Answer, Inspected, Inspection, Question};
@@ -48,18 +49,26 @@ pub(super) struct Listed {
     pub(super) digests: BTreeMap<ContainerId, u64>,
     /// Their own addresses.
     pub(super) addresses: BTreeSet<IpAddr>,
+    /// Docker does not say yet what the container is that this may be.
+    pub(super) lacks_own: bool,
 }
 
 /// `own`: the ids that may be this container's, where this is one.
 pub(super) async fn list(client: Client, begun: Instant, own: Arc<[Candidate]>) -> Work {
     let list = async {
         let mut listed = read_list(&client.running().await?);
-        // Docker lists a container some time after its first process has begun, and that asks here. An inspection waits for it.
+        // Docker lists a container some time after its first process has begun, and that asks here. An inspection waits for it. A
+        // container of another engine is none of these.
         for candidate in own.iter().filter(|candidate| !listed.digests.contains_key(candidate.name())) {
-            if let Ok(Some(container)) = client.inspect(candidate.name()).await
-                && is_this(candidate, &container)
-            {
-                listed.addresses.extend(own_addresses(&container));
+            match client.inspect(candidate.name()).await {
+                Ok(Some(container)) if is_this(candidate, &container) => {
+                    listed.addresses.extend(own_addresses(&container));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    debug!(%error, "Docker does not say which container this is");
+                    listed.lacks_own = true;
+                }
             }
         }
         Ok(listed)
@@ -68,7 +77,7 @@ pub(super) async fn list(client: Client, begun: Instant, own: Arc<[Candidate]>) 
 }
 
 fn read_list(containers: &[ContainerSummary]) -> Listed {
-    let mut listed = Listed { digests: BTreeMap::new(), addresses: BTreeSet::new() };
+    let mut listed = Listed { digests: BTreeMap::new(), addresses: BTreeSet::new(), lacks_own: false };
     for container in containers {
         let Some(id) = container.id.as_deref() else { continue };
         let addresses = addresses(container);

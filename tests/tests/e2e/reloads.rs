@@ -174,7 +174,8 @@ async fn a_tunnel_lives_through_a_reload_until_the_drain_timeout() {
         tunnel.echo().await.unwrap();
         tunnel.ended().await;
         let lasted = asked.elapsed();
-        assert!(lasted >= Duration::from_millis(14_900), "the tunnel was cut {lasted:?} after the change that cost it");
+        let fits = (Duration::from_millis(14_900)..Duration::from_secs(60)).contains(&lasted);
+        assert!(fits, "the tunnel was cut {lasted:?} after the change that cost it");
     })
     .await;
 }
@@ -286,13 +287,15 @@ async fn somebody_reloads(version: Version) {
     let older = site.discoverer.config();
     let two = site.second().await;
     let load = Load::start(site.discoverer.http());
-    for round in 1..=2 {
+    let told = || site.discoverer.logged("HAProxy was restarted or reloaded by somebody else");
+    for _ in 0..2 {
         std::fs::write(haproxy.config(), &older).unwrap();
-        // While the master starts itself anew, it refuses.
+        let before = told().len();
+        // While the master starts itself anew, it refuses; and it may take one whose answer is lost.
         wait_until(SOON, "somebody's reload is taken", async || cli(&haproxy.master_socket(), "reload").await).await;
         wait_until(SOON, "it notices", async || {
-            let told = site.discoverer.logged("HAProxy was restarted or reloaded by somebody else");
-            if told.len() == round { Ok(()) } else { Err(format!("{told:?}")) }
+            let told = told();
+            if told.len() > before { Ok(()) } else { Err(format!("{told:?}")) }
         })
         .await;
         site.discoverer.wait_in_step(&[flat(&site.one), flat(&two)]).await;

@@ -299,7 +299,10 @@ async fn cut_at_the_deadline(version: Version) {
     tunnel.echo().await.unwrap();
     tunnel.ended().await;
     let lasted = start.elapsed();
-    assert!(lasted >= Duration::from_millis(9900), "the tunnel was cut after {lasted:?}");
+    assert!(
+        (Duration::from_millis(9900)..Duration::from_secs(60)).contains(&lasted),
+        "the tunnel was cut after {lasted:?}"
+    );
     site.discoverer.wait_gone(two.address()).await;
     site.discoverer.wait_in_step(&[flat(&site.one)]).await;
     site.assert_no_reload().await;
